@@ -1,0 +1,213 @@
+// Engine: all decisions of the daemon, in one deterministic single-threaded object.
+//
+// It has no sockets, threads, files or clock of its own: it is given Clock, HostTier, WeightSources,
+// Journal and the memory of directories, and is called with verbs by the service (or by the
+// simulation, or a replay). Every method runs on the owner thread and returns without blocking;
+// verbs that wait for a tier take a completion, which is called later on the owner thread, exactly
+// once, also when the client has gone meanwhile.
+//
+// Verbs of a client name it by ClientId; the service has established who that is (SO_PEERCRED, pidfd)
+// before it calls ClientArrived.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/digest.h"
+#include "base/status.h"
+#include "daemon/engine/layout.h"
+#include "daemon/engine/report.h"
+#include "daemon/engine/tenant_index.h"
+#include "daemon/policy/policy.h"
+#include "proto/shared_memory.h"
+#include "tiers/tier.h"
+
+namespace terrace {
+
+struct EngineOptions {
+  uint64_t host_capacity_bytes = 0;
+  uint64_t slab_bytes = 64u << 20;   // Aimed at; a slab holds whole pages, at least one.
+  uint64_t block_bytes = 64u << 20;  // Of weights; doubled, up to 512 MiB, for sets of over 253 blocks.
+  uint64_t pretouch_bytes = UINT64_MAX;  // How much unused capacity is kept as pre-touched blanks.
+  uint32_t max_pins = 65536;         // A client, at most; shm::kMaxPinLines * 8 is the ceiling.
+  uint64_t max_pinned_bytes = 0;     // A client; 0: half the host capacity.
+  uint32_t max_grants = 4096;        // A client.
+  uint32_t grant_deadline_ms = 30'000;      // Where a request names none.
+  uint32_t grant_deadline_max_ms = 600'000;
+};
+
+struct EngineParts {
+  const Clock* clock = nullptr;
+  HostTier* host = nullptr;
+  WeightSources* sources = nullptr;
+  Journal* journal = nullptr;
+  DirectoryMemory* directory_memory = nullptr;
+  std::unique_ptr<Policy> host_policy;
+};
+
+using TenantId = uint32_t;
+
+struct ClientSpec {
+  TenantId tenant = 0;
+  std::string name;
+  int64_t pid = 0;
+  uint32_t uid = 0;
+  bool writer = false;
+  uint32_t max_pins = 0;  // Wanted; 0: the default.
+};
+struct ClientGiven {
+  ClientId id = 0;
+  uint32_t max_pins = 0;
+  uint64_t max_pinned_bytes = 0;
+  uint32_t max_grants = 0;
+};
+
+struct SpaceSpec {
+  Digest weights;
+  Digest adapter;
+  std::vector<uint8_t> salt;
+  KvLayout layout;
+  std::string model;  // Empty: fenced by no model.
+};
+struct SpaceGiven {
+  Digest id;
+  uint32_t slot = 0;
+  uint32_t epoch = 0;
+  uint32_t generation_index = 0;
+  uint64_t generation = 0;
+  uint32_t page_bytes = 0;
+};
+
+struct GrantSpec {
+  uint32_t slot = 0;
+  uint32_t epoch = 0;
+  uint32_t part = 0;
+  uint32_t deadline_ms = 0;
+  std::span<const Digest> keys;
+};
+struct GrantGiven {
+  Code code = Code::kOk;
+  uint64_t grant = 0;
+  shm::Handle handle = 0;  // Arena and slot.
+};
+struct ArenaFacts {
+  ArenaId id = 0;
+  uint64_t bytes = 0;
+  uint32_t page_bytes = 0;
+};
+
+struct ModelSpec {
+  std::string name;
+  std::string version;
+  SourceRequest source;
+};
+struct ModelAdded {
+  uint32_t tensors = 0;
+  uint64_t bytes = 0;
+  uint32_t blocks = 0;
+  bool durable = false;
+  std::string why_not;
+};
+struct ModelLoaded {
+  std::string version;
+  uint64_t bytes = 0;
+  Digest digest;
+};
+struct Attached {
+  uint64_t attachment = 0;
+  std::string version;
+  Digest digest;
+  uint64_t manifest_bytes = 0;
+  UniqueFd manifest;
+};
+struct Unloaded {
+  uint64_t freed_bytes = 0;
+  uint64_t held_bytes = 0;
+};
+struct Evicted {
+  uint64_t pages = 0;
+  uint64_t blocks = 0;
+  uint64_t bytes = 0;
+};
+
+// What the engine tells without being asked.
+class EngineEvents {
+ public:
+  virtual ~EngineEvents() = default;
+  virtual void GrantsExpired(ClientId client, std::span<const uint64_t> grants) = 0;
+  virtual void ArenasGone(TenantId tenant, std::span<const ArenaId> arenas) = 0;
+  // A client was found over its pin budget: it is cut, and its pins count no more.
+  virtual void ClientCut(ClientId client, const Status& why) = 0;
+};
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+
+  // ---- Tenants and clients
+  virtual Result<TenantId> AddTenant(const std::string& name) = 0;  // The same name: the same id.
+  virtual Result<ClientGiven> ClientArrived(const ClientSpec& spec, std::span<uint8_t> channel) = 0;
+  // Its process is gone, or it said goodbye after unmapping: pins, grants and attachments end.
+  virtual void ClientGone(ClientId client) = 0;
+  virtual TenantIndex& index(TenantId tenant) = 0;
+
+  // ---- Spaces
+  virtual Result<SpaceGiven> OpenSpace(ClientId client, const SpaceSpec& spec) = 0;
+  virtual Status CloseSpace(ClientId client, uint32_t slot, uint32_t epoch) = 0;
+
+  // ---- Pages. Arrays answer element by element.
+  virtual Status Grant(ClientId client, const GrantSpec& spec, std::vector<GrantGiven>* given) = 0;
+  virtual Status Commit(ClientId client, std::span<const uint64_t> grants,
+                        std::span<const uint32_t> valid_tokens, std::vector<Code>* codes) = 0;
+  virtual Status Abort(ClientId client, std::span<const uint64_t> grants) = 0;
+  virtual Result<uint32_t> Drop(ClientId client, uint32_t slot, uint32_t epoch, uint32_t part,
+                                std::span<const Digest> keys) = 0;
+  virtual Evicted Evict(uint64_t bytes) = 0;
+  // nullopt: not an arena of the client's tenant.
+  virtual std::optional<ArenaFacts> FindArena(ClientId client, ArenaId arena) const = 0;
+
+  // ---- Weights
+  virtual void AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done) = 0;
+  virtual void RemoveModel(const std::string& name, const std::string& version,
+                           std::function<void(Status)> done) = 0;
+  using Progress = std::function<void(uint64_t done_bytes, uint64_t total_bytes)>;
+  // Single flight: whoever asks while a load is running waits for it.
+  virtual void Load(const std::string& name, const std::string& version, Progress progress,
+                    std::function<void(Result<ModelLoaded>)> done) = 0;
+  virtual Result<Unloaded> Unload(const std::string& name, const std::string& version) = 0;
+  // Fails with not_found when the model is not resident and `load` is false.
+  virtual void Attach(ClientId client, const std::string& name, const std::string& version,
+                      bool load, uint32_t deadline_ms,
+                      std::function<void(Result<Attached>)> done) = 0;
+  // The arenas of blocks, in order; the client holds the model until Detach.
+  virtual Result<std::vector<ArenaId>> BlocksOf(ClientId client, uint64_t attachment,
+                                                std::span<const uint32_t> blocks) = 0;
+  virtual Status Detach(ClientId client, uint64_t attachment) = 0;
+
+  // ---- Time. To be called about every 10 ms: a bounded amount of background work (rings, deadlines,
+  // reserve, limbo). Returns whether more is waiting.
+  virtual bool Turn() = 0;
+  virtual void SetHostCapacity(uint64_t bytes) = 0;
+
+  // ---- Reports
+  virtual StatusReport Summary() const = 0;
+  virtual std::vector<ModelReport> Models() const = 0;
+  virtual std::vector<SpaceReport> Spaces() const = 0;
+  virtual std::vector<ClientReport> Clients() = 0;
+  virtual std::vector<PageReport> Pages(const std::string& space_hex, uint32_t limit) const = 0;
+  // Recomputes from the extents what the counters say; an error names the first difference. Costs
+  // O(extents): for tests and the simulation.
+  virtual Status CheckInvariants() const = 0;
+};
+
+// Registered models are read from the journal. `events` outlives the engine.
+Result<std::unique_ptr<Engine>> MakeEngine(const EngineOptions& options, EngineParts parts,
+                                           EngineEvents& events);
+
+}  // namespace terrace

@@ -1,0 +1,87 @@
+// The frame header and the message types of the Unix socket.
+//
+// A connection is a byte stream of frames: a header of 16 bytes and then `length` bytes of one
+// protobuf message (wire.proto), whose type the header names. `fds` descriptors travel with the
+// frame's first byte (SCM_RIGHTS), at most 253. docs/protocol.md has the order of the verbs.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <span>
+
+namespace terrace::wire {
+
+inline constexpr uint32_t kProtocolVersion = 1;
+inline constexpr uint32_t kMaxFrameBytes = 8u << 20;  // Of the message, without its header.
+inline constexpr uint16_t kMaxFds = 253;              // The kernel's SCM_MAX_FD.
+inline constexpr size_t kFrameHeaderBytes = 16;
+
+// Requests are even, their replies the next odd number; events have no request. kError may answer
+// any request.
+enum class Type : uint16_t {
+  kError = 1,
+  kHello = 2,
+  kHelloReply = 3,
+  kPing = 4,
+  kPingReply = 5,
+  kGoodbye = 6,
+  kGoodbyeReply = 7,
+  kDirectory = 8,
+  kDirectoryReply = 9,
+  kArenas = 10,
+  kArenasReply = 11,
+  kOpenSpace = 12,
+  kOpenSpaceReply = 13,
+  kGrant = 14,
+  kGrantReply = 15,
+  kCommit = 16,
+  kCommitReply = 17,
+  kAbort = 18,
+  kAbortReply = 19,
+  kDrop = 20,
+  kDropReply = 21,
+  kModelAdd = 22,
+  kModelAddReply = 23,
+  kModelRemove = 24,
+  kModelRemoveReply = 25,
+  kLoad = 26,
+  kLoadReply = 27,
+  kUnload = 28,
+  kUnloadReply = 29,
+  kAttach = 30,
+  kAttachReply = 31,
+  kAttachBlocks = 32,
+  kAttachBlocksReply = 33,  // One or more frames; the last says so.
+  kDetach = 34,
+  kDetachReply = 35,
+  kEvict = 36,
+  kEvictReply = 37,
+  kReport = 38,
+  kReportReply = 39,
+  kCloseSpace = 40,
+  kCloseSpaceReply = 41,
+
+  kProgressEvent = 101,      // Of a load that this connection asked for; carries the request's id.
+  kGrantExpiredEvent = 103,  // Grants whose deadline passed: abort them to give the memory back.
+  kUnmapEvent = 105,         // Arenas that are gone: unmap them.
+};
+
+// Little-endian on the wire.
+struct FrameHeader {
+  uint32_t length = 0;  // Bytes of the message.
+  Type type = Type::kError;
+  uint16_t fds = 0;
+  uint64_t request = 0;  // Chosen by the client, echoed in the reply; 0 in events without a request.
+};
+static_assert(sizeof(FrameHeader) == kFrameHeaderBytes);
+
+inline void EncodeHeader(const FrameHeader& header, std::span<uint8_t, kFrameHeaderBytes> out) {
+  std::memcpy(out.data(), &header, sizeof header);
+}
+inline FrameHeader DecodeHeader(std::span<const uint8_t, kFrameHeaderBytes> in) {
+  FrameHeader header;
+  std::memcpy(&header, in.data(), sizeof header);
+  return header;
+}
+
+}  // namespace terrace::wire

@@ -1,0 +1,142 @@
+// What the engine asks of the tiers and sources below it. The engine decides, these move bytes:
+// none of them knows of tenants, keys or policies.
+//
+// Calls are made on the owner thread. Work that takes long runs on threads of the implementation;
+// its `done` is called on the owner thread, never from within the call that started it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/digest.h"
+#include "base/status.h"
+#include "base/unique_fd.h"
+#include "tiers/extent.h"
+
+namespace terrace {
+
+// ---- Host memory --------------------------------------------------------------------------------
+enum class ArenaUse : uint8_t {
+  kSlab,   // KV pages: sealed against resizing at birth, holes can be punched.
+  kBlock,  // A block of weights: written once by the daemon, then sealed against every later write.
+};
+
+// A plain word for reports: how much of the memory stands on which kind of page.
+struct HostReport {
+  size_t arena_bytes = 0;      // Of arenas in use: their sizes, holes included.
+  size_t blank_bytes = 0;      // Of the reserve of pre-touched, never used memfds.
+  size_t blank_target_bytes = 0;
+  size_t hugetlb_bytes = 0;    // Of populated memory, by the means that gave it.
+  size_t thp_bytes = 0;
+  size_t small_page_bytes = 0;
+  size_t locked_bytes = 0;     // By mlock.
+  std::string huge_pages;      // One sentence: what was obtained and by which means, or why not.
+  std::string locking;         // Likewise for mlock.
+};
+
+class HostTier {
+ public:
+  virtual ~HostTier() = default;
+
+  struct Created {
+    ArenaId id = 0;
+    bool resident = false;  // Came whole from the reserve; else nothing of it is populated yet.
+  };
+  // A new arena of exactly `bytes` (a multiple of 4096), all zeros, never used before.
+  virtual Result<Created> Create(size_t bytes, ArenaUse use) = 0;
+  // The daemon's own writable mapping; valid until Release.
+  virtual std::span<uint8_t> Bytes(ArenaId arena) = 0;
+  // Makes the range resident, on huge pages where possible. What is resident already costs little.
+  virtual Status Populate(const Extent& extent) = 0;
+  // Gives the range's memory back; it reads as zeros. Slabs only. The engine has made sure that
+  // nobody reads, writes or has registered it.
+  virtual Status Punch(const Extent& extent) = 0;
+  // Blocks only: from here on nobody can make a writable mapping, whatever its uid.
+  virtual Status Seal(ArenaId arena) = 0;
+  // Forgets the arena; its memory is free when the last client unmaps it.
+  virtual void Release(ArenaId arena) = 0;
+  // A descriptor to hand to a client. Read access to a slab is a read-only reopening; a sealed block
+  // has only read access.
+  virtual Result<UniqueFd> Descriptor(ArenaId arena, Protection protection) = 0;
+  // Keeps about `bytes` of blank arenas of Create's usual size ready, made by background threads;
+  // gives up blanks beyond it at once.
+  virtual void SetReserve(size_t bytes) = 0;
+  // The size of a blank: slabs and blocks of at most this size come from the reserve.
+  virtual size_t blank_bytes() const = 0;
+  virtual HostReport Report() const = 0;
+};
+
+// ---- Weight sources -----------------------------------------------------------------------------
+struct TensorSpec {
+  std::string name;
+  std::string dtype;  // The safetensors word, e.g. "BF16".
+  std::vector<uint64_t> shape;
+  uint32_t file = 0;      // Index into WeightSource::files().
+  uint64_t file_offset = 0;  // Of the tensor's first byte in that file.
+  uint64_t bytes = 0;
+};
+
+struct SourceFile {
+  std::string path;  // Absolute; as it was given.
+  uint64_t bytes = 0;
+  bool reopenable = false;  // The daemon itself can open `path` and finds the same file there.
+  std::string why_not;      // If not.
+};
+
+// Bytes [offset, offset + into.size()) of tensor `tensor`, to be read into `into`.
+struct WeightPiece {
+  uint32_t tensor = 0;
+  uint64_t offset = 0;
+  std::span<uint8_t> into;
+};
+
+// An opened set of weight files: checked headers and a way to read. Files stay open as long as it
+// lives.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  virtual const std::vector<TensorSpec>& tensors() const = 0;
+  virtual const std::vector<SourceFile>& files() const = 0;
+  // Reads all pieces; `done` gets the first error (data_loss for a file that became shorter).
+  virtual void Read(std::vector<WeightPiece> pieces, std::function<void(Status)> done) = 0;
+  // SHA-256 of the concatenation of `spans`.
+  virtual void Hash(std::vector<std::span<const uint8_t>> spans,
+                    std::function<void(Digest)> done) = 0;
+};
+
+struct SourceRequest {
+  std::vector<std::string> paths;
+  std::vector<UniqueFd> fds;  // One a path, opened by the caller; or empty: open the paths.
+  std::string index;          // Contents of model.safetensors.index.json, or empty.
+};
+
+class WeightSources {
+ public:
+  virtual ~WeightSources() = default;
+  // Parses and checks every header; errors name the file and the field.
+  virtual void Open(SourceRequest request,
+                    std::function<void(Result<std::shared_ptr<WeightSource>>)> done) = 0;
+};
+
+// ---- Journal ------------------------------------------------------------------------------------
+// What must outlive the daemon: a small ordered map of records.
+class Journal {
+ public:
+  virtual ~Journal() = default;
+  struct Record {
+    std::string key;
+    std::string value;
+  };
+  // All records whose key starts with `prefix`, in key order. For the start of the daemon: blocks.
+  virtual Result<std::vector<Record>> Load(std::string_view prefix) = 0;
+  // Durable (synced) when `done` is called. Calls take effect in their order.
+  virtual void Put(std::string key, std::string value, std::function<void(Status)> done) = 0;
+  virtual void Delete(std::string key, std::function<void(Status)> done) = 0;
+};
+
+}  // namespace terrace
