@@ -1,0 +1,79 @@
+/* The operator's side of libkvclient: what terracectl is built on.
+ *
+ * Same conventions as kvclient.h. Calls are thread-safe. Strings that a call returns in `char**` are
+ * freed with kvc_free. */
+#ifndef KVCLIENT_ADMIN_H
+#define KVCLIENT_ADMIN_H
+
+#include <kvclient/kvclient.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+KVC_API void kvc_free(void* memory);
+
+/* A report as JSON text, UTF-8 (docs/protocol.md has the members). */
+typedef struct kvc_report_options {
+  size_t struct_size;
+  const char* what;  /* "status", "models", "spaces", "clients", "pages" */
+  const char* space; /* pages: hexadecimal id of a space, or NULL for all */
+  uint32_t limit;    /* pages: at most so many; 0: 100 */
+} kvc_report_options;
+KVC_API kvc_code kvc_report(kvc_client* client, const kvc_report_options* options,
+                            int32_t timeout_ms, char** json, kvc_error* error);
+
+typedef struct kvc_model_added {
+  size_t struct_size;
+  uint32_t tensors;
+  uint32_t blocks;
+  uint64_t bytes;
+  uint32_t files;
+  int32_t durable;   /* 1: survives a restart of the daemon */
+  char why_not[500]; /* if not: what keeps it from that */
+} kvc_model_added;
+/* Registers a model from `path`: a safetensors file, a Hugging Face directory (sharded, with its
+ * index), or a model folder of the hub cache. This process opens the files and passes their
+ * descriptors, so the daemon needs no right to the path; to survive a restart it does. */
+KVC_API kvc_code kvc_model_add(kvc_client* client, const char* name, const char* version,
+                               const char* path, int32_t timeout_ms, kvc_model_added* added,
+                               kvc_error* error);
+/* version NULL: all versions. */
+KVC_API kvc_code kvc_model_remove(kvc_client* client, const char* name, const char* version,
+                                  int32_t timeout_ms, kvc_error* error);
+
+/* Called on the calling thread while it waits. */
+typedef void (*kvc_progress)(void* context, uint64_t done_bytes, uint64_t total_bytes);
+typedef struct kvc_loaded {
+  size_t struct_size;
+  uint64_t bytes;
+  kvc_key digest;
+  char version[132];
+} kvc_loaded;
+KVC_API kvc_code kvc_load(kvc_client* client, const char* name, const char* version,
+                          kvc_progress progress, void* context, int32_t timeout_ms,
+                          kvc_loaded* loaded, kvc_error* error);
+
+typedef struct kvc_unloaded {
+  size_t struct_size;
+  uint64_t freed_bytes;
+  uint64_t held_bytes; /* of blocks that clients still hold: freed when they let go */
+} kvc_unloaded;
+KVC_API kvc_code kvc_unload(kvc_client* client, const char* name, const char* version,
+                            int32_t timeout_ms, kvc_unloaded* unloaded, kvc_error* error);
+
+typedef struct kvc_evicted {
+  size_t struct_size;
+  uint64_t pages;
+  uint64_t blocks;
+  uint64_t bytes;
+} kvc_evicted;
+/* Evicts at least `bytes` of what nobody holds; 0: all of it. */
+KVC_API kvc_code kvc_evict(kvc_client* client, uint64_t bytes, int32_t timeout_ms,
+                           kvc_evicted* evicted, kvc_error* error);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* KVCLIENT_ADMIN_H */
