@@ -82,6 +82,7 @@ struct SpaceGiven {
   uint32_t generation_index = 0;
   uint64_t generation = 0;
   uint32_t page_bytes = 0;
+  KvLayout layout;
 };
 
 struct GrantSpec {
@@ -159,6 +160,8 @@ class Engine {
 
   // ---- Spaces
   virtual Result<SpaceGiven> OpenSpace(ClientId client, const SpaceSpec& spec) = 0;
+  // A space of the client's tenant that is present: open by somebody, or with pages.
+  virtual Result<SpaceGiven> OpenSpaceById(ClientId client, const Digest& id) = 0;
   virtual Status CloseSpace(ClientId client, uint32_t slot, uint32_t epoch) = 0;
 
   // ---- Pages. Arrays answer element by element.

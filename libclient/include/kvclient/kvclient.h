@@ -169,6 +169,10 @@ typedef struct kvc_space_options {
  * space is open with. */
 KVC_API kvc_code kvc_space_open(kvc_client* client, const kvc_space_options* options,
                                 int32_t timeout_ms, kvc_space** space, kvc_error* error);
+/* Opens a space that exists (open by somebody, or with pages) by its id, with the undivided part 0:
+ * for tools. KVC_NOT_FOUND if there is none. */
+KVC_API kvc_code kvc_space_open_existing(kvc_client* client, const kvc_key* id, int32_t timeout_ms,
+                                         kvc_space** space, kvc_error* error);
 KVC_API void kvc_space_close(kvc_space* space);
 
 typedef struct kvc_space_info {
