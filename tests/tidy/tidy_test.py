@@ -1,0 +1,31 @@
+#!/usr/bin/env python3
+"""The include check finds what it is there to find."""
+import sys
+import unittest
+
+import tidy
+
+
+class TidyTest(unittest.TestCase):
+    def problems(self, path, line):
+        return list(tidy.problems_of(path, line + "\n"))
+
+    def test_allowed_directions_pass(self):
+        self.assertEqual(self.problems("daemon/engine/a.cc", '#include "tiers/tier.h"'), [])
+        self.assertEqual(self.problems("libclient/a.cc", '#include "base/status.h"'), [])
+        self.assertEqual(self.problems("cli/a.cc", "#include <kvclient/admin.h>"), [])
+
+    def test_forbidden_directions_are_named(self):
+        self.assertTrue(self.problems("base/a.cc", '#include "proto/frame.h"'))
+        self.assertTrue(self.problems("daemon/engine/a.cc", '#include "tiers/host/host_tier.h"'))
+        self.assertTrue(self.problems("cli/a.cc", '#include "libclient/connection.h"'))
+        self.assertTrue(self.problems("libclient/a.cc", '#include "tests/support/x.h"'))
+
+    def test_heavy_libraries_have_one_door(self):
+        self.assertTrue(self.problems("daemon/engine/a.cc", "#include <boost/asio.hpp>"))
+        self.assertTrue(self.problems("libclient/a.cc", '#include "proto/wire.pb.h"'))
+        self.assertEqual(self.problems("daemon/service/a.cc", "#include <boost/asio.hpp>"), [])
+
+
+if __name__ == "__main__":
+    sys.exit(unittest.main())
