@@ -1,0 +1,61 @@
+// SimWeightSources: weight files in memory, whose reads complete only when told.
+//
+// A read copies at the moment it completes, not when it is asked for, so that an engine that frees
+// the destination too early is found (by ASan, or by wrong bytes). Owner thread only.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tiers/sim/sim_faults.h"
+#include "tiers/tier.h"
+
+namespace terrace {
+
+struct SimTensor {
+  std::string name;
+  std::string dtype;
+  std::vector<uint64_t> shape;
+  std::vector<uint8_t> bytes;
+};
+
+class SimWeightSources final : public WeightSources {
+ public:
+  SimWeightSources();
+  ~SimWeightSources() override;
+
+  // A file that Open finds under `path`; replaces one of that name. Sources that are open keep the
+  // old contents, as open descriptors would.
+  void AddFile(const std::string& path, std::vector<SimTensor> tensors, bool reopenable = true);
+  // From now on the file ends after `bytes`, also for who has it open: reads beyond are data_loss.
+  void Truncate(const std::string& path, uint64_t bytes);
+
+  // Descriptors and the index of the request are ignored: a path that was added opens, another is
+  // not_found.
+  void Open(SourceRequest request,
+            std::function<void(Result<std::shared_ptr<WeightSource>>)> done) override;
+
+  // Completes up to `limit` of what is pending, oldest first; returns how many. Completions may ask
+  // for more, which counts too.
+  size_t RunPending(size_t limit = SIZE_MAX);
+  size_t pending() const;
+  // Forgets what is pending without completing it: the daemon died.
+  void DropPending();
+
+  FaultPlan open_faults;
+  FaultPlan read_faults;
+
+ private:
+  struct File;
+  class Source;
+
+  std::map<std::string, std::shared_ptr<File>> files_;
+  std::deque<std::function<void()>> pending_;
+};
+
+}  // namespace terrace
