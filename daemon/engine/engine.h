@@ -125,7 +125,7 @@ struct Attached {
   std::string version;
   Digest digest;
   uint64_t manifest_bytes = 0;
-  UniqueFd manifest;
+  ArenaId manifest = 0;  // Sealed; of manifest_bytes, rounded up to 4096. Lasts until Detach.
 };
 struct Unloaded {
   uint64_t freed_bytes = 0;

@@ -1,0 +1,162 @@
+// Weights: the models of the host, and which of their blocks are in memory.
+//
+// A version of a model is registered (its files are known, journalled if the daemon can open them
+// again), loaded into sealed blocks by whoever asks first, and attached by clients. A block is held
+// while a load or an attachment needs it, and may be evicted when nobody does; a later load reads
+// only what is missing. Contents are published only after their digest was checked.
+//
+// A part of the engine: owner thread only, deterministic, no system calls. The engine gives it
+// memory (BlockMemory), calls its verbs, forwards departures and turns, and evicts through it.
+//
+// Completions are called on the owner thread exactly once, possibly before the verb returns, and
+// may call verbs themselves. They are dropped when Weights is destroyed; WeightSources must have no
+// reads running by then, for they write into blocks.
+//
+// Limits: the kMax constants below; a verb beyond one answers `exhausted`.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "daemon/engine/engine.h"
+#include "daemon/engine/report.h"
+#include "tiers/tier.h"
+
+namespace terrace {
+
+// Host memory for blocks and manifests, under the engine's one budget.
+class BlockMemory {
+ public:
+  virtual ~BlockMemory() = default;
+  // A new arena of `bytes` (a multiple of 4096), charged to the budget; evicts pages and blocks for
+  // it if needed, which may come back as Weights::Evict. `exhausted` when too little can be
+  // evicted.
+  virtual Result<HostTier::Created> CreateBlock(size_t bytes) = 0;
+  // The block is complete: from now on it may be evicted when Weights::Held says that nobody holds
+  // it. Never called for a manifest.
+  virtual void BlockReady(ArenaId arena) = 0;
+  // The block was used.
+  virtual void TouchBlock(ArenaId arena) = 0;
+  // The arena is needed no more: takes it off the budget (and out of the policy if it was ready)
+  // and releases it to the tier.
+  virtual void ReleaseBlock(ArenaId arena) = 0;
+};
+
+struct WeightsOptions {
+  uint64_t block_bytes = 64u << 20;  // A multiple of 4096, at most 512 MiB.
+};
+
+struct WeightsParts {
+  const Clock* clock = nullptr;
+  HostTier* host = nullptr;  // Bytes, Populate and Seal of arenas that `memory` created.
+  WeightSources* sources = nullptr;
+  Journal* journal = nullptr;
+  BlockMemory* memory = nullptr;
+};
+
+struct WeightsTotals {
+  uint64_t resident_bytes = 0;  // Of blocks and manifests, those being loaded included.
+  uint64_t held_bytes = 0;      // Of the former: blocks that a client or a load holds.
+  uint64_t let_go_bytes = 0;  // Of the former: unloaded or removed blocks that clients still hold.
+  uint64_t evicted_blocks = 0;  // Since the start.
+};
+
+namespace weights {
+class Load;
+struct Version;
+}  // namespace weights
+
+class Weights {
+ public:
+  static constexpr size_t kMaxVersions = 4096;
+  static constexpr size_t kMaxOpening = 64;        // AddModel calls that wait for their files.
+  static constexpr size_t kMaxWaiters = 4096;      // Of one load.
+  static constexpr size_t kMaxAttachments = 1024;  // Of one client.
+  static constexpr size_t kMaxNameBytes = 128;
+  static constexpr uint64_t kPopulateStepBytes = 16u << 20;  // A turn.
+
+  Weights(const WeightsOptions& options, const WeightsParts& parts);
+  ~Weights();
+  Weights(const Weights&) = delete;
+  Weights& operator=(const Weights&) = delete;
+
+  // Reads the registered versions from the journal. A record that cannot be read is left where it
+  // is and described in `problems`.
+  Status Restore(std::vector<std::string>* problems);
+
+  // ---- The verbs of Engine.
+  void AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done);
+  void RemoveModel(const std::string& name, const std::string& version,
+                   std::function<void(Status)> done);
+  void Load(const std::string& name, const std::string& version, Engine::Progress progress,
+            std::function<void(Result<ModelLoaded>)> done);
+  // Blocks that clients hold stay until they let go; a load before that takes them up again.
+  Result<Unloaded> Unload(const std::string& name, const std::string& version);
+  // deadline_ms 0: waits as long as the load takes. The attachment holds every block until the
+  // first BlocksOf that names blocks, and from then on those that were ever named.
+  void Attach(ClientId client, const std::string& name, const std::string& version, bool load,
+              uint32_t deadline_ms, std::function<void(Result<Attached>)> done);
+  // `unavailable` for a block that the attachment did not hold and that was evicted since.
+  Result<std::vector<ArenaId>> BlocksOf(ClientId client, uint64_t attachment,
+                                        std::span<const uint32_t> blocks);
+  Status Detach(ClientId client, uint64_t attachment);
+  // Its attachments end; what it waits for completes with `unavailable`.
+  void ClientGone(ClientId client);
+  // Deadlines of waiters, and the population of blocks a bounded piece at a time. True if more of
+  // that is waiting.
+  bool Turn();
+
+  // ---- For the engine's eviction. `arena` was made ready and not released.
+  bool Held(ArenaId arena) const;
+  // Gives the block up: ReleaseBlock comes back. It must not be held.
+  void Evict(ArenaId arena);
+
+  // ---- Reports
+  std::vector<ModelReport> Models() const;
+  struct Holdings {
+    uint64_t attachments = 0;
+    uint64_t bytes = 0;  // Of blocks, each once.
+  };
+  Holdings HoldingsOf(ClientId client) const;
+  WeightsTotals totals() const;
+  // Recounts what the counters say; an error names the first difference.
+  Status CheckInvariants() const;
+
+ private:
+  using VersionPtr = std::shared_ptr<weights::Version>;
+  struct Attachment {
+    ClientId client = 0;
+    VersionPtr version;
+    std::vector<bool> holds;  // By block.
+    bool chosen = false;      // A BlocksOf has named blocks.
+  };
+  struct Place {
+    weights::Version* version = nullptr;
+    uint32_t block = 0;
+  };
+
+  Result<VersionPtr> Find(const std::string& name, const std::string& version) const;
+
+  const WeightsOptions options_;
+  const WeightsParts parts_;
+  std::vector<VersionPtr> versions_;           // Registered ones, in the order they were added.
+  std::unordered_map<ArenaId, Place> places_;  // Of published blocks.
+  std::map<uint64_t, Attachment> attachments_;
+  std::vector<std::shared_ptr<weights::Load>> loads_;  // Running, or cancelled and not yet quiet.
+  uint64_t last_attachment_ = 0;
+  uint64_t last_ordinal_ = 0;
+  size_t opening_ = 0;
+  WeightsTotals totals_;
+  std::shared_ptr<char> alive_;  // Completions of tiers hold it weakly.
+};
+
+}  // namespace terrace
