@@ -17,6 +17,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/mutex.h"
+
 namespace terrace::shm {
 
 using Word = std::atomic<uint64_t>;
@@ -26,8 +28,12 @@ static_assert(std::endian::native == std::endian::little);
 inline constexpr uint32_t kLayoutVersion = 1;
 inline constexpr size_t kLineBytes = 64;
 
-// The production policy. Another policy has the same static functions.
+// The production policy. Another policy has the same static functions, and a mutex for what the
+// threads of one process share beside the shared words.
 struct StdAtomics {
+  using Mutex = terrace::Mutex;
+  using MutexLock = terrace::MutexLock;
+
   static uint64_t Load(const Word& word, std::memory_order order) { return word.load(order); }
   static void Store(Word& word, uint64_t value, std::memory_order order) {
     word.store(value, order);
@@ -76,7 +82,7 @@ struct alignas(kLineBytes) Entry {
   Word key[4];    // The page key, 32 bytes.
   Word space;     // Space slot (low 32 bits) | slot epoch (high 32 bits).
   Word part_bytes;  // Part (low 32) | bytes of the page (high 32).
-  Word tokens_passed;  // Valid tokens (low 32) | passed (high 32): how many linked entries have this
+  Word tokens_passed;  // PackTokens (low 32) | passed (high 32): how many linked entries have this
                        // line on their probe sequence before their own line.
 };
 static_assert(sizeof(Entry) == kLineBytes);
@@ -84,6 +90,17 @@ static_assert(sizeof(Entry) == kLineBytes);
 constexpr uint64_t PackPair(uint32_t low, uint32_t high) { return uint64_t{high} << 32 | low; }
 constexpr uint32_t LowOf(uint64_t pair) { return static_cast<uint32_t>(pair); }
 constexpr uint32_t HighOf(uint64_t pair) { return static_cast<uint32_t>(pair >> 32); }
+
+// Which memory a page lies in, so that a hit is counted by tier. Numbers are part of the layout.
+enum class Tier : uint32_t { kDevice = 0, kHost = 1, kNvme = 2, kRemote = 3 };
+inline constexpr uint32_t kTiers = 4;
+
+// Valid tokens (low 24 bits) | tier (high 8).
+constexpr uint32_t PackTokens(uint32_t valid_tokens, Tier tier) {
+  return (valid_tokens & 0xffffff) | static_cast<uint32_t>(tier) << 24;
+}
+constexpr uint32_t TokensOf(uint32_t packed) { return packed & 0xffffff; }
+constexpr Tier TierOf(uint32_t packed) { return static_cast<Tier>(packed >> 24 & (kTiers - 1)); }
 
 // slot -> space. A slot is reused only when its last entry is reclaimed, and then with a new epoch.
 struct alignas(kLineBytes) SpaceLine {
@@ -122,11 +139,12 @@ constexpr size_t DirectoryBytes(uint64_t capacity) {
 }
 
 // The home line of (space, part, key). Keys are SHA-256 and need no more mixing than to tell spaces
-// and parts apart; the constant is 2^64 / golden ratio.
+// and parts apart; the constant is 2^64 / golden ratio, and the high half of the product, which
+// depends on every bit of the tag, is what moves the line.
 constexpr uint64_t HomeLine(uint64_t key_word0, uint64_t space_word, uint32_t part,
                             uint64_t capacity) {
   const uint64_t tag = (space_word ^ uint64_t{part} << 20) * 0x9e3779b97f4a7c15;
-  return (key_word0 ^ tag) & (capacity - 1);
+  return (key_word0 ^ tag >> 32) & (capacity - 1);
 }
 
 // ---- Channel ------------------------------------------------------------------------------------
@@ -145,9 +163,7 @@ inline constexpr uint32_t kUpperSummaryWords = kSummaryWords / 64;
 inline constexpr uint32_t kMaxLanes = 64;
 inline constexpr uint32_t kRingRecords = 1024;
 
-// Where a page was found, and why one was not. Numbers are part of the layout.
-enum class Tier : uint32_t { kDevice = 0, kHost = 1, kNvme = 2, kRemote = 3 };
-inline constexpr uint32_t kTiers = 4;
+// Why a page was not found. Numbers are part of the layout.
 enum class Miss : uint32_t {
   kAbsent = 0,        // No such page in the directory.
   kBeyond = 1,        // After the first missing page of a prefix: not looked at.
@@ -202,6 +218,9 @@ struct alignas(4096) Channel {
   Word version;
   Word client_id;
   Word pin_lines;  // Lines this client may lease: its pin budget / 8, at most kMaxPinLines.
+  // Bit i is set by the client before it first uses lane i, and stays: the daemon looks at the
+  // counters and rings of these lanes only.
+  alignas(kLineBytes) Word lanes;
   alignas(kLineBytes) Word upper_summary[kUpperSummaryWords];
   alignas(kLineBytes) Word summary[kSummaryWords];
   alignas(kLineBytes) PinLine lines[kMaxPinLines];

@@ -36,6 +36,7 @@ struct LinkedPage {
   shm::Handle handle = 0;
   uint32_t bytes = 0;
   uint32_t valid_tokens = 0;
+  shm::Tier tier = shm::Tier::kHost;
 };
 
 struct ChannelTotals {
@@ -53,7 +54,12 @@ class DirectoryMemory {
     std::span<uint8_t> bytes;  // Zeroed.
     uint64_t token = 0;        // For Free and Descriptor.
   };
+  // Cheap: the memory is zeroed but need not be resident yet. At least `bytes`.
   virtual Result<Region> Allocate(size_t bytes) = 0;
+  // Makes [offset, offset + kStepBytes) of a region resident, on huge pages where possible: so that
+  // a large directory is prepared in steps of bounded length. Best effort.
+  static constexpr size_t kStepBytes = 2u << 20;
+  virtual void Populate(uint64_t token, size_t offset) = 0;
   virtual void Free(uint64_t token) = 0;  // Clients may still map it.
   // A descriptor that nobody can map writable.
   virtual Result<UniqueFd> Descriptor(uint64_t token) = 0;
@@ -94,9 +100,11 @@ class TenantIndex {
     ClientId client = 0;
     uint64_t pins = 0;
   };
-  // Calls `pinned` with ExtentOf(handle) of every pin word that is set, extents repeated, in no
-  // order. Words may hold anything. Returns how many pins each client holds.
-  virtual std::vector<ClientPins> ScanPins(const std::function<void(uint64_t extent)>& pinned) = 0;
+  // Calls `pinned` with batches of ExtentOf(handle) of every pin word that is set, extents repeated,
+  // in no order. Words may hold anything: an extent need not exist. Returns how many pins each
+  // client holds.
+  virtual std::vector<ClientPins> ScanPins(
+      const std::function<void(std::span<const uint64_t> extents)>& pinned) = 0;
   // Reads at most `limit` ring records; handles and slots are unchecked.
   struct RingVisit {
     shm::RingKind kind = shm::RingKind::kTouch;
