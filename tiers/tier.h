@@ -72,10 +72,13 @@ class HostTier {
 };
 
 // ---- Weight sources -----------------------------------------------------------------------------
+inline constexpr size_t kMaxTensorRank = 8;
+inline constexpr size_t kMaxTensorNameBytes = 4096;
+
 struct TensorSpec {
-  std::string name;
-  std::string dtype;  // The safetensors word, e.g. "BF16".
-  std::vector<uint64_t> shape;
+  std::string name;   // UTF-8 without control characters, unique in its source.
+  std::string dtype;  // The safetensors word, e.g. "BF16"; at most 15 bytes.
+  std::vector<uint64_t> shape;  // At most kMaxTensorRank.
   uint32_t file = 0;      // Index into WeightSource::files().
   uint64_t file_offset = 0;  // Of the tensor's first byte in that file.
   uint64_t bytes = 0;
@@ -104,9 +107,9 @@ class WeightSource {
   virtual const std::vector<SourceFile>& files() const = 0;
   // Reads all pieces; `done` gets the first error (data_loss for a file that became shorter).
   virtual void Read(std::vector<WeightPiece> pieces, std::function<void(Status)> done) = 0;
-  // SHA-256 of the concatenation of `spans`.
+  // SHA-256 of the concatenation of `spans`. `exhausted` when too much work is waiting already.
   virtual void Hash(std::vector<std::span<const uint8_t>> spans,
-                    std::function<void(Digest)> done) = 0;
+                    std::function<void(Result<Digest>)> done) = 0;
 };
 
 struct SourceRequest {

@@ -50,7 +50,7 @@ class SimWeightSources::Source final : public WeightSource,
   }
 
   void Hash(std::vector<std::span<const uint8_t>> spans,
-            std::function<void(Digest)> done) override {
+            std::function<void(Result<Digest>)> done) override {
     sources_->pending_.push_back([spans = std::move(spans), done = std::move(done)] {
       Sha256 hash;
       for (const auto& span : spans)
