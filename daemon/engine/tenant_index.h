@@ -3,7 +3,7 @@
 //
 // The engine decides what to link, unlink and free; this carries it out in shared memory by the
 // protocol of docs/shared_memory.md. The implementation is a template over the atomics policy
-// (index_on.h), so that the simulation runs the same code with its own. Owner thread only.
+// (index/index_on.h), so that the simulation runs the same code with its own. Owner thread only.
 #pragma once
 
 #include <cstdint>
@@ -88,7 +88,8 @@ class TenantIndex {
   virtual bool Unlink(const PageName& name, shm::Handle handle) = 0;
   virtual uint64_t linked() const = 0;
   virtual uint64_t linked_in_space(uint32_t slot) const = 0;
-  // Visits linked pages of a space (or all: nullopt), until the visitor answers false.
+  // Visits linked pages of a space (or all: nullopt), until the visitor answers false. The visitor
+  // may unlink the page that it is shown, and nothing else.
   virtual void Visit(std::optional<uint32_t> slot,
                      const std::function<bool(const LinkedPage&)>& visitor) const = 0;
 
@@ -124,6 +125,7 @@ class TenantIndex {
   virtual Result<UniqueFd> DirectoryDescriptor() const = 0;
 };
 
-std::unique_ptr<TenantIndex> MakeTenantIndex(DirectoryMemory& memory);
+// Fails if there is no memory for the first directory. `memory` outlives the index.
+Result<std::unique_ptr<TenantIndex>> MakeTenantIndex(DirectoryMemory& memory);
 
 }  // namespace terrace
