@@ -102,10 +102,10 @@ class TenantIndex {
     uint64_t pins = 0;
   };
   // Calls `pinned` with batches of ExtentOf(handle) of every pin word that is set, extents repeated,
-  // in no order. Words may hold anything: an extent need not exist. Returns how many pins each
-  // client holds.
+  // one client after the other, each batch of one client. Words may hold anything: an extent need
+  // not exist. Returns how many pins each client holds.
   virtual std::vector<ClientPins> ScanPins(
-      const std::function<void(std::span<const uint64_t> extents)>& pinned) = 0;
+      const std::function<void(ClientId client, std::span<const uint64_t> extents)>& pinned) = 0;
   // Reads at most `limit` ring records; handles and slots are unchecked.
   struct RingVisit {
     shm::RingKind kind = shm::RingKind::kTouch;
