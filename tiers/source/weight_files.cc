@@ -1,0 +1,290 @@
+#include "tiers/source/weight_files.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <cstring>
+#include <new>
+#include <unordered_map>
+#include <utility>
+
+#include "base/check.h"
+#include "tiers/source/printable.h"
+#include "tiers/source/read_job.h"
+#include "tiers/source/safetensors.h"
+#include "tiers/source/shard_index.h"
+
+namespace terrace {
+namespace {
+
+constexpr size_t kMaxPathBytes = 4095;
+// Without O_NONBLOCK, opening what became a FIFO after we looked would wait for a writer.
+constexpr int kOpenFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+
+class FileSource final : public WeightSource, public std::enable_shared_from_this<FileSource> {
+ public:
+  FileSource(WorkerPool& pool, Executor& executor) : pool_(pool), executor_(executor) {}
+
+  const std::vector<TensorSpec>& tensors() const override { return tensors_; }
+  const std::vector<SourceFile>& files() const override { return files_; }
+
+  void Read(std::vector<WeightPiece> pieces, std::function<void(Status)> done) override {
+    std::vector<FilePiece> parts;
+    parts.reserve(pieces.size());
+    for (const WeightPiece& piece : pieces) {
+      TERRACE_CHECK(piece.tensor < tensors_.size());
+      const TensorSpec& tensor = tensors_[piece.tensor];
+      TERRACE_CHECK(piece.offset <= tensor.bytes &&
+                    piece.into.size() <= tensor.bytes - piece.offset);
+      parts.push_back({.fd = fds_[tensor.file].get(),
+                       .offset = tensor.file_offset + piece.offset,
+                       .into = piece.into,
+                       .path = &files_[tensor.file].path});
+    }
+    ReadJob::Start(pool_, executor_, std::move(parts), shared_from_this(), std::move(done));
+  }
+
+  void Hash(std::vector<std::span<const uint8_t>> spans,
+            std::function<void(Result<Digest>)> done) override {
+    auto digest = std::make_shared<Digest>();
+    auto finish = std::make_shared<std::function<void(Result<Digest>)>>(std::move(done));
+    const Status submitted = pool_.Submit(
+        [spans = std::move(spans), digest] {
+          Sha256 hash;
+          for (const std::span<const uint8_t> span : spans)
+            hash.Update(span);
+          *digest = hash.Finish();
+        },
+        executor_, [digest, finish] { (*finish)(*digest); });
+    if (!submitted.ok()) {
+      executor_.Post([submitted, finish] { (*finish)(submitted); });
+    }
+  }
+
+  // On a worker, before anybody else knows the source.
+  Status OpenAll(SourceRequest request);
+
+ private:
+  Status OpenFile(const std::string& path, UniqueFd fd);
+  Status ReadHeader(uint32_t file);
+  Status CheckNames() const;
+
+  WorkerPool& pool_;
+  Executor& executor_;
+  // Constant after OpenAll.
+  std::vector<SourceFile> files_;
+  std::vector<UniqueFd> fds_;  // One a file.
+  std::vector<TensorSpec> tensors_;
+};
+
+Status CheckRequest(const SourceRequest& request) {
+  const auto bad = [](std::string message) {
+    return Status(Code::kInvalidArgument, std::move(message));
+  };
+  if (request.paths.empty()) return bad("files: none given");
+  if (request.paths.size() > kMaxSourceFiles) {
+    return bad("files: more than " + std::to_string(kMaxSourceFiles));
+  }
+  if (!request.fds.empty() && request.fds.size() != request.paths.size()) {
+    return bad("files: " + std::to_string(request.paths.size()) + " paths but " +
+               std::to_string(request.fds.size()) + " descriptors");
+  }
+  for (const std::string& path : request.paths) {
+    if (path.empty() || path.front() != '/' || path.size() > kMaxPathBytes ||
+        path.find('\0') != std::string::npos) {
+      return bad("files: " + Quoted(path) + " is not an absolute path");
+    }
+  }
+  return {};
+}
+
+const char* KindOf(mode_t mode) {
+  if (S_ISDIR(mode)) return "a directory";
+  if (S_ISFIFO(mode)) return "a FIFO";
+  if (S_ISSOCK(mode)) return "a socket";
+  if (S_ISCHR(mode)) return "a character device";
+  if (S_ISBLK(mode)) return "a block device";
+  if (S_ISLNK(mode)) return "a symbolic link";
+  return "something else";
+}
+
+Status CheckRegular(const struct stat& facts) {
+  if (S_ISREG(facts.st_mode)) return {};
+  return {Code::kInvalidArgument,
+          std::string("is ") + KindOf(facts.st_mode) + ", not a regular file"};
+}
+
+// A descriptor that a client passed may be anything.
+Status CheckDescriptor(int fd) {
+  struct stat facts {};
+  if (fstat(fd, &facts) != 0) return SystemError("the descriptor", errno);
+  RETURN_IF_ERROR(CheckRegular(facts));
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) return SystemError("the descriptor", errno);
+  const char* problem = (flags & O_PATH) != 0             ? "only names the file (O_PATH)"
+                        : (flags & O_ACCMODE) == O_WRONLY ? "is open for writing only"
+                        : (flags & O_DIRECT) != 0         ? "is open with O_DIRECT"
+                                                          : nullptr;
+  if (problem == nullptr) return {};
+  return {Code::kInvalidArgument, std::string("the descriptor ") + problem + ", not for reading"};
+}
+
+// Looks before it opens: opening a device can do something.
+Result<UniqueFd> OpenPath(const std::string& path) {
+  struct stat facts {};
+  if (stat(path.c_str(), &facts) != 0) return SystemError("cannot be found", errno);
+  RETURN_IF_ERROR(CheckRegular(facts));
+  UniqueFd fd(open(path.c_str(), kOpenFlags));
+  if (!fd) return SystemError("cannot be opened", errno);
+  RETURN_IF_ERROR(CheckDescriptor(fd.get()));
+  return fd;
+}
+
+// Why the daemon could not open the file again by its path; Ok if it can.
+Status CheckReopenable(const std::string& path, const struct stat& opened) {
+  ASSIGN_OR_RETURN(const UniqueFd fd, OpenPath(path));
+  struct stat found {};
+  if (fstat(fd.get(), &found) != 0) return SystemError("cannot be examined", errno);
+  if (found.st_dev != opened.st_dev || found.st_ino != opened.st_ino ||
+      found.st_size != opened.st_size) {
+    return {Code::kMismatch, "is another file for the daemon"};
+  }
+  return {};
+}
+
+Status FileSource::OpenFile(const std::string& path, UniqueFd fd) {
+  const bool passed = static_cast<bool>(fd);
+  if (passed) {
+    RETURN_IF_ERROR(CheckDescriptor(fd.get()));
+  } else {
+    ASSIGN_OR_RETURN(fd, OpenPath(path));
+  }
+  struct stat facts {};
+  if (fstat(fd.get(), &facts) != 0) return SystemError("cannot be examined", errno);
+  SourceFile file;
+  file.path = path;
+  file.bytes = static_cast<uint64_t>(facts.st_size);
+  const Status reopenable = passed ? CheckReopenable(path, facts) : Status();
+  file.reopenable = reopenable.ok();
+  if (!file.reopenable) file.why_not = Printable(path) + ": " + reopenable.message();
+  files_.push_back(std::move(file));
+  fds_.push_back(std::move(fd));
+  return ReadHeader(static_cast<uint32_t>(files_.size() - 1));
+}
+
+Status FileSource::ReadHeader(uint32_t file) {
+  const uint64_t bytes = files_[file].bytes;
+  const auto bad = [](std::string message) {
+    return Status(Code::kInvalidArgument, std::move(message));
+  };
+  if (bytes == 0) return bad("the file is empty");
+  if (bytes < kHeaderLengthBytes) {
+    return bad("the file is truncated: " + std::to_string(bytes) + " bytes, shorter than the " +
+               std::to_string(kHeaderLengthBytes) + " bytes of the header's length");
+  }
+  std::array<uint8_t, kHeaderLengthBytes> prefix;
+  RETURN_IF_ERROR(ReadPiece({.fd = fds_[file].get(), .offset = 0, .into = prefix}));
+  uint64_t length;
+  std::memcpy(&length, prefix.data(), sizeof length);
+  if (length > kMaxHeaderBytes) {
+    return bad("header length: " + std::to_string(length) + " is over the limit of " +
+               std::to_string(kMaxHeaderBytes) + " bytes");
+  }
+  if (length > bytes - kHeaderLengthBytes) {
+    return bad("header length: the file is truncated: " + std::to_string(length) +
+               " bytes of header, but the file has only " +
+               std::to_string(bytes - kHeaderLengthBytes) + " after the length");
+  }
+  std::string header(static_cast<size_t>(length), '\0');
+  RETURN_IF_ERROR(ReadPiece({.fd = fds_[file].get(),
+                             .offset = kHeaderLengthBytes,
+                             .into = {reinterpret_cast<uint8_t*>(header.data()), header.size()}}));
+  auto tensors = ParseSafetensorsHeader(header, bytes - kHeaderLengthBytes - length, file);
+  if (!tensors) return std::move(tensors).error().WithContext("header");
+  if (tensors_.size() + tensors->size() > kMaxSourceTensors) {
+    return bad("header: more than " + std::to_string(kMaxSourceTensors) + " tensors in all files");
+  }
+  for (TensorSpec& tensor : *tensors)
+    tensors_.push_back(std::move(tensor));
+  return {};
+}
+
+Status FileSource::CheckNames() const {
+  std::unordered_map<std::string_view, uint32_t> seen;
+  for (const TensorSpec& tensor : tensors_) {
+    const auto [other, fresh] = seen.emplace(tensor.name, tensor.file);
+    if (!fresh) {
+      return {Code::kInvalidArgument,
+              Printable(files_[tensor.file].path) + ": header: duplicate tensor name " +
+                  Quoted(tensor.name) + ": it is also in " + Printable(files_[other->second].path)};
+    }
+  }
+  return {};
+}
+
+Status FileSource::OpenAll(SourceRequest request) {
+  RETURN_IF_ERROR(CheckRequest(request));
+  std::vector<ShardedTensor> index;
+  if (!request.index.empty()) {
+    auto parsed = ParseShardIndex(request.index);
+    if (!parsed) return std::move(parsed).error().WithContext("index");
+    index = *std::move(parsed);
+  }
+  request.fds.resize(request.paths.size());
+  for (size_t i = 0; i < request.paths.size(); ++i) {
+    Status opened = OpenFile(request.paths[i], std::move(request.fds[i]));
+    if (!opened.ok()) return std::move(opened).WithContext(Printable(request.paths[i]));
+  }
+  RETURN_IF_ERROR(CheckNames());
+  if (request.index.empty()) return {};
+  return CheckShardIndex(index, tensors_, files_).WithContext("index");
+}
+
+class WeightFiles final : public WeightSources {
+ public:
+  WeightFiles(WorkerPool& pool, Executor& executor) : pool_(pool), executor_(executor) {}
+
+  void Open(SourceRequest request,
+            std::function<void(Result<std::shared_ptr<WeightSource>>)> done) override {
+    struct Opening {
+      SourceRequest request;
+      std::function<void(Result<std::shared_ptr<WeightSource>>)> done;
+      std::shared_ptr<FileSource> source;
+      Status status;
+    };
+    auto opening = std::make_shared<Opening>();
+    opening->request = std::move(request);
+    opening->done = std::move(done);
+    opening->source = std::make_shared<FileSource>(pool_, executor_);
+    const Status submitted = pool_.Submit(
+        [opening] {
+          // A header of 100 MB of short members takes several times that to hold.
+          try {
+            opening->status = opening->source->OpenAll(std::move(opening->request));
+          } catch (const std::bad_alloc&) {
+            opening->status = Status(Code::kExhausted, "no memory to read the headers");
+          }
+        },
+        executor_,
+        [opening] {
+          if (!opening->status.ok()) return opening->done(opening->status);
+          opening->done(std::shared_ptr<WeightSource>(opening->source));
+        });
+    if (!submitted.ok()) {
+      executor_.Post([opening, submitted] { opening->done(submitted); });
+    }
+  }
+
+ private:
+  WorkerPool& pool_;
+  Executor& executor_;
+};
+
+}  // namespace
+
+std::unique_ptr<WeightSources> MakeWeightFiles(WorkerPool& pool, Executor& executor) {
+  return std::make_unique<WeightFiles>(pool, executor);
+}
+
+}  // namespace terrace
