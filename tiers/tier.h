@@ -37,6 +37,7 @@ struct HostReport {
   size_t locked_bytes = 0;     // By mlock.
   std::string huge_pages;      // One sentence: what was obtained and by which means, or why not.
   std::string locking;         // Likewise for mlock.
+  std::string reserve;         // "complete", "being filled", or "stopped: " and why.
 };
 
 class HostTier {
@@ -52,6 +53,8 @@ class HostTier {
   // The daemon's own writable mapping; valid until Release.
   virtual std::span<uint8_t> Bytes(ArenaId arena) = 0;
   // Makes the range resident, on huge pages where possible. What is resident already costs little.
+  // A range that is not resident must not be written or handed out before: its memory may go with
+  // that of its neighbours.
   virtual Status Populate(const Extent& extent) = 0;
   // Gives the range's memory back; it reads as zeros. Slabs only. The engine has made sure that
   // nobody reads, writes or has registered it.
