@@ -51,12 +51,16 @@ class SimWeightSources::Source final : public WeightSource,
 
   void Hash(std::vector<std::span<const uint8_t>> spans,
             std::function<void(Result<Digest>)> done) override {
-    sources_->pending_.push_back([spans = std::move(spans), done = std::move(done)] {
-      Sha256 hash;
-      for (const auto& span : spans)
-        hash.Update(span);
-      done(hash.Finish());
-    });
+    sources_->pending_.push_back(
+        [self = shared_from_this(), spans = std::move(spans), done = std::move(done)] {
+          if (Status fault = self->sources_->hash_faults.Next(); !fault.ok()) {
+            return done(std::move(fault));
+          }
+          Sha256 hash;
+          for (const auto& span : spans)
+            hash.Update(span);
+          done(hash.Finish());
+        });
   }
 
  private:

@@ -49,6 +49,7 @@ class SimWeightSources final : public WeightSources {
 
   FaultPlan open_faults;
   FaultPlan read_faults;
+  FaultPlan hash_faults;
 
  private:
   struct File;
