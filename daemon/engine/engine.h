@@ -34,6 +34,7 @@ struct EngineOptions {
   uint64_t host_capacity_bytes = 0;
   uint64_t slab_bytes = 64u << 20;   // Aimed at; a slab holds whole pages, at least one.
   uint64_t block_bytes = 64u << 20;  // Of weights; doubled, up to 512 MiB, for sets of over 253 blocks.
+  uint64_t huge_page_bytes = 2u << 20;  // The unit in which memory is best taken and given back.
   uint64_t pretouch_bytes = UINT64_MAX;  // How much unused capacity is kept as pre-touched blanks.
   uint32_t max_pins = 65536;         // A client, at most; shm::kMaxPinLines * 8 is the ceiling.
   uint64_t max_pinned_bytes = 0;     // A client; 0: half the host capacity.
@@ -49,6 +50,8 @@ struct EngineParts {
   Journal* journal = nullptr;
   DirectoryMemory* directory_memory = nullptr;
   std::unique_ptr<Policy> host_policy;
+  // Makes a tenant's index; empty: MakeTenantIndex(*directory_memory).
+  std::function<Result<std::unique_ptr<TenantIndex>>()> make_index;
 };
 
 using TenantId = uint32_t;
@@ -137,7 +140,8 @@ struct Evicted {
   uint64_t bytes = 0;
 };
 
-// What the engine tells without being asked.
+// What the engine tells without being asked: from within Turn, when it is done with its own work.
+// Events may call verbs.
 class EngineEvents {
  public:
   virtual ~EngineEvents() = default;

@@ -21,7 +21,7 @@ struct StatusReport {
   uint64_t limbo_bytes = 0;     // Invalidated, still pinned.
   uint64_t free_bytes = 0;      // Resident slots without a page.
   uint64_t block_bytes = 0;     // Weights.
-  uint64_t held_gone_bytes = 0;  // Of released blocks that clients still map: not in used_bytes.
+  uint64_t held_gone_bytes = 0;  // Of block_bytes: unloaded or removed blocks that clients still hold.
   uint64_t pages = 0;
   uint64_t grants = 0;
   uint64_t abandoned_grants = 0;
