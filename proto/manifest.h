@@ -1,8 +1,10 @@
 // The manifest of a weight set: a read-only memory that says where each tensor lies.
 //
 // A weight set is one linear image of `image_bytes`: tensors at offsets aligned to 256 bytes, cut
-// into blocks of `block_bytes` (the last one may be shorter). A client maps the blocks it wants side
-// by side at their place of the image, so a tensor that crosses a border is still contiguous.
+// into blocks of `block_bytes` (the last one may be shorter; its memory is rounded up to 4096). A
+// client maps the blocks it wants side by side at their place of the image, so a tensor that crosses
+// a border is still contiguous. Tensors lie in the natural order of their names, so that the tensors
+// of a layer are neighbours; an empty tensor has an offset of at most image_bytes.
 //
 // Layout of the memfd, all little-endian: ManifestHeader, then `tensors` TensorRecords sorted by
 // name (bytewise), then the strings that they point to. It is written by the daemon and sealed

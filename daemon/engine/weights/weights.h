@@ -46,6 +46,9 @@ class BlockMemory {
   virtual void BlockReady(ArenaId arena) = 0;
   // The block was used.
   virtual void TouchBlock(ArenaId arena) = 0;
+  // What the budget could give if nothing else were there: a load of more is refused at once,
+  // before it evicts what others use.
+  virtual uint64_t capacity_bytes() const = 0;
   // The arena is needed no more: takes it off the budget (and out of the policy if it was ready)
   // and releases it to the tier.
   virtual void ReleaseBlock(ArenaId arena) = 0;
@@ -73,6 +76,7 @@ struct WeightsTotals {
 namespace weights {
 class Load;
 struct Version;
+struct Waiter;
 }  // namespace weights
 
 class Weights {
@@ -133,30 +137,53 @@ class Weights {
 
  private:
   using VersionPtr = std::shared_ptr<weights::Version>;
+  using LoadPtr = std::shared_ptr<weights::Load>;
   struct Attachment {
     ClientId client = 0;
     VersionPtr version;
     std::vector<bool> holds;  // By block.
     bool chosen = false;      // A BlocksOf has named blocks.
   };
+  static constexpr uint32_t kManifest = 0xffffffff;
   struct Place {
     weights::Version* version = nullptr;
-    uint32_t block = 0;
+    uint32_t block = 0;  // Or kManifest.
   };
 
   Result<VersionPtr> Find(const std::string& name, const std::string& version) const;
+  void SourceOpened(const std::string& name, const std::string& version,
+                    Result<std::shared_ptr<WeightSource>> source,
+                    std::function<void(Result<ModelAdded>)> done);
+  void Register(VersionPtr version, std::function<void(Result<ModelAdded>)> done);
+  void Save(const VersionPtr& version, std::function<void(Status)> done);
+
+  // Waits for the version's load, which is started if none runs.
+  Status Await(const VersionPtr& version, weights::Waiter waiter);
+  void LoadEnded(const LoadPtr& load, Status status);
+  void Publish(const VersionPtr& version, weights::Load& load);
+  Result<Attached> AttachNow(ClientId client, const VersionPtr& version);
+
+  void Hold(weights::Version& version, uint32_t block);
+  // Releases the block if the version was let go and nobody else holds it.
+  void Unhold(weights::Version& version, uint32_t block);
+  // Releases the version's unheld blocks and says how much that was; later the others, when they
+  // are held no more.
+  Unloaded LetGo(weights::Version& version);
+  uint64_t ReleaseBlock(weights::Version& version, uint32_t block);
+  void ReleaseManifestIfIdle(weights::Version& version);
+  void EndAttachment(std::map<uint64_t, Attachment>::iterator attachment);
 
   const WeightsOptions options_;
   const WeightsParts parts_;
   std::vector<VersionPtr> versions_;           // Registered ones, in the order they were added.
-  std::unordered_map<ArenaId, Place> places_;  // Of published blocks.
+  std::unordered_map<ArenaId, Place> places_;  // Published arenas, manifests included.
   std::map<uint64_t, Attachment> attachments_;
-  std::vector<std::shared_ptr<weights::Load>> loads_;  // Running, or cancelled and not yet quiet.
+  std::vector<LoadPtr> loads_;  // Running, or cancelled and not yet quiet.
   uint64_t last_attachment_ = 0;
   uint64_t last_ordinal_ = 0;
   size_t opening_ = 0;
-  WeightsTotals totals_;
-  std::shared_ptr<char> alive_;  // Completions of tiers hold it weakly.
+  uint64_t evicted_blocks_ = 0;
+  std::shared_ptr<char> alive_ = std::make_shared<char>();  // Completions of tiers hold it weakly.
 };
 
 }  // namespace terrace

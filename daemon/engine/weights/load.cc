@@ -1,0 +1,299 @@
+#include "daemon/engine/weights/load.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace terrace::weights {
+namespace {
+
+// Populated at a time; a turn's budget is looked at in between.
+constexpr uint64_t kPopulatePieceBytes = 4u << 20;
+
+}  // namespace
+
+Load::Load(const WeightsOptions& options, const WeightsParts& parts,
+           std::shared_ptr<Version> version, Ended ended)
+    : options_(options), parts_(parts), version_(std::move(version)), ended_(std::move(ended)) {}
+
+template <typename Value, typename Then>
+std::function<void(Value)> Load::Expect(Then then) {
+  ++expected_;
+  return [weak = weak_from_this(), then](Value value) {
+    const std::shared_ptr<Load> self = weak.lock();
+    if (self == nullptr) return;
+    --self->expected_;
+    if (self->outcome_.ok()) then(*self, std::move(value));
+    self->Advance();
+  };
+}
+
+void Load::Start() {
+  if (version_->source != nullptr) {
+    Plan();
+    Advance();
+    return;
+  }
+  SourceRequest request;
+  for (const SourceFile& file : version_->files)
+    request.paths.push_back(file.path);
+  using Source = Result<std::shared_ptr<WeightSource>>;
+  parts_.sources->Open(std::move(request), Expect<Source>([](Load& load, Source source) {
+                         load.Opened(std::move(source));
+                       }));
+}
+
+void Load::Opened(Result<std::shared_ptr<WeightSource>> source) {
+  if (!source) return Fail(std::move(source).error());
+  auto image = PlanImage((*source)->tensors(), options_.block_bytes);
+  if (!image) return Fail(std::move(image).error());
+  if (ListingDigest((*source)->tensors(), *image) != version_->listing) {
+    return Fail(
+        {Code::kDataLoss,
+         "the files hold other tensors than when they were added; add them as a new version"});
+  }
+  version_->source = *std::move(source);
+  version_->image = std::make_shared<const Image>(*std::move(image));
+  version_->blocks.resize(version_->image->blocks());
+  Plan();
+}
+
+void Load::Plan() {
+  const Image& image = *version_->image;
+  arenas_.resize(image.blocks());
+  filled_.resize(image.blocks());
+  for (uint32_t block = 0; block < image.blocks(); ++block) {
+    arenas_[block] = version_->blocks[block].arena;
+    filled_[block] = arenas_[block] != 0;
+    if (filled_[block]) {
+      done_bytes_ += image.BlockEnd(block) - image.BlockBegin(block);
+    } else {
+      missing_.push_back(block);
+    }
+  }
+  digests_ = version_->tensor_digests;
+  if (digests_.empty()) {
+    digests_.assign(image.tensors.size(), Sha256::Of({}));  // That of empty tensors stays.
+  }
+  // Each tensor that has a byte in a missing block, once.
+  size_t tensor = 0;
+  for (const uint32_t block : missing_) {
+    tensor = std::max(tensor, image.FirstEndingAfter(image.BlockBegin(block)));
+    for (; tensor < image.tensors.size() && image.tensors[tensor].offset < image.BlockEnd(block);
+         ++tensor) {
+      if (image.tensors[tensor].bytes > 0) to_hash_.push_back(static_cast<uint32_t>(tensor));
+    }
+  }
+  planned_ = true;
+  if (Status fits = CheckFits(); !fits.ok()) Fail(std::move(fits));
+}
+
+Status Load::CheckFits() const {
+  uint64_t memory = 0;
+  for (uint32_t block = 0; block < version_->image->blocks(); ++block)
+    memory += version_->image->BlockMemory(block);
+  const uint64_t capacity = parts_.memory->capacity_bytes();
+  if (memory <= capacity) return {};
+  return {Code::kExhausted, "its blocks need " + std::to_string(memory) +
+                                " bytes of host memory, of which the daemon has " +
+                                std::to_string(capacity)};
+}
+
+void Load::Advance() {
+  if (is_over_) return;
+  if (planned_ && outcome_.ok()) {
+    StartBlocks();
+    StartHashes();
+    const bool all_read = next_missing_ == missing_.size() && blocks_in_work_ == 0;
+    const bool all_hashed = next_hash_ == to_hash_.size() && hashes_in_work_ == 0;
+    if (outcome_.ok() && all_read && all_hashed) {
+      outcome_ = Complete();
+      complete_ = outcome_.ok();
+    }
+  }
+  EndIfQuiet();
+}
+
+Result<HostTier::Created> Load::CreateArena(uint64_t bytes) {
+  auto created = parts_.memory->CreateBlock(bytes);
+  if (created) arena_bytes_ += bytes;
+  return created;
+}
+
+void Load::StartBlocks() {
+  const Image& image = *version_->image;
+  while (outcome_.ok() && blocks_in_work_ < kBlocksAtOnce && next_missing_ < missing_.size()) {
+    const uint32_t block = missing_[next_missing_];
+    auto created = CreateArena(image.BlockMemory(block));
+    if (!created) {
+      return Fail(std::move(created).error().WithContext("block " + std::to_string(block) + " of " +
+                                                         std::to_string(image.blocks())));
+    }
+    ++next_missing_;
+    ++blocks_in_work_;
+    arenas_[block] = created->id;
+    fresh_.push_back({.block = block, .arena = created->id});
+    if (created->resident) {
+      ReadBlock(block);
+    } else {
+      populating_.push_back({.block = block});
+    }
+  }
+}
+
+bool Load::Populate(uint64_t& budget) {
+  const std::shared_ptr<Load> self = shared_from_this();  // The end drops the load.
+  while (outcome_.ok() && !populating_.empty() && budget > 0) {
+    Populating& next = populating_.front();
+    const uint64_t memory = version_->image->BlockMemory(next.block);
+    const uint64_t bytes = std::min({kPopulatePieceBytes, memory - next.done_bytes, budget});
+    Status populated = parts_.host->Populate(
+        {.arena = arenas_[next.block], .offset = next.done_bytes, .bytes = bytes});
+    if (!populated.ok()) {
+      Fail(std::move(populated));
+      break;
+    }
+    next.done_bytes += bytes;
+    budget -= bytes;
+    if (next.done_bytes < memory) continue;
+    const uint32_t block = next.block;
+    populating_.pop_front();
+    ReadBlock(block);
+  }
+  if (!outcome_.ok()) Advance();
+  return outcome_.ok() && !populating_.empty();
+}
+
+void Load::ReadBlock(uint32_t block) {
+  const Image& image = *version_->image;
+  const uint64_t begin = image.BlockBegin(block);
+  const uint64_t end = image.BlockEnd(block);
+  const std::span<uint8_t> memory = parts_.host->Bytes(arenas_[block]);
+  std::vector<WeightPiece> pieces;
+  for (size_t i = image.FirstEndingAfter(begin);
+       i < image.tensors.size() && image.tensors[i].offset < end; ++i) {
+    const ImageTensor& tensor = image.tensors[i];
+    const uint64_t from = std::max(tensor.offset, begin);
+    const uint64_t to = std::min(tensor.offset + tensor.bytes, end);
+    if (from >= to) continue;
+    pieces.push_back({.tensor = tensor.spec,
+                      .offset = from - tensor.offset,
+                      .into = memory.subspan(from - begin, to - from)});
+  }
+  version_->source->Read(std::move(pieces), Expect<Status>([block](Load& load, Status status) {
+                           load.BlockRead(block, std::move(status));
+                         }));
+}
+
+void Load::BlockRead(uint32_t block, Status status) {
+  if (!status.ok()) return Fail(std::move(status));
+  const Image& image = *version_->image;
+  --blocks_in_work_;
+  filled_[block] = true;
+  done_bytes_ += image.BlockEnd(block) - image.BlockBegin(block);
+  // A callback may add waiters, take some away, or cancel the load.
+  for (size_t i = 0; i < waiters_.size() && outcome_.ok(); ++i) {
+    const Engine::Progress progress = waiters_[i].progress;
+    if (progress) progress(done_bytes_, image.bytes);
+  }
+}
+
+void Load::ReportProgress(const Waiter& waiter) const {
+  if (planned_ && waiter.progress) waiter.progress(done_bytes_, version_->image->bytes);
+}
+
+std::vector<std::span<const uint8_t>> Load::TensorSpans(uint32_t index) const {
+  const Image& image = *version_->image;
+  const ImageTensor& tensor = image.tensors[index];
+  std::vector<std::span<const uint8_t>> spans;
+  for (uint64_t at = tensor.offset; at < tensor.offset + tensor.bytes;) {
+    const auto block = static_cast<uint32_t>(at / image.block_bytes);
+    if (!filled_[block]) return {};
+    const uint64_t to = std::min(tensor.offset + tensor.bytes, image.BlockEnd(block));
+    spans.push_back(
+        parts_.host->Bytes(arenas_[block]).subspan(at - image.BlockBegin(block), to - at));
+    at = to;
+  }
+  return spans;
+}
+
+void Load::StartHashes() {
+  while (hashes_in_work_ < kHashesAtOnce && next_hash_ < to_hash_.size()) {
+    const uint32_t tensor = to_hash_[next_hash_];
+    std::vector<std::span<const uint8_t>> spans = TensorSpans(tensor);
+    if (spans.empty()) return;
+    ++next_hash_;
+    ++hashes_in_work_;
+    version_->source->Hash(std::move(spans),
+                           Expect<Result<Digest>>([tensor](Load& load, Result<Digest> digest) {
+                             load.Hashed(tensor, std::move(digest));
+                           }));
+  }
+}
+
+void Load::Hashed(uint32_t tensor, Result<Digest> digest) {
+  if (!digest) return Fail(std::move(digest).error());
+  --hashes_in_work_;
+  digests_[tensor] = *digest;
+}
+
+Status Load::Complete() {
+  RETURN_IF_ERROR(CheckDigests());
+  for (const Fresh& fresh : fresh_)
+    RETURN_IF_ERROR(parts_.host->Seal(fresh.arena));
+  return version_->manifest == 0 ? WriteManifest() : Status();
+}
+
+Status Load::CheckDigests() {
+  const std::vector<TensorSpec>& specs = version_->source->tensors();
+  content_ = version_->digest;
+  if (!version_->tensor_digests.empty()) {
+    for (const uint32_t tensor : to_hash_) {
+      if (digests_[tensor] == version_->tensor_digests[tensor]) continue;
+      return {Code::kDataLoss,
+              "the files hold other bytes than when they were first loaded: tensor "
+              "'" +
+                  specs[version_->image->tensors[tensor].spec].name + "' differs"};
+    }
+    return {};
+  }
+  content_ = ContentDigest(specs, *version_->image, digests_);
+  if (version_->digest.IsZero() || version_->digest == content_) return {};
+  return {Code::kDataLoss,
+          "the files hold other bytes than when they were first loaded: their digest is " +
+              content_.Hex() + " and was " + version_->digest.Hex()};
+}
+
+Status Load::WriteManifest() {
+  const std::vector<uint8_t> bytes =
+      BuildManifest(version_->source->tensors(), *version_->image, content_);
+  auto created = CreateArena(RoundUpToBlockGranularity(bytes.size()));
+  if (!created) return std::move(created).error().WithContext("the manifest");
+  manifest_ = created->id;
+  manifest_bytes_ = bytes.size();
+  std::memcpy(parts_.host->Bytes(manifest_).data(), bytes.data(), bytes.size());
+  return parts_.host->Seal(manifest_);
+}
+
+void Load::Fail(Status status) {
+  if (outcome_.ok()) outcome_ = std::move(status);
+}
+
+void Load::Cancel(Status why) {
+  Fail(std::move(why));
+  EndIfQuiet();
+}
+
+void Load::EndIfQuiet() {
+  if (is_over_ || expected_ > 0 || (outcome_.ok() && !complete_)) return;
+  is_over_ = true;
+  if (!outcome_.ok()) {
+    for (const Fresh& fresh : fresh_)
+      parts_.memory->ReleaseBlock(fresh.arena);
+    if (manifest_ != 0) parts_.memory->ReleaseBlock(manifest_);
+    HandOver();
+  }
+  ended_(shared_from_this(), outcome_);
+}
+
+}  // namespace terrace::weights

@@ -1,0 +1,153 @@
+// What Weights tells about itself, and the recount that checks it.
+#include <algorithm>
+#include <set>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
+#include "daemon/engine/weights/load.h"
+#include "daemon/engine/weights/version.h"
+#include "daemon/engine/weights/weights.h"
+
+namespace terrace {
+
+using weights::Version;
+
+namespace {
+
+std::string StateOf(const Version& version) {
+  if (version.loading) return "loading";
+  if (version.Complete()) return version.let_go ? "unloaded, held by clients" : "resident";
+  if (version.resident_blocks > 0) {
+    return version.let_go ? "unloaded, held by clients" : "partly evicted";
+  }
+  return version.failure.empty() ? "registered" : "failed: " + version.failure;
+}
+
+Status Differs(const Version& version, std::string what) {
+  return {Code::kInternal, version.Label() + ": " + std::move(what)};
+}
+
+}  // namespace
+
+std::vector<ModelReport> Weights::Models() const {
+  std::vector<ModelReport> models;
+  std::unordered_map<std::string_view, size_t> by_name;
+  for (const VersionPtr& version : versions_) {
+    const auto [model, fresh] = by_name.emplace(version->name, models.size());
+    if (fresh) models.push_back({.name = version->name, .versions = {}});
+    ModelVersionReport report;
+    report.version = version->version;
+    report.tensors = version->tensors;
+    report.bytes = version->tensor_bytes;
+    const uint64_t block_bytes =
+        weights::ChooseBlockBytes(version->image_bytes, options_.block_bytes);
+    report.blocks = static_cast<uint32_t>((version->image_bytes + block_bytes - 1) / block_bytes);
+    report.blocks_resident = version->resident_blocks;
+    report.state = StateOf(*version);
+    for (const LoadPtr& load : loads_) {
+      if (load->version() == version) report.loading_done_bytes = load->done_bytes();
+    }
+    report.attachments = version->attachments;
+    report.durable = version->durable;
+    report.digest = version->digest;
+    report.files = version->files;
+    models[model->second].versions.push_back(std::move(report));
+  }
+  return models;
+}
+
+Weights::Holdings Weights::HoldingsOf(ClientId client) const {
+  Holdings holdings;
+  std::unordered_set<ArenaId> counted;
+  for (const auto& [id, attachment] : attachments_) {
+    if (attachment.client != client) continue;
+    ++holdings.attachments;
+    const Version& version = *attachment.version;
+    for (uint32_t block = 0; block < version.blocks.size(); ++block) {
+      if (attachment.holds[block] && counted.insert(version.blocks[block].arena).second) {
+        holdings.bytes += version.image->BlockMemory(block);
+      }
+    }
+  }
+  return holdings;
+}
+
+WeightsTotals Weights::totals() const {
+  WeightsTotals totals;
+  totals.evicted_blocks = evicted_blocks_;
+  for (const auto& [arena, place] : places_) {
+    const Version& version = *place.version;
+    if (place.block == kManifest) {
+      totals.resident_bytes += weights::RoundUpToBlockGranularity(version.manifest_bytes);
+      continue;
+    }
+    const uint64_t bytes = version.image->BlockMemory(place.block);
+    totals.resident_bytes += bytes;
+    if (version.blocks[place.block].holds > 0) totals.held_bytes += bytes;
+    if (version.let_go) totals.let_go_bytes += bytes;
+  }
+  for (const LoadPtr& load : loads_) {
+    totals.resident_bytes += load->arena_bytes();
+    totals.held_bytes += load->arena_bytes();
+  }
+  return totals;
+}
+
+Status Weights::CheckInvariants() const {
+  std::set<const Version*> versions;
+  std::unordered_map<const Version*, std::vector<uint32_t>> holds;
+  std::unordered_map<const Version*, uint32_t> attachments;
+  for (const VersionPtr& version : versions_)
+    versions.insert(version.get());
+  for (const auto& [id, attachment] : attachments_) {
+    const Version* version = attachment.version.get();
+    versions.insert(version);
+    ++attachments[version];
+    holds[version].resize(version->blocks.size());
+    for (uint32_t block = 0; block < version->blocks.size(); ++block)
+      holds[version][block] += attachment.holds[block] ? 1 : 0;
+  }
+  for (const LoadPtr& load : loads_) {
+    versions.insert(load->version().get());
+    holds[load->version().get()].resize(load->version()->blocks.size());
+    for (const uint32_t block : load->held)
+      ++holds[load->version().get()][block];
+  }
+  size_t places = 0;
+  for (const Version* version : versions) {
+    std::vector<uint32_t>& held = holds[version];
+    held.resize(version->blocks.size());
+    uint32_t resident = 0;
+    for (uint32_t block = 0; block < version->blocks.size(); ++block) {
+      const weights::Block& place = version->blocks[block];
+      if (place.holds != held[block]) {
+        return Differs(*version, "block " + std::to_string(block) + " counts " +
+                                     std::to_string(place.holds) + " holds of " +
+                                     std::to_string(held[block]));
+      }
+      if (place.arena == 0 && place.holds > 0) return Differs(*version, "holds a gone block");
+      if (place.arena != 0 && version->let_go && place.holds == 0 && !version->loading) {
+        return Differs(*version, "keeps a block that was let go");
+      }
+      resident += place.arena != 0 ? 1 : 0;
+      if (place.arena != 0 && places_.count(place.arena) == 0) {
+        return Differs(*version, "has a block without a place");
+      }
+    }
+    if (resident != version->resident_blocks) return Differs(*version, "resident_blocks is wrong");
+    if (attachments[version] != version->attachments) {
+      return Differs(*version, "attachments is wrong");
+    }
+    const bool needs_manifest = resident > 0 || version->attachments > 0;
+    if (needs_manifest && version->manifest == 0) return Differs(*version, "has no manifest");
+    if (!needs_manifest && !version->loading && version->manifest != 0) {
+      return Differs(*version, "keeps a manifest without need");
+    }
+    places += resident + (version->manifest != 0 ? 1 : 0);
+  }
+  if (places != places_.size()) return {Code::kInternal, "weights: places without a block"};
+  return {};
+}
+
+}  // namespace terrace

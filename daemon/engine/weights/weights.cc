@@ -1,0 +1,553 @@
+#include "daemon/engine/weights/weights.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "daemon/engine/weights/load.h"
+#include "daemon/engine/weights/record.h"
+#include "daemon/engine/weights/version.h"
+
+namespace terrace {
+
+using weights::Version;
+using weights::Waiter;
+
+namespace {
+
+ModelAdded AddedOf(const Version& version) {
+  return {.tensors = version.tensors,
+          .bytes = version.tensor_bytes,
+          .blocks = version.image->blocks(),
+          .durable = version.durable,
+          .why_not = version.why_not};
+}
+
+bool SameFiles(const std::vector<SourceFile>& a, const std::vector<SourceFile>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const SourceFile& x, const SourceFile& y) {
+                      return x.path == y.path && x.bytes == y.bytes;
+                    });
+}
+
+Status Removed(const Version& version) {
+  return {Code::kNotFound, version.Label() + " was removed"};
+}
+
+}  // namespace
+
+Weights::Weights(const WeightsOptions& options, const WeightsParts& parts)
+    : options_(options), parts_(parts) {
+  TERRACE_CHECK(options.block_bytes > 0 && options.block_bytes <= weights::kMaxBlockBytes &&
+                options.block_bytes % weights::kBlockGranularity == 0);
+}
+
+Weights::~Weights() = default;
+
+// ---- Registration -------------------------------------------------------------------------------
+
+Status Weights::Restore(std::vector<std::string>* problems) {
+  ASSIGN_OR_RETURN(const std::vector<Journal::Record> records,
+                   parts_.journal->Load(weights::kRecordPrefix));
+  for (const Journal::Record& stored : records) {
+    auto record = weights::DecodeRecord(stored.key, stored.value);
+    if (!record) {
+      problems->push_back(record.error().ToString());
+      continue;
+    }
+    if (versions_.size() == kMaxVersions) {
+      problems->push_back("journal record '" + stored.key + "': more than " +
+                          std::to_string(kMaxVersions) + " model versions");
+      continue;
+    }
+    auto version = std::make_shared<Version>();
+    version->name = std::move(record->name);
+    version->version = std::move(record->version);
+    version->ordinal = record->ordinal;
+    version->tensors = record->tensors;
+    version->tensor_bytes = record->tensor_bytes;
+    version->image_bytes = record->image_bytes;
+    version->listing = record->listing;
+    version->digest = record->digest;
+    for (weights::RecordFile& file : record->files)
+      version->files.push_back(
+          {.path = std::move(file.path), .bytes = file.bytes, .reopenable = true, .why_not = ""});
+    version->recorded = true;
+    version->durable = true;
+    last_ordinal_ = std::max(last_ordinal_, version->ordinal);
+    versions_.push_back(std::move(version));
+  }
+  std::sort(versions_.begin(), versions_.end(),
+            [](const VersionPtr& a, const VersionPtr& b) { return a->ordinal < b->ordinal; });
+  return {};
+}
+
+Result<Weights::VersionPtr> Weights::Find(const std::string& name,
+                                          const std::string& version) const {
+  bool known_name = false;
+  for (auto it = versions_.rbegin(); it != versions_.rend(); ++it) {
+    if ((*it)->name != name) continue;
+    known_name = true;
+    if (version.empty() || (*it)->version == version) return *it;
+  }
+  if (known_name) {
+    return Status(Code::kNotFound, "model '" + name + "' has no version '" + version + "'");
+  }
+  return Status(Code::kNotFound, "model '" + name + "' is not registered");
+}
+
+void Weights::AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done) {
+  Status allowed = weights::CheckName("name", spec.name);
+  if (allowed.ok()) allowed = weights::CheckName("version", spec.version);
+  if (allowed.ok() && versions_.size() + opening_ >= kMaxVersions) {
+    allowed = {Code::kExhausted,
+               "more than " + std::to_string(kMaxVersions) + " model versions; remove some"};
+  }
+  if (allowed.ok() && opening_ >= kMaxOpening) {
+    allowed = {Code::kExhausted, "too many models are being added at once; retry"};
+  }
+  if (!allowed.ok()) return done(std::move(allowed));
+
+  ++opening_;
+  parts_.sources->Open(std::move(spec.source),
+                       [this, alive = std::weak_ptr(alive_), name = std::move(spec.name),
+                        version = std::move(spec.version),
+                        done = std::move(done)](Result<std::shared_ptr<WeightSource>> source) {
+                         if (alive.expired()) return;
+                         --opening_;
+                         SourceOpened(name, version, std::move(source), done);
+                       });
+}
+
+void Weights::SourceOpened(const std::string& name, const std::string& version,
+                           Result<std::shared_ptr<WeightSource>> source,
+                           std::function<void(Result<ModelAdded>)> done) {
+  if (!source) return done(std::move(source).error());
+  auto image = weights::PlanImage((*source)->tensors(), options_.block_bytes);
+  if (!image) return done(std::move(image).error());
+
+  auto added = std::make_shared<Version>();
+  added->name = name;
+  added->version = version;
+  added->tensors = static_cast<uint32_t>(image->tensors.size());
+  added->tensor_bytes = image->tensor_bytes;
+  added->image_bytes = image->bytes;
+  added->listing = weights::ListingDigest((*source)->tensors(), *image);
+  added->files = (*source)->files();
+  added->blocks.resize(image->blocks());
+  added->image = std::make_shared<const weights::Image>(*std::move(image));
+  added->source = *std::move(source);
+
+  if (const auto present = Find(name, version)) {
+    if ((*present)->listing != added->listing || !SameFiles((*present)->files, added->files)) {
+      return done(Status(Code::kAlreadyExists,
+                         (*present)->Label() + " is registered with other files; remove it first "
+                                               "or choose another version"));
+    }
+    ModelAdded answer = AddedOf(*added);
+    answer.durable = (*present)->durable;
+    answer.why_not = (*present)->why_not;
+    return done(std::move(answer));
+  }
+  Register(std::move(added), std::move(done));
+}
+
+void Weights::Register(VersionPtr version, std::function<void(Result<ModelAdded>)> done) {
+  version->ordinal = ++last_ordinal_;
+  versions_.push_back(version);
+  for (const SourceFile& file : version->files) {
+    if (file.reopenable) continue;
+    version->why_not = file.why_not;
+    return done(AddedOf(*version));
+  }
+  version->recorded = true;
+  Save(version, [version, done = std::move(done)](const Status& saved) {
+    version->durable = saved.ok();
+    if (!saved.ok()) version->why_not = "the journal: " + saved.message();
+    done(AddedOf(*version));
+  });
+}
+
+void Weights::Save(const VersionPtr& version, std::function<void(Status)> done) {
+  weights::Record record;
+  record.name = version->name;
+  record.version = version->version;
+  record.ordinal = version->ordinal;
+  record.tensors = version->tensors;
+  record.tensor_bytes = version->tensor_bytes;
+  record.image_bytes = version->image_bytes;
+  record.listing = version->listing;
+  record.digest = version->digest;
+  for (const SourceFile& file : version->files)
+    record.files.push_back({.path = file.path, .bytes = file.bytes});
+  parts_.journal->Put(weights::RecordKey(version->name, version->version),
+                      weights::EncodeRecord(record),
+                      [alive = std::weak_ptr(alive_), done = std::move(done)](Status saved) {
+                        if (!alive.expired()) done(std::move(saved));
+                      });
+}
+
+void Weights::RemoveModel(const std::string& name, const std::string& version,
+                          std::function<void(Status)> done) {
+  if (auto found = Find(name, version); !found) return done(std::move(found).error());
+  std::vector<VersionPtr> removed;
+  for (const VersionPtr& candidate : versions_) {
+    if (candidate->name == name && (version.empty() || candidate->version == version)) {
+      removed.push_back(candidate);
+    }
+  }
+  std::erase_if(versions_, [&](const VersionPtr& candidate) {
+    return std::find(removed.begin(), removed.end(), candidate) != removed.end();
+  });
+  // What was never durable may have a record all the same: its writing may be under way.
+  struct Deleting {
+    size_t left;
+    Status first_error;
+    std::function<void(Status)> done;
+  };
+  auto deleting = std::make_shared<Deleting>(Deleting{removed.size(), Status(), std::move(done)});
+  for (const VersionPtr& gone : removed) {
+    parts_.journal->Delete(
+        weights::RecordKey(gone->name, gone->version),
+        [alive = std::weak_ptr(alive_), deleting](Status deleted) {
+          if (alive.expired()) return;
+          if (deleting->first_error.ok()) deleting->first_error = std::move(deleted);
+          if (--deleting->left > 0) return;
+          deleting->done(std::move(deleting->first_error).WithContext("the journal"));
+        });
+  }
+  for (const VersionPtr& gone : removed) {
+    gone->removed = true;
+    LetGo(*gone);
+    const std::vector<LoadPtr> loads = loads_;  // The end of a load takes it out.
+    for (const LoadPtr& load : loads) {
+      if (load->version() == gone) load->Cancel(Removed(*gone));
+    }
+  }
+}
+
+// ---- Loading ------------------------------------------------------------------------------------
+
+void Weights::Load(const std::string& name, const std::string& version, Engine::Progress progress,
+                   std::function<void(Result<ModelLoaded>)> done) {
+  auto found = Find(name, version);
+  if (!found) return done(std::move(found).error());
+  const VersionPtr target = *found;
+  auto finish = [target, done](const Status& status) {
+    if (!status.ok()) return done(status);
+    done(ModelLoaded{
+        .version = target->version, .bytes = target->tensor_bytes, .digest = target->digest});
+  };
+  if (target->Complete()) {
+    target->let_go = false;
+    return finish(Status());
+  }
+  Waiter waiter;
+  waiter.progress = std::move(progress);
+  waiter.done = std::move(finish);
+  if (Status status = Await(target, std::move(waiter)); !status.ok()) done(std::move(status));
+}
+
+Status Weights::Await(const VersionPtr& version, Waiter waiter) {
+  LoadPtr load;
+  for (const LoadPtr& running : loads_) {
+    if (running->version() == version) load = running;
+  }
+  if (load != nullptr) {
+    if (load->waiters().size() >= kMaxWaiters) {
+      return {Code::kExhausted, version->Label() + ": too many wait for its load; retry"};
+    }
+    load->waiters().push_back(waiter);
+    load->ReportProgress(waiter);
+    return {};
+  }
+  load = std::make_shared<weights::Load>(
+      options_, parts_, version,
+      [this](const LoadPtr& ended, Status status) { LoadEnded(ended, std::move(status)); });
+  for (uint32_t block = 0; block < version->blocks.size(); ++block) {
+    if (version->blocks[block].arena == 0) continue;
+    Hold(*version, block);
+    load->held.push_back(block);
+  }
+  version->loading = true;
+  loads_.push_back(load);
+  load->waiters().push_back(std::move(waiter));
+  load->Start();
+  return {};
+}
+
+void Weights::LoadEnded(const LoadPtr& load, Status status) {
+  const VersionPtr version = load->version();
+  std::erase(loads_, load);
+  version->loading = false;
+  version->failure = status.ok() ? "" : status.ToString();
+  if (status.ok()) {
+    Publish(version, *load);
+  } else {
+    status = std::move(status).WithContext(version->Label());
+  }
+  // The load holds everything until the last waiter was told: those who attach must find it all.
+  const std::vector<Waiter> waiters = std::move(load->waiters());
+  for (const Waiter& waiter : waiters)
+    waiter.done(version->removed && status.ok() ? Removed(*version) : status);
+  for (const uint32_t block : load->held)
+    Unhold(*version, block);
+  ReleaseManifestIfIdle(*version);
+}
+
+void Weights::Publish(const VersionPtr& version, weights::Load& load) {
+  for (const weights::Load::Fresh& fresh : load.fresh()) {
+    version->blocks[fresh.block].arena = fresh.arena;
+    ++version->resident_blocks;
+    places_[fresh.arena] = {.version = version.get(), .block = fresh.block};
+    parts_.memory->BlockReady(fresh.arena);
+    Hold(*version, fresh.block);
+    load.held.push_back(fresh.block);
+  }
+  if (load.manifest() != 0) {
+    version->manifest = load.manifest();
+    version->manifest_bytes = load.manifest_bytes();
+    places_[version->manifest] = {.version = version.get(), .block = kManifest};
+  }
+  load.HandOver();
+  version->tensor_digests = std::move(load.digests());
+  version->let_go = false;
+  if (version->digest == load.content()) return;
+  version->digest = load.content();
+  if (!version->recorded) return;
+  Save(version, [version](const Status& saved) {
+    version->why_not = saved.ok() ? "" : "the journal lacks its digest: " + saved.message();
+    version->durable = version->durable || saved.ok();
+  });
+}
+
+Result<Unloaded> Weights::Unload(const std::string& name, const std::string& version) {
+  ASSIGN_OR_RETURN(const VersionPtr target, Find(name, version));
+  if (target->loading) {
+    return Status(Code::kUnavailable, target->Label() + " is being loaded; retry when it is done");
+  }
+  return LetGo(*target);
+}
+
+Unloaded Weights::LetGo(Version& version) {
+  version.let_go = true;
+  Unloaded unloaded;
+  for (uint32_t block = 0; block < version.blocks.size(); ++block) {
+    if (version.blocks[block].arena == 0) continue;
+    if (version.blocks[block].holds == 0) {
+      unloaded.freed_bytes += ReleaseBlock(version, block);
+    } else {
+      unloaded.held_bytes += version.image->BlockMemory(block);
+    }
+  }
+  ReleaseManifestIfIdle(version);
+  return unloaded;
+}
+
+// ---- Attachments --------------------------------------------------------------------------------
+
+void Weights::Attach(ClientId client, const std::string& name, const std::string& version,
+                     bool load, uint32_t deadline_ms, std::function<void(Result<Attached>)> done) {
+  auto found = Find(name, version);
+  if (!found) return done(std::move(found).error());
+  const VersionPtr target = *found;
+  if (target->Complete() && (load || !target->let_go)) {
+    return done(AttachNow(client, target));
+  }
+  if (!load) {
+    const char* why = target->loading                ? "is being loaded"
+                      : target->resident_blocks == 0 ? "is not loaded"
+                      : target->let_go               ? "was unloaded"
+                                                     : "was partly evicted";
+    return done(Status(Code::kNotFound, target->Label() + " " + why));
+  }
+  Waiter waiter;
+  waiter.client = client;
+  if (deadline_ms > 0) waiter.deadline = parts_.clock->Now() + deadline_ms * kNsPerMs;
+  waiter.done = [this, client, target, done](const Status& status) {
+    if (!status.ok()) return done(status);
+    done(AttachNow(client, target));
+  };
+  if (Status status = Await(target, std::move(waiter)); !status.ok()) done(std::move(status));
+}
+
+Result<Attached> Weights::AttachNow(ClientId client, const VersionPtr& version) {
+  const auto theirs =
+      std::count_if(attachments_.begin(), attachments_.end(),
+                    [client](const auto& entry) { return entry.second.client == client; });
+  if (static_cast<size_t>(theirs) >= kMaxAttachments) {
+    return Status(Code::kExhausted, "more than " + std::to_string(kMaxAttachments) +
+                                        " attachments of one client; detach some");
+  }
+  version->let_go = false;
+  Attachment attachment{.client = client, .version = version, .holds = {}, .chosen = false};
+  attachment.holds.assign(version->blocks.size(), true);
+  for (uint32_t block = 0; block < version->blocks.size(); ++block) {
+    Hold(*version, block);
+    parts_.memory->TouchBlock(version->blocks[block].arena);
+  }
+  ++version->attachments;
+  const uint64_t id = ++last_attachment_;
+  attachments_.emplace(id, std::move(attachment));
+  return Attached{.attachment = id,
+                  .version = version->version,
+                  .digest = version->digest,
+                  .manifest_bytes = version->manifest_bytes,
+                  .manifest = version->manifest};
+}
+
+Result<std::vector<ArenaId>> Weights::BlocksOf(ClientId client, uint64_t attachment,
+                                               std::span<const uint32_t> blocks) {
+  const auto found = attachments_.find(attachment);
+  if (found == attachments_.end() || found->second.client != client) {
+    return Status(Code::kNotFound,
+                  "attachment " + std::to_string(attachment) + " is not one of this client");
+  }
+  Attachment& attached = found->second;
+  Version& version = *attached.version;
+  std::vector<uint32_t> wanted(blocks.begin(), blocks.end());
+  if (wanted.empty()) {
+    for (uint32_t block = 0; block < version.blocks.size(); ++block)
+      wanted.push_back(block);
+  }
+  if (wanted.size() > version.blocks.size()) {
+    return Status(Code::kInvalidArgument, "blocks: more of them than the model has");
+  }
+  std::vector<ArenaId> arenas;
+  for (const uint32_t block : wanted) {
+    if (block >= version.blocks.size()) {
+      return Status(Code::kInvalidArgument, "blocks: " + std::to_string(block) + " is beyond the " +
+                                                std::to_string(version.blocks.size()) +
+                                                " blocks of " + version.Label());
+    }
+    if (version.blocks[block].arena == 0) {
+      return Status(Code::kUnavailable, "block " + std::to_string(block) + " of " +
+                                            version.Label() + " was evicted; attach again");
+    }
+    arenas.push_back(version.blocks[block].arena);
+  }
+  std::vector<bool> holds(version.blocks.size(), false);
+  if (attached.chosen) holds = attached.holds;
+  for (const uint32_t block : wanted) {
+    if (!attached.holds[block]) Hold(version, block);
+    attached.holds[block] = true;
+    holds[block] = true;
+    parts_.memory->TouchBlock(version.blocks[block].arena);
+  }
+  for (uint32_t block = 0; block < version.blocks.size(); ++block) {
+    if (attached.holds[block] && !holds[block]) Unhold(version, block);
+  }
+  attached.holds = std::move(holds);
+  attached.chosen = true;
+  return arenas;
+}
+
+Status Weights::Detach(ClientId client, uint64_t attachment) {
+  const auto found = attachments_.find(attachment);
+  if (found == attachments_.end() || found->second.client != client) {
+    return {Code::kNotFound,
+            "attachment " + std::to_string(attachment) + " is not one of this client"};
+  }
+  EndAttachment(found);
+  return {};
+}
+
+void Weights::EndAttachment(std::map<uint64_t, Attachment>::iterator attachment) {
+  const Attachment ended = std::move(attachment->second);
+  attachments_.erase(attachment);
+  Version& version = *ended.version;
+  --version.attachments;
+  for (uint32_t block = 0; block < version.blocks.size(); ++block) {
+    if (ended.holds[block]) Unhold(version, block);
+  }
+  ReleaseManifestIfIdle(version);
+}
+
+void Weights::ClientGone(ClientId client) {
+  for (auto it = attachments_.begin(); it != attachments_.end();) {
+    const auto next = std::next(it);
+    if (it->second.client == client) EndAttachment(it);
+    it = next;
+  }
+  std::vector<Waiter> gone;
+  for (const LoadPtr& load : loads_) {
+    std::vector<Waiter>& waiters = load->waiters();
+    const auto theirs = std::stable_partition(
+        waiters.begin(), waiters.end(), [client](const Waiter& w) { return w.client != client; });
+    std::move(theirs, waiters.end(), std::back_inserter(gone));
+    waiters.erase(theirs, waiters.end());
+  }
+  for (const Waiter& waiter : gone)
+    waiter.done({Code::kUnavailable, "the client has gone"});
+}
+
+bool Weights::Turn() {
+  const MonotonicNs now = parts_.clock->Now();
+  std::vector<std::pair<Waiter, VersionPtr>> late;
+  for (const LoadPtr& load : loads_) {
+    std::vector<Waiter>& waiters = load->waiters();
+    const auto passed = std::stable_partition(waiters.begin(), waiters.end(),
+                                              [now](const Waiter& w) { return w.deadline > now; });
+    for (auto it = passed; it != waiters.end(); ++it)
+      late.emplace_back(std::move(*it), load->version());
+    waiters.erase(passed, waiters.end());
+  }
+  for (const auto& [waiter, version] : late) {
+    waiter.done(
+        {Code::kDeadlineExceeded, version->Label() + " is still being loaded; the load goes on"});
+  }
+  uint64_t budget = kPopulateStepBytes;
+  bool more = false;
+  const std::vector<LoadPtr> loads = loads_;  // The end of a load takes it out.
+  for (const LoadPtr& load : loads)
+    more = load->Populate(budget) || more;
+  return more;
+}
+
+// ---- Blocks -------------------------------------------------------------------------------------
+
+void Weights::Hold(Version& version, uint32_t block) {
+  TERRACE_CHECK(version.blocks[block].arena != 0);
+  ++version.blocks[block].holds;
+}
+
+void Weights::Unhold(Version& version, uint32_t block) {
+  TERRACE_CHECK(version.blocks[block].holds > 0);
+  if (--version.blocks[block].holds == 0 && version.let_go) ReleaseBlock(version, block);
+}
+
+uint64_t Weights::ReleaseBlock(Version& version, uint32_t block) {
+  const ArenaId arena = std::exchange(version.blocks[block].arena, 0);
+  TERRACE_CHECK(arena != 0 && version.blocks[block].holds == 0);
+  --version.resident_blocks;
+  places_.erase(arena);
+  parts_.memory->ReleaseBlock(arena);
+  return version.image->BlockMemory(block);
+}
+
+void Weights::ReleaseManifestIfIdle(Version& version) {
+  if (version.manifest == 0 || version.resident_blocks > 0 || version.attachments > 0 ||
+      version.loading) {
+    return;
+  }
+  places_.erase(version.manifest);
+  parts_.memory->ReleaseBlock(std::exchange(version.manifest, 0));
+  version.manifest_bytes = 0;
+}
+
+bool Weights::Held(ArenaId arena) const {
+  const auto place = places_.find(arena);
+  TERRACE_CHECK(place != places_.end());
+  const auto& [version, block] = place->second;
+  return block == kManifest || version->blocks[block].holds > 0;
+}
+
+void Weights::Evict(ArenaId arena) {
+  TERRACE_CHECK(!Held(arena));
+  const Place place = places_.at(arena);
+  ++evicted_blocks_;
+  ReleaseBlock(*place.version, place.block);
+  ReleaseManifestIfIdle(*place.version);
+}
+
+}  // namespace terrace
