@@ -1,0 +1,111 @@
+// The messages of the operator's verbs: see messages.h.
+#pragma once
+
+#include "libclient/messages.h"
+
+namespace terrace::messages {
+
+struct ModelAdd {
+  static constexpr wire::Type kType = wire::Type::kModelAdd;
+  using Reply = struct ModelAddReply;
+  std::string name;
+  std::string version;
+  std::vector<std::string> files;
+  std::string index;
+  static auto Fields(auto& m) { return std::tie(m.name, m.version, m.files, m.index); }
+};
+
+struct ModelAddReply {
+  static constexpr wire::Type kType = wire::Type::kModelAddReply;
+  uint32_t tensors = 0;
+  uint64_t bytes = 0;
+  uint32_t blocks = 0;
+  bool durable = false;
+  std::string why_not;
+  static auto Fields(auto& m) {
+    return std::tie(m.tensors, m.bytes, m.blocks, m.durable, m.why_not);
+  }
+};
+
+struct ModelRemove {
+  static constexpr wire::Type kType = wire::Type::kModelRemove;
+  using Reply = struct ModelRemoveReply;
+  std::string name;
+  std::string version;
+  static auto Fields(auto& m) { return std::tie(m.name, m.version); }
+};
+
+struct ModelRemoveReply {
+  static constexpr wire::Type kType = wire::Type::kModelRemoveReply;
+  static auto Fields(auto&) { return std::tie(); }
+};
+
+struct Load {
+  static constexpr wire::Type kType = wire::Type::kLoad;
+  using Reply = struct LoadReply;
+  std::string name;
+  std::string version;
+  static auto Fields(auto& m) { return std::tie(m.name, m.version); }
+};
+
+struct ProgressEvent {
+  static constexpr wire::Type kType = wire::Type::kProgressEvent;
+  uint64_t done_bytes = 0;
+  uint64_t total_bytes = 0;
+  static auto Fields(auto& m) { return std::tie(m.done_bytes, m.total_bytes); }
+};
+
+struct LoadReply {
+  static constexpr wire::Type kType = wire::Type::kLoadReply;
+  std::string version;
+  uint64_t bytes = 0;
+  std::string digest;
+  static auto Fields(auto& m) { return std::tie(m.version, m.bytes, m.digest); }
+};
+
+struct Unload {
+  static constexpr wire::Type kType = wire::Type::kUnload;
+  using Reply = struct UnloadReply;
+  std::string name;
+  std::string version;
+  static auto Fields(auto& m) { return std::tie(m.name, m.version); }
+};
+
+struct UnloadReply {
+  static constexpr wire::Type kType = wire::Type::kUnloadReply;
+  uint64_t freed_bytes = 0;
+  uint64_t held_bytes = 0;
+  static auto Fields(auto& m) { return std::tie(m.freed_bytes, m.held_bytes); }
+};
+
+struct Evict {
+  static constexpr wire::Type kType = wire::Type::kEvict;
+  using Reply = struct EvictReply;
+  uint64_t bytes = 0;
+  static auto Fields(auto& m) { return std::tie(m.bytes); }
+};
+
+struct EvictReply {
+  static constexpr wire::Type kType = wire::Type::kEvictReply;
+  uint64_t pages = 0;
+  uint64_t blocks = 0;
+  uint64_t bytes = 0;
+  static auto Fields(auto& m) { return std::tie(m.pages, m.blocks, m.bytes); }
+};
+
+struct Report {
+  static constexpr wire::Type kType = wire::Type::kReport;
+  using Reply = struct ReportReply;
+  std::string what;
+  std::string space;
+  uint32_t limit = 0;
+  static auto Fields(auto& m) { return std::tie(m.what, m.space, m.limit); }
+};
+
+struct ReportReply {
+  static constexpr wire::Type kType = wire::Type::kReportReply;
+  std::string json;
+  static auto Fields(auto& m) { return std::tie(m.json); }
+};
+
+}  // namespace terrace::messages

@@ -1,0 +1,115 @@
+// Connection: calls over one frame socket, from many threads, with deadlines.
+//
+// Whoever waits for a reply receives for all: the first waiting caller takes the receiving role,
+// hands out what comes, and gives the role on when it has its own reply. Only while no caller waits
+// does the client's thread receive (Serve). So a round trip has no hop between threads of this
+// process, which would cost as much as the daemon's half of it.
+//
+// Shared by the client and the calls under way; every method from any thread, Serve from one.
+// At most kMaxPending calls at a time; a reply that comes after its caller's deadline goes to
+// ConnectionEvents::LateReply, for it may name something that must be given back.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/mutex.h"
+#include "base/status.h"
+#include "base/unique_fd.h"
+#include "libclient/deadline.h"
+#include "libclient/frame_socket.h"
+#include "libclient/messages.h"
+
+namespace terrace {
+
+// What a connection tells its client. Called on whichever thread receives, without locks held;
+// must not wait for calls of this connection.
+class ConnectionEvents {
+ public:
+  virtual ~ConnectionEvents() = default;
+  virtual void Event(const Frame& frame) = 0;
+  virtual void LateReply(const Frame& frame) = 0;
+  virtual void Broken() = 0;  // Once.
+};
+
+template <class Reply>
+struct Answer {
+  Reply reply;
+  std::vector<UniqueFd> fds;
+};
+
+class Connection {
+ public:
+  static constexpr size_t kMaxPending = 256;
+  static constexpr size_t kMaxLate = 1024;  // Beyond, the oldest late reply is no longer expected.
+
+  // `wake` is an eventfd that ends Serve; it and `events` outlive the connection.
+  static Result<std::shared_ptr<Connection>> Make(FrameSocket socket, int wake,
+                                                  ConnectionEvents& events);
+
+  // Told of the progress events of a call, on the calling thread.
+  using Progress = std::function<void(uint64_t done_bytes, uint64_t total_bytes)>;
+
+  // The reply to `request`; an Error reply comes back as its status.
+  template <class Request>
+  Result<Answer<typename Request::Reply>> Call(const Request& request, Deadline deadline,
+                                               std::span<const int> fds = {},
+                                               const Progress& progress = {}) {
+    std::string body;
+    messages::Encode(request, &body);
+    ASSIGN_OR_RETURN(std::vector<Frame> frames,
+                     Exchange(Request::kType, body, fds, deadline, progress));
+    Answer<typename Request::Reply> answer;
+    if (!messages::Decode(frames.front().body, &answer.reply)) return BadReply();
+    answer.fds = std::move(frames.front().fds);
+    return answer;
+  }
+  // All frames of a reply that may have several, at least one.
+  Result<std::vector<Frame>> Exchange(wire::Type type, std::string_view body,
+                                      std::span<const int> fds, Deadline deadline,
+                                      const Progress& progress);
+
+  // Receives while no caller does; returns when `wake` is signalled or the connection is broken.
+  void Serve();
+  // Fails every call, now and later, with `why`. Never waits.
+  void Break(const Status& why) EXCLUDES(mu_);
+  Status broken() const EXCLUDES(mu_);
+
+ private:
+  struct Slot;
+  Connection(FrameSocket socket, UniqueFd epoll, ConnectionEvents& events)
+      : socket_(std::move(socket)), epoll_(std::move(epoll)), events_(events) {}
+
+  Status BadReply();
+  Status Send(const Slot& slot, std::string_view body, std::span<const int> fds, Deadline deadline)
+      EXCLUDES(mu_);
+  Result<std::vector<Frame>> Wait(Slot& slot, Deadline deadline, const Progress& progress);
+  // Receives for everybody until `slot` has news, the deadline passes or the connection is broken.
+  void ReceiveFor(const Slot& slot, Deadline deadline);
+  // Receives what is there. False: broken.
+  bool ReceiveAvailable();
+  void Dispatch(Frame frame) EXCLUDES(mu_);
+  void TakeRole() REQUIRES(mu_);
+  void GiveRole() REQUIRES(mu_);
+  void Watch(bool on) REQUIRES(mu_);
+
+  FrameSocket socket_;
+  const UniqueFd epoll_;
+  ConnectionEvents& events_;
+
+  mutable Mutex mu_;
+  bool sending_ GUARDED_BY(mu_) = false;  // One frame at a time, so that they stay whole.
+  CondVar sent_;
+  Status broken_ GUARDED_BY(mu_);
+  bool receiving_ GUARDED_BY(mu_) = false;  // While false, epoll_ watches the socket.
+  uint64_t next_request_ GUARDED_BY(mu_) = 1;
+  std::map<uint64_t, Slot*> pending_ GUARDED_BY(mu_);
+  std::map<uint64_t, wire::Type> late_ GUARDED_BY(mu_);
+};
+
+}  // namespace terrace

@@ -1,0 +1,196 @@
+#include "libclient/frame_socket.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+namespace terrace {
+namespace {
+
+constexpr size_t kReadBytes = 64 << 10;
+
+Status WaitWritable(int fd, Deadline deadline) {
+  pollfd item{.fd = fd, .events = POLLOUT, .revents = 0};
+  const timespec left = deadline.left();
+  const int ready = ::ppoll(&item, 1, &left, nullptr);
+  if (ready < 0 && errno != EINTR) return SystemError("poll", errno);
+  if (ready == 0) return {Code::kDeadlineExceeded, "the daemon does not read its socket"};
+  return {};
+}
+
+}  // namespace
+
+Result<FrameSocket> FrameSocket::Connect(const std::string& path, Deadline deadline) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.empty() || path.size() >= sizeof address.sun_path) {
+    return Status(Code::kInvalidArgument,
+                  "socket_path '" + path + "' is empty or longer than 107 bytes");
+  }
+  std::memcpy(address.sun_path, path.data(), path.size());
+  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!fd) return SystemError("socket", errno);
+  // Connecting waits while the listener's queue is full; poll cannot wait for that, but the send
+  // timeout bounds it.
+  const timespec left = deadline.left();
+  const timeval limit{.tv_sec = left.tv_sec, .tv_usec = left.tv_nsec / 1000 + 1};
+  if (::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) != 0) {
+    return SystemError("SO_SNDTIMEO", errno);
+  }
+  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    const int error = errno;
+    if (error == EAGAIN || error == EINTR) {
+      return Status(Code::kDeadlineExceeded, "the daemon at " + path + " takes no connections now");
+    }
+    const Status why = SystemError("connect to " + path, error);
+    if (error != ENOENT && error != ECONNREFUSED) return why;
+    return Status(Code::kUnavailable, why.message() + "; is terraced running?");
+  }
+  if (::fcntl(fd.get(), F_SETFL, O_NONBLOCK) != 0) return SystemError("O_NONBLOCK", errno);
+  return FrameSocket(std::move(fd));
+}
+
+FrameSocket::FrameSocket(UniqueFd socket) : socket_(std::move(socket)) {
+  buffer_.resize(kReadBytes);
+}
+
+Status FrameSocket::Send(wire::FrameHeader header, std::string_view body, std::span<const int> fds,
+                         Deadline deadline) {
+  if (body.size() > wire::kMaxFrameBytes || fds.size() > wire::kMaxFds) {
+    return {Code::kInvalidArgument, "the request is longer than a frame may be"};
+  }
+  header.length = static_cast<uint32_t>(body.size());
+  header.fds = static_cast<uint16_t>(fds.size());
+  std::array<uint8_t, wire::kFrameHeaderBytes> head;
+  wire::EncodeHeader(header, head);
+
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * wire::kMaxFds)> control{};
+  const size_t total = head.size() + body.size();
+  for (size_t sent = 0; sent < total;) {
+    std::array<iovec, 2> parts;
+    size_t count = 0;
+    if (sent < head.size()) parts[count++] = {head.data() + sent, head.size() - sent};
+    const size_t body_sent = sent > head.size() ? sent - head.size() : 0;
+    if (body_sent < body.size()) {
+      parts[count++] = {const_cast<char*>(body.data()) + body_sent, body.size() - body_sent};
+    }
+    msghdr message{};
+    message.msg_iov = parts.data();
+    message.msg_iovlen = count;
+    if (sent == 0 && !fds.empty()) {
+      message.msg_control = control.data();
+      message.msg_controllen = CMSG_SPACE(fds.size_bytes());
+      cmsghdr* item = CMSG_FIRSTHDR(&message);
+      item->cmsg_level = SOL_SOCKET;
+      item->cmsg_type = SCM_RIGHTS;
+      item->cmsg_len = CMSG_LEN(fds.size_bytes());
+      std::memcpy(CMSG_DATA(item), fds.data(), fds.size_bytes());
+    }
+    const ssize_t bytes = ::sendmsg(socket_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (bytes > 0) {
+      sent += static_cast<size_t>(bytes);
+    } else if (errno == EAGAIN) {
+      RETURN_IF_ERROR(WaitWritable(socket_.get(), deadline));
+    } else if (errno != EINTR) {
+      return {Code::kUnavailable, SystemError("send to the daemon", errno).message()};
+    }
+  }
+  return {};
+}
+
+Result<bool> FrameSocket::Fill() {
+  if (end_ == buffer_.size()) buffer_.resize(buffer_.size() + kReadBytes);
+  iovec part{buffer_.data() + end_, buffer_.size() - end_};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * wire::kMaxFds)> control;
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  const ssize_t bytes = ::recvmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  if (bytes < 0) {
+    if (errno == EAGAIN || errno == EINTR) return false;
+    return Status(Code::kUnavailable, SystemError("receive from the daemon", errno).message());
+  }
+  // Every descriptor is taken over before anything can go wrong with them.
+  for (cmsghdr* item = CMSG_FIRSTHDR(&message); item != nullptr;
+       item = CMSG_NXTHDR(&message, item)) {
+    if (item->cmsg_level != SOL_SOCKET || item->cmsg_type != SCM_RIGHTS) continue;
+    const size_t count = (item->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < count; ++i) {
+      int fd;
+      std::memcpy(&fd, CMSG_DATA(item) + i * sizeof fd, sizeof fd);
+      fds_.emplace_back(fd);
+    }
+  }
+  if (bytes == 0) return Status(Code::kUnavailable, "the daemon closed the connection");
+  if ((message.msg_flags & MSG_CTRUNC) != 0) {
+    return Status(Code::kExhausted, "descriptors of the daemon were lost: too many open files");
+  }
+  end_ += static_cast<size_t>(bytes);
+  return true;
+}
+
+Result<std::optional<Frame>> FrameSocket::Parse() {
+  const size_t have = end_ - begin_;
+  if (have < wire::kFrameHeaderBytes) {
+    // Descriptors travel with a frame's first byte: without one they belong to nothing.
+    if (have == 0 && !fds_.empty()) {
+      return Status(Code::kDataLoss, "the daemon sent descriptors without a frame");
+    }
+    return std::optional<Frame>();
+  }
+  Frame frame;
+  frame.header = wire::DecodeHeader(std::span<const uint8_t, wire::kFrameHeaderBytes>(
+      buffer_.data() + begin_, wire::kFrameHeaderBytes));
+  if (frame.header.length > wire::kMaxFrameBytes || frame.header.fds > wire::kMaxFds) {
+    return Status(Code::kDataLoss, "the daemon sent a frame over the limits");
+  }
+  if (fds_.size() < frame.header.fds) {
+    return Status(Code::kDataLoss, "the daemon sent fewer descriptors than it announced");
+  }
+  const size_t bytes = wire::kFrameHeaderBytes + frame.header.length;
+  if (have < bytes) return std::optional<Frame>();
+  frame.body.assign(
+      reinterpret_cast<const char*>(buffer_.data()) + begin_ + wire::kFrameHeaderBytes,
+      frame.header.length);
+  for (uint16_t i = 0; i < frame.header.fds; ++i) {
+    frame.fds.push_back(std::move(fds_.front()));
+    fds_.pop_front();
+  }
+  begin_ += bytes;
+  return std::optional<Frame>(std::move(frame));
+}
+
+Result<std::optional<Frame>> FrameSocket::Receive() {
+  for (;;) {
+    ASSIGN_OR_RETURN(std::optional<Frame> frame, Parse());
+    if (frame) return std::optional<Frame>(std::move(frame));
+    if (begin_ > 0) {  // Room for the rest of a frame that is there in part.
+      std::copy(buffer_.begin() + static_cast<ptrdiff_t>(begin_),
+                buffer_.begin() + static_cast<ptrdiff_t>(end_), buffer_.begin());
+      end_ -= begin_;
+      begin_ = 0;
+      if (end_ == 0 && buffer_.size() > 16 * kReadBytes) {  // A rare long reply is not kept.
+        buffer_.resize(kReadBytes);
+        buffer_.shrink_to_fit();
+      }
+    }
+    ASSIGN_OR_RETURN(const bool more, Fill());
+    if (!more) return std::optional<Frame>();
+  }
+}
+
+void FrameSocket::Shutdown() {
+  ::shutdown(socket_.get(), SHUT_RDWR);
+}
+
+}  // namespace terrace

@@ -1,0 +1,305 @@
+// The messages of the Unix socket as plain structs, encoded and decoded without protobuf.
+//
+// They mirror proto/wire.proto field by field, where every message numbers its fields from 1
+// without gaps: Fields() lists them in that order, and the codec takes a field's number from its
+// place. A test compares both directions with protoc's classes, so that the two cannot drift apart.
+// admin_messages.h has the operator's verbs. Thread safety: values.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include "proto/frame.h"
+
+namespace terrace::messages {
+
+// Appends the encoding of `message` to `out`: the bytes that protoc's classes write.
+template <class Message>
+void Encode(const Message& message, std::string* out);
+// Replaces `message` by what `bytes` encode; unknown fields are skipped. False if they are not a
+// message of this kind, which leaves `message` partly filled.
+template <class Message>
+[[nodiscard]] bool Decode(std::string_view bytes, Message* message);
+
+struct Error {
+  static constexpr wire::Type kType = wire::Type::kError;
+  uint32_t code = 0;
+  std::string message;
+  static auto Fields(auto& m) { return std::tie(m.code, m.message); }
+};
+
+struct Hello {
+  static constexpr wire::Type kType = wire::Type::kHello;
+  using Reply = struct HelloReply;
+  uint32_t version_min = 0;
+  uint32_t version_max = 0;
+  std::string name;
+  bool writer = false;
+  uint64_t resume_client = 0;
+  uint64_t resume_token = 0;
+  uint32_t max_pins = 0;
+  static auto Fields(auto& m) {
+    return std::tie(m.version_min, m.version_max, m.name, m.writer, m.resume_client, m.resume_token,
+                    m.max_pins);
+  }
+};
+
+struct HelloReply {
+  static constexpr wire::Type kType = wire::Type::kHelloReply;
+  uint32_t version = 0;
+  uint64_t client = 0;
+  uint64_t token = 0;
+  uint64_t life = 0;
+  bool resumed = false;
+  std::string tenant;
+  bool writer = false;
+  uint32_t max_pins = 0;
+  uint64_t max_pinned_bytes = 0;
+  uint32_t max_grants = 0;
+  uint64_t host_capacity_bytes = 0;
+  std::string daemon_version;
+  static auto Fields(auto& m) {
+    return std::tie(m.version, m.client, m.token, m.life, m.resumed, m.tenant, m.writer, m.max_pins,
+                    m.max_pinned_bytes, m.max_grants, m.host_capacity_bytes, m.daemon_version);
+  }
+};
+
+struct Ping {
+  static constexpr wire::Type kType = wire::Type::kPing;
+  using Reply = struct PingReply;
+  static auto Fields(auto&) { return std::tie(); }
+};
+
+struct PingReply {
+  static constexpr wire::Type kType = wire::Type::kPingReply;
+  static auto Fields(auto&) { return std::tie(); }
+};
+
+struct Goodbye {
+  static constexpr wire::Type kType = wire::Type::kGoodbye;
+  using Reply = struct GoodbyeReply;
+  static auto Fields(auto&) { return std::tie(); }
+};
+
+struct GoodbyeReply {
+  static constexpr wire::Type kType = wire::Type::kGoodbyeReply;
+  static auto Fields(auto&) { return std::tie(); }
+};
+
+struct Directory {
+  static constexpr wire::Type kType = wire::Type::kDirectory;
+  using Reply = struct DirectoryReply;
+  static auto Fields(auto&) { return std::tie(); }
+};
+
+struct DirectoryReply {
+  static constexpr wire::Type kType = wire::Type::kDirectoryReply;
+  uint64_t directory_id = 0;
+  static auto Fields(auto& m) { return std::tie(m.directory_id); }
+};
+
+struct Arena {
+  uint32_t id = 0;
+  uint64_t bytes = 0;
+  uint32_t page_bytes = 0;
+  uint32_t tier = 0;
+  bool writable = false;
+  static auto Fields(auto& m) { return std::tie(m.id, m.bytes, m.page_bytes, m.tier, m.writable); }
+};
+
+struct Arenas {
+  static constexpr wire::Type kType = wire::Type::kArenas;
+  using Reply = struct ArenasReply;
+  std::vector<uint32_t> ids;
+  bool writable = false;
+  static auto Fields(auto& m) { return std::tie(m.ids, m.writable); }
+};
+
+struct ArenasReply {
+  static constexpr wire::Type kType = wire::Type::kArenasReply;
+  std::vector<Arena> arenas;
+  static auto Fields(auto& m) { return std::tie(m.arenas); }
+};
+
+struct Layout {
+  std::string dtype;
+  uint32_t layers = 0;
+  uint32_t kv_heads = 0;
+  uint32_t head_size = 0;
+  uint32_t page_tokens = 0;
+  uint32_t planes = 0;
+  std::string order;
+  static auto Fields(auto& m) {
+    return std::tie(m.dtype, m.layers, m.kv_heads, m.head_size, m.page_tokens, m.planes, m.order);
+  }
+};
+
+struct OpenSpace {
+  static constexpr wire::Type kType = wire::Type::kOpenSpace;
+  using Reply = struct OpenSpaceReply;
+  std::string weights_digest;
+  std::string adapter_digest;
+  std::string salt;
+  std::optional<Layout> layout;
+  std::string model;
+  std::string space_id;
+  static auto Fields(auto& m) {
+    return std::tie(m.weights_digest, m.adapter_digest, m.salt, m.layout, m.model, m.space_id);
+  }
+};
+
+struct OpenSpaceReply {
+  static constexpr wire::Type kType = wire::Type::kOpenSpaceReply;
+  std::string space_id;
+  uint32_t slot = 0;
+  uint32_t epoch = 0;
+  uint32_t generation_index = 0;
+  uint64_t generation = 0;
+  uint32_t page_bytes = 0;
+  std::optional<Layout> layout;
+  static auto Fields(auto& m) {
+    return std::tie(m.space_id, m.slot, m.epoch, m.generation_index, m.generation, m.page_bytes,
+                    m.layout);
+  }
+};
+
+struct CloseSpace {
+  static constexpr wire::Type kType = wire::Type::kCloseSpace;
+  using Reply = struct CloseSpaceReply;
+  uint32_t slot = 0;
+  uint32_t epoch = 0;
+  static auto Fields(auto& m) { return std::tie(m.slot, m.epoch); }
+};
+
+struct CloseSpaceReply {
+  static constexpr wire::Type kType = wire::Type::kCloseSpaceReply;
+  static auto Fields(auto&) { return std::tie(); }
+};
+
+struct Grant {
+  static constexpr wire::Type kType = wire::Type::kGrant;
+  using Reply = struct GrantReply;
+  uint32_t slot = 0;
+  uint32_t epoch = 0;
+  uint32_t part = 0;
+  std::string keys;
+  uint32_t deadline_ms = 0;
+  static auto Fields(auto& m) { return std::tie(m.slot, m.epoch, m.part, m.keys, m.deadline_ms); }
+};
+
+struct GrantReply {
+  static constexpr wire::Type kType = wire::Type::kGrantReply;
+  std::vector<uint32_t> codes;
+  std::vector<uint64_t> grants;
+  std::vector<uint64_t> handles;
+  std::vector<Arena> arenas;
+  static auto Fields(auto& m) { return std::tie(m.codes, m.grants, m.handles, m.arenas); }
+};
+
+struct Commit {
+  static constexpr wire::Type kType = wire::Type::kCommit;
+  using Reply = struct CommitReply;
+  std::vector<uint64_t> grants;
+  std::vector<uint32_t> valid_tokens;
+  static auto Fields(auto& m) { return std::tie(m.grants, m.valid_tokens); }
+};
+
+struct CommitReply {
+  static constexpr wire::Type kType = wire::Type::kCommitReply;
+  std::vector<uint32_t> codes;
+  static auto Fields(auto& m) { return std::tie(m.codes); }
+};
+
+struct Abort {
+  static constexpr wire::Type kType = wire::Type::kAbort;
+  using Reply = struct AbortReply;
+  std::vector<uint64_t> grants;
+  static auto Fields(auto& m) { return std::tie(m.grants); }
+};
+
+struct AbortReply {
+  static constexpr wire::Type kType = wire::Type::kAbortReply;
+  static auto Fields(auto&) { return std::tie(); }
+};
+
+struct Drop {
+  static constexpr wire::Type kType = wire::Type::kDrop;
+  using Reply = struct DropReply;
+  uint32_t slot = 0;
+  uint32_t epoch = 0;
+  uint32_t part = 0;
+  std::string keys;
+  static auto Fields(auto& m) { return std::tie(m.slot, m.epoch, m.part, m.keys); }
+};
+
+struct DropReply {
+  static constexpr wire::Type kType = wire::Type::kDropReply;
+  uint32_t dropped = 0;
+  static auto Fields(auto& m) { return std::tie(m.dropped); }
+};
+
+struct Attach {
+  static constexpr wire::Type kType = wire::Type::kAttach;
+  using Reply = struct AttachReply;
+  std::string name;
+  std::string version;
+  bool load = false;
+  uint32_t deadline_ms = 0;
+  static auto Fields(auto& m) { return std::tie(m.name, m.version, m.load, m.deadline_ms); }
+};
+
+struct AttachReply {
+  static constexpr wire::Type kType = wire::Type::kAttachReply;
+  uint64_t attachment = 0;
+  std::string version;
+  std::string digest;
+  uint64_t manifest_bytes = 0;
+  static auto Fields(auto& m) {
+    return std::tie(m.attachment, m.version, m.digest, m.manifest_bytes);
+  }
+};
+
+struct AttachBlocks {
+  static constexpr wire::Type kType = wire::Type::kAttachBlocks;
+  using Reply = struct AttachBlocksReply;
+  uint64_t attachment = 0;
+  std::vector<uint32_t> blocks;
+  static auto Fields(auto& m) { return std::tie(m.attachment, m.blocks); }
+};
+
+struct AttachBlocksReply {
+  static constexpr wire::Type kType = wire::Type::kAttachBlocksReply;
+  std::vector<uint32_t> blocks;
+  bool last = false;
+  static auto Fields(auto& m) { return std::tie(m.blocks, m.last); }
+};
+
+struct Detach {
+  static constexpr wire::Type kType = wire::Type::kDetach;
+  using Reply = struct DetachReply;
+  uint64_t attachment = 0;
+  static auto Fields(auto& m) { return std::tie(m.attachment); }
+};
+
+struct DetachReply {
+  static constexpr wire::Type kType = wire::Type::kDetachReply;
+  static auto Fields(auto&) { return std::tie(); }
+};
+
+struct GrantExpiredEvent {
+  static constexpr wire::Type kType = wire::Type::kGrantExpiredEvent;
+  std::vector<uint64_t> grants;
+  static auto Fields(auto& m) { return std::tie(m.grants); }
+};
+
+struct UnmapEvent {
+  static constexpr wire::Type kType = wire::Type::kUnmapEvent;
+  std::vector<uint32_t> arenas;
+  static auto Fields(auto& m) { return std::tie(m.arenas); }
+};
+
+}  // namespace terrace::messages
