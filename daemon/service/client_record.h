@@ -1,0 +1,57 @@
+// ClientRecord: what the service keeps of a client, from its hello until its process is gone.
+//
+// A client is not a connection. Its pins, grants and attachments end with its process (a pidfd that
+// becomes readable) or with its goodbye; when only its connection broke, the record stays and the
+// same process may come back to it. Owner thread only.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/unique_fd.h"
+#include "daemon/engine/engine.h"
+#include "daemon/service/connection.h"
+#include "daemon/service/owner_loop.h"
+
+namespace terrace {
+
+struct ClientRecord;
+
+// A connection and, once it has said hello, whose it is.
+struct Session {
+  Session(uint64_t id, Peer peer, const ConnectionEnvironment& environment,
+          Connection::Owner& owner)
+      : connection(id, std::move(peer), environment, owner) {}
+  Connection connection;
+  ClientRecord* client = nullptr;
+};
+
+struct ClientRecord {
+  ClientId id = 0;
+  uint64_t token = 0;  // Proves that a resuming connection was told of this client.
+  std::string tenant_name;
+  TenantId tenant = 0;
+  bool writer = false;
+  pid_t pid = 0;
+  ClientGiven given;
+  Mapping channel;             // Outlives the engine's use of it.
+  OwnerLoop::Watch process;    // Of its pidfd.
+  Session* session = nullptr;  // Null while its connection is broken.
+
+  // Arenas whose descriptors it got, and whether writable ones.
+  std::unordered_map<ArenaId, bool> arenas;
+  // What happened while it had no connection; sent when it comes back.
+  std::vector<uint64_t> missed_expired;
+  std::vector<ArenaId> missed_gone;
+};
+
+// Beyond so many a client that is away is told no more: it keeps useless mappings until it ends.
+inline constexpr size_t kMaxMissedArenas = 16384;
+
+using ClientTable = std::unordered_map<ClientId, std::unique_ptr<ClientRecord>>;
+using SessionTable = std::unordered_map<uint64_t, std::unique_ptr<Session>>;
+
+}  // namespace terrace

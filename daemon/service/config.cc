@@ -1,0 +1,315 @@
+#include "daemon/service/config.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstdlib>
+#include <functional>
+#include <optional>
+
+#include "daemon/service/size_text.h"
+
+namespace terrace {
+
+namespace {
+
+// The bounds that the other rooms were built for; docs/configuration.md repeats them.
+constexpr uint64_t kMinSlab = 1u << 20;
+constexpr uint64_t kMaxSlab = 1u << 30;
+constexpr uint64_t kMinBlock = 2u << 20;
+constexpr uint64_t kMaxBlock = 512u << 20;
+constexpr uint64_t kMinCapacity = 16u << 20;
+constexpr uint32_t kMaxDeadlineMs = 24u * 3600 * 1000;
+
+struct Field {
+  ConfigField field;
+  std::function<bool(Config&, std::string_view)> set;
+  std::function<std::string(const Config&)> text;
+};
+
+// As a TOML basic string.
+std::string Quoted(std::string_view text) {
+  std::string quoted = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') quoted.push_back('\\');
+    quoted.push_back(c);
+  }
+  return quoted + "\"";
+}
+
+std::optional<uint64_t> Number(std::string_view text, uint64_t low, uint64_t high) {
+  uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  if (number < low || number > high) return std::nullopt;
+  return number;
+}
+
+Field PathField(std::string_view path, std::string Config::*member) {
+  return {{path, "an absolute path, at most 4095 bytes"},
+          [member](Config& config, std::string_view text) {
+            if (text.empty() || text.front() != '/' || text.size() > 4095) return false;
+            const auto control = [](char c) { return static_cast<unsigned char>(c) < 0x20; };
+            if (std::any_of(text.begin(), text.end(), control)) return false;
+            config.*member = text;
+            return true;
+          },
+          [member](const Config& config) { return Quoted(config.*member); }};
+}
+
+Field CountField(std::string_view path, std::string_view expected, uint32_t Config::*member,
+                 uint32_t low, uint32_t high) {
+  return {{path, expected},
+          [=](Config& config, std::string_view text) {
+            const auto number = Number(text, low, high);
+            if (!number) return false;
+            config.*member = static_cast<uint32_t>(*number);
+            return true;
+          },
+          [member](const Config& config) { return std::to_string(config.*member); }};
+}
+
+Field SizeField(std::string_view path, std::string_view expected, uint64_t Config::*member,
+                uint64_t low, uint64_t high) {
+  return {{path, expected},
+          [=](Config& config, std::string_view text) {
+            const auto bytes = ParseSize(text);
+            if (!bytes || *bytes < low || *bytes > high || *bytes % 4096 != 0) return false;
+            config.*member = *bytes;
+            return true;
+          },
+          [member](const Config& config) { return Quoted(SizeText(config.*member)); }};
+}
+
+Field DurationField(std::string_view path, std::string_view expected, uint32_t Config::*member,
+                    uint32_t low_ms) {
+  return {{path, expected},
+          [=](Config& config, std::string_view text) {
+            const auto ms = ParseDurationMs(text);
+            if (!ms || *ms < low_ms || *ms > kMaxDeadlineMs) return false;
+            config.*member = *ms;
+            return true;
+          },
+          [member](const Config& config) { return Quoted(DurationText(config.*member)); }};
+}
+
+Field SocketModeField() {
+  return {{"daemon.socket_mode", "an octal mode between \"0600\" and \"0777\", such as \"0660\""},
+          [](Config& config, std::string_view text) {
+            uint32_t mode = 0;
+            const auto [end, error] =
+                std::from_chars(text.data(), text.data() + text.size(), mode, 8);
+            if (error != std::errc() || end != text.data() + text.size()) return false;
+            if ((mode & 0600) != 0600 || mode > 0777) return false;
+            config.socket_mode = mode;
+            return true;
+          },
+          [](const Config& config) {
+            char digits[8];
+            const auto end = std::to_chars(digits, digits + sizeof digits, config.socket_mode, 8);
+            return Quoted("0" + std::string(digits, end.ptr));
+          }};
+}
+
+Field LogLevelField() {
+  return {{"daemon.log_level", "one of \"debug\", \"info\", \"warning\", \"error\", \"off\""},
+          [](Config& config, std::string_view text) {
+            const auto level = LogLevelOf(text);
+            if (level) config.log_level = *level;
+            return level.has_value();
+          },
+          [](const Config& config) { return Quoted(LogLevelName(config.log_level)); }};
+}
+
+// 0.25 is a share; "16GiB" or a whole number of bytes is a size.
+bool SetCapacity(Config& config, std::string_view text) {
+  if (const auto bytes = ParseSize(text); bytes && *bytes > 1) {
+    if (*bytes < kMinCapacity) return false;
+    config.capacity = {*bytes, 0};
+    return true;
+  }
+  double fraction = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), fraction);
+  if (error != std::errc() || end != text.data() + text.size()) return false;
+  if (!(fraction > 0 && fraction <= 1)) return false;
+  config.capacity = {0, fraction};
+  return true;
+}
+
+Field CapacityField() {
+  return {{"host.capacity",
+           "a size such as \"16GiB\", at least 16MiB, or a fraction such as 0.25, above 0 and at "
+           "most 1"},
+          SetCapacity,
+          [](const Config& config) {
+            if (config.capacity.bytes != 0) return Quoted(SizeText(config.capacity.bytes));
+            char digits[32];
+            const auto end =
+                std::to_chars(digits, digits + sizeof digits, config.capacity.fraction);
+            std::string text(digits, end.ptr);
+            return text.find('.') == std::string::npos ? text + ".0" : text;
+          }};
+}
+
+Field PretouchField() {
+  return {{"host.pretouch", "\"all\", \"none\" or a size such as \"4GiB\""},
+          [](Config& config, std::string_view text) {
+            if (text == "all") {
+              config.pretouch_bytes = UINT64_MAX;
+              return true;
+            }
+            const auto bytes = text == "none" ? std::optional<uint64_t>(0) : ParseSize(text);
+            if (bytes) config.pretouch_bytes = *bytes;
+            return bytes.has_value();
+          },
+          [](const Config& config) {
+            if (config.pretouch_bytes == UINT64_MAX) return Quoted("all");
+            return Quoted(config.pretouch_bytes == 0 ? "none" : SizeText(config.pretouch_bytes));
+          }};
+}
+
+template <typename Choice>
+Field AutoOrNever(std::string_view path, Choice Config::*member) {
+  return {{path, "\"auto\" or \"never\""},
+          [member](Config& config, std::string_view text) {
+            if (text != "auto" && text != "never") return false;
+            config.*member = text == "auto" ? Choice::kAuto : Choice::kNever;
+            return true;
+          },
+          [member](const Config& config) {
+            return Quoted(config.*member == Choice::kAuto ? "auto" : "never");
+          }};
+}
+
+Field PinnedBytesField() {
+  return {{"limits.pinned_bytes", "a size such as \"8GiB\", or 0 for half the host capacity"},
+          [](Config& config, std::string_view text) {
+            const auto bytes = ParseSize(text);
+            if (bytes) config.pinned_bytes = *bytes;
+            return bytes.has_value();
+          },
+          [](const Config& config) { return Quoted(SizeText(config.pinned_bytes)); }};
+}
+
+std::vector<Field> MakeFields() {
+  std::vector<Field> fields;
+  fields.push_back(PathField("daemon.socket", &Config::socket));
+  fields.push_back(SocketModeField());
+  fields.push_back(PathField("daemon.state_dir", &Config::state_dir));
+  fields.push_back(LogLevelField());
+  fields.push_back(CapacityField());
+  fields.push_back(SizeField("host.slab",
+                             "a size such as \"64MiB\", a multiple of 4096, 1MiB to 1GiB",
+                             &Config::slab_bytes, kMinSlab, kMaxSlab));
+  fields.push_back(SizeField("host.block",
+                             "a size such as \"64MiB\", a multiple of 4096, 2MiB to 512MiB",
+                             &Config::block_bytes, kMinBlock, kMaxBlock));
+  fields.push_back(PretouchField());
+  fields.push_back(AutoOrNever("host.huge_pages", &Config::huge_pages));
+  fields.push_back(AutoOrNever("host.lock", &Config::lock));
+  fields.push_back(
+      CountField("limits.clients", "a number from 1 to 16384", &Config::clients, 1, 16384));
+  fields.push_back(CountField("limits.clients_per_process", "a number from 1 to 16384",
+                              &Config::clients_per_process, 1, 16384));
+  fields.push_back(
+      CountField("limits.connections", "a number from 1 to 32768", &Config::connections, 1, 32768));
+  fields.push_back(CountField("limits.pins", "a number from 8 to 65536", &Config::pins, 8, 65536));
+  fields.push_back(PinnedBytesField());
+  fields.push_back(
+      CountField("limits.grants", "a number from 1 to 1048576", &Config::grants, 1, 1u << 20));
+  fields.push_back(DurationField("limits.grant_deadline",
+                                 "a duration such as \"30s\", 1ms to 24 hours",
+                                 &Config::grant_deadline_ms, 1));
+  fields.push_back(DurationField("limits.grant_deadline_max",
+                                 "a duration such as \"10min\", 1ms to 24 hours",
+                                 &Config::grant_deadline_max_ms, 1));
+  fields.push_back(DurationField("limits.hello_deadline",
+                                 "a duration such as \"10s\", 100ms to 24 hours",
+                                 &Config::hello_deadline_ms, 100));
+  fields.push_back(DurationField("limits.reader_stall",
+                                 "a duration such as \"30s\", 100ms to 24 hours",
+                                 &Config::reader_stall_ms, 100));
+  return fields;
+}
+
+const std::vector<Field>& Fields() {
+  static const std::vector<Field> fields = MakeFields();
+  return fields;
+}
+
+std::string_view SectionOf(std::string_view path) {
+  return path.substr(0, path.find('.'));
+}
+
+std::string Environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value != nullptr && value[0] == '/' ? value : "";  // XDG: relative paths are invalid.
+}
+
+}  // namespace
+
+const std::vector<ConfigField>& ConfigFields() {
+  static const std::vector<ConfigField> fields = [] {
+    std::vector<ConfigField> list;
+    for (const Field& field : Fields())
+      list.push_back(field.field);
+    return list;
+  }();
+  return fields;
+}
+
+Status SetConfigField(Config* config, std::string_view path, std::string_view text) {
+  for (const Field& field : Fields()) {
+    if (field.field.path != path) continue;
+    if (field.set(*config, text)) return {};
+    return {Code::kInvalidArgument, std::string(path) + ": expected " +
+                                        std::string(field.field.expected) + ", got \"" +
+                                        std::string(text.substr(0, 200)) + "\""};
+  }
+  return {Code::kInvalidArgument, std::string(path.substr(0, 200)) + ": there is no such field"};
+}
+
+Status CheckConfig(const Config& config) {
+  if (config.grant_deadline_ms > config.grant_deadline_max_ms) {
+    return {Code::kInvalidArgument,
+            "limits.grant_deadline: " + DurationText(config.grant_deadline_ms) +
+                " is above limits.grant_deadline_max, " +
+                DurationText(config.grant_deadline_max_ms)};
+  }
+  if (config.connections < config.clients) {
+    return {Code::kInvalidArgument, "limits.connections: " + std::to_string(config.connections) +
+                                        " is below limits.clients, " +
+                                        std::to_string(config.clients)};
+  }
+  return {};
+}
+
+std::string ConfigText(const Config& config) {
+  std::string text;
+  std::string_view section;
+  for (const Field& field : Fields()) {
+    if (SectionOf(field.field.path) != section) {
+      section = SectionOf(field.field.path);
+      text.append(text.empty() ? "" : "\n").append("[").append(section).append("]\n");
+    }
+    text.append(field.field.path.substr(section.size() + 1));
+    text.append(" = ").append(field.text(config)).append("\n");
+  }
+  return text;
+}
+
+std::string DefaultSocketPath() {
+  const std::string runtime = Environment("XDG_RUNTIME_DIR");
+  if (!runtime.empty()) return runtime + "/terrace/terraced.sock";
+  return "/tmp/terrace-" + std::to_string(::geteuid()) + "/terraced.sock";
+}
+
+std::string DefaultStateDir() {
+  const std::string state = Environment("XDG_STATE_HOME");
+  if (!state.empty()) return state + "/terrace";
+  const std::string home = Environment("HOME");
+  return home.empty() ? "" : home + "/.local/state/terrace";
+}
+
+}  // namespace terrace

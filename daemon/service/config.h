@@ -1,0 +1,78 @@
+// Config: what an operator can choose. docs/configuration.md lists every field.
+//
+// One table of fields serves the TOML file and the command line alike: a field has a path
+// ("host.capacity"), a default, and a check whose message names the path. Unknown fields are
+// refused. Read once at the start of the daemon; a value.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+#include "daemon/service/log.h"
+
+namespace terrace {
+
+// Host memory: so many bytes, or a share of the memory limit of the cgroup or machine.
+struct CapacityChoice {
+  uint64_t bytes = 0;  // 0: use `fraction`.
+  double fraction = 0.25;
+};
+
+enum class LockChoice : uint8_t { kAuto, kNever };
+enum class HugePagesChoice : uint8_t { kAuto, kNever };
+
+struct Config {
+  // [daemon]
+  std::string socket;  // Empty: the user's default, see DefaultSocketPath.
+  mode_t socket_mode = 0600;
+  std::string state_dir;  // Empty: the user's default, see DefaultStateDir.
+  LogLevel log_level = LogLevel::kInfo;
+  // [host]
+  CapacityChoice capacity;
+  uint64_t slab_bytes = 64u << 20;
+  uint64_t block_bytes = 64u << 20;
+  uint64_t pretouch_bytes = UINT64_MAX;  // UINT64_MAX: all.
+  HugePagesChoice huge_pages = HugePagesChoice::kAuto;
+  LockChoice lock = LockChoice::kAuto;
+  // [limits]
+  uint32_t clients = 1024;
+  uint32_t clients_per_process = 64;
+  uint32_t connections = 2048;
+  uint32_t pins = 65536;
+  uint64_t pinned_bytes = 0;  // 0: half the host capacity.
+  uint32_t grants = 4096;
+  uint32_t grant_deadline_ms = 30'000;
+  uint32_t grant_deadline_max_ms = 600'000;
+  uint32_t hello_deadline_ms = 10'000;
+  uint32_t reader_stall_ms = 30'000;
+};
+
+struct ConfigField {
+  std::string_view path;
+  std::string_view expected;  // "a size such as \"64MiB\""
+};
+const std::vector<ConfigField>& ConfigFields();
+
+// Sets one field from the text that a TOML value or an option has: strings without their quotes,
+// numbers and booleans as written. The error names the field, what it takes and what it got.
+Status SetConfigField(Config* config, std::string_view path, std::string_view text);
+// What no field can check alone. To be called when all are set.
+Status CheckConfig(const Config& config);
+// As a TOML file that would give the same.
+std::string ConfigText(const Config& config);
+
+// Reads a TOML file over what `config` has (config_file.cc, the one door to toml++).
+Status ReadConfigFile(const std::string& file, Config* config);
+Status ReadConfigText(std::string_view text, const std::string& source, Config* config);
+
+// $XDG_RUNTIME_DIR/terrace/terraced.sock, or /tmp/terrace-<uid>/terraced.sock.
+std::string DefaultSocketPath();
+// $XDG_STATE_HOME/terrace, or ~/.local/state/terrace; empty when there is no home either.
+std::string DefaultStateDir();
+
+}  // namespace terrace

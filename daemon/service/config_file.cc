@@ -1,0 +1,92 @@
+// The one door to toml++: turns a file into (path, text) pairs for the table of fields.
+#define TOML_EXCEPTIONS 0
+#include <toml++/toml.h>
+
+#include <cerrno>
+#include <charconv>
+#include <cstdio>
+#include <fstream>
+#include <sstream>
+
+#include "daemon/service/config.h"
+
+namespace terrace {
+
+namespace {
+
+constexpr size_t kMaxConfigBytes = 1u << 20;
+
+// The text of a value as SetConfigField takes it; nothing for arrays, tables and dates.
+std::optional<std::string> TextOf(const toml::node& node) {
+  if (const auto* text = node.as_string()) return text->get();
+  if (const auto* number = node.as_integer()) return std::to_string(number->get());
+  if (const auto* flag = node.as_boolean()) return flag->get() ? "true" : "false";
+  if (const auto* number = node.as_floating_point()) {
+    char digits[64];
+    const auto end = std::to_chars(digits, digits + sizeof digits, number->get());
+    return std::string(digits, end.ptr);
+  }
+  return std::nullopt;
+}
+
+std::string Place(const std::string& source, const toml::source_region& region) {
+  return source + ":" + std::to_string(region.begin.line);
+}
+
+Status ReadSection(const toml::table& section, const std::string& name, const std::string& source,
+                   Config* config) {
+  for (const auto& [key, node] : section) {
+    const std::string path = name + "." + std::string(key.str());
+    const std::optional<std::string> text = TextOf(node);
+    const Status status =
+        text ? SetConfigField(config, path, *text)
+             : Status(Code::kInvalidArgument, path + ": expected a string or a number");
+    if (!status.ok()) return Status(status).WithContext(Place(source, node.source()));
+  }
+  return {};
+}
+
+}  // namespace
+
+Status ReadConfigText(std::string_view text, const std::string& source, Config* config) {
+  const toml::parse_result parsed = toml::parse(text, source);
+  if (!parsed) {
+    return {Code::kInvalidArgument, Place(source, parsed.error().source()) + ": " +
+                                        std::string(parsed.error().description())};
+  }
+  for (const auto& [key, node] : parsed.table()) {
+    const std::string name(key.str());
+    const toml::table* section = node.as_table();
+    if (section == nullptr) {
+      return {Code::kInvalidArgument,
+              Place(source, node.source()) + ": " + name +
+                  ": fields stand in a section: [daemon], [host] or [limits]"};
+    }
+    bool known = false;
+    for (const ConfigField& field : ConfigFields()) {
+      known = known || field.path.substr(0, field.path.find('.')) == name;
+    }
+    if (!known) {
+      return {Code::kInvalidArgument,
+              Place(source, node.source()) + ": [" + name +
+                  "]: there is no such section: [daemon], [host], [limits]"};
+    }
+    RETURN_IF_ERROR(ReadSection(*section, name, source, config));
+  }
+  return {};
+}
+
+Status ReadConfigFile(const std::string& file, Config* config) {
+  std::ifstream stream(file, std::ios::binary);
+  if (!stream) return SystemError(file, errno);
+  std::string text(kMaxConfigBytes + 1, '\0');
+  stream.read(text.data(), static_cast<std::streamsize>(text.size()));
+  if (stream.bad()) return SystemError(file, EIO);
+  text.resize(static_cast<size_t>(stream.gcount()));
+  if (text.size() > kMaxConfigBytes) {
+    return {Code::kInvalidArgument, file + ": longer than 1MiB, which no configuration is"};
+  }
+  return ReadConfigText(text, file, config);
+}
+
+}  // namespace terrace

@@ -1,0 +1,388 @@
+#include "daemon/service/connection.h"
+
+#include <google/protobuf/message_lite.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "proto/wire.pb.h"
+
+namespace terrace {
+
+namespace {
+
+constexpr size_t kMaxQueuedInputFds = 2 * size_t{wire::kMaxFds};
+constexpr size_t kControlBytes =
+    CMSG_SPACE(sizeof(ucred)) + CMSG_SPACE(wire::kMaxFds * sizeof(int));
+
+void CountFrame(std::array<uint64_t, Traffic::kTypes>& counters, wire::Type type) {
+  const auto number = static_cast<size_t>(type);
+  if (number < counters.size()) ++counters[number];
+}
+
+}  // namespace
+
+Connection::~Connection() {
+  ReturnInput();
+}
+
+Status Connection::Open(UniqueFd socket) {
+  opened_at_ = environment_.clock->Now();
+  ASSIGN_OR_RETURN(watch_,
+                   environment_.loop->NewWatch(
+                       std::move(socket), [this] { OnReadable(); }, [this] { Continue(); }));
+  watch_.ArmRead();
+  return {};
+}
+
+// ---- Input --------------------------------------------------------------------------------------
+
+void Connection::OnReadable() {
+  if (closing_) return;
+  for (int i = 0; i < kReadsPerWake && open() && !MustWait(); ++i) {
+    const Received received = ReceiveOnce();
+    if (received == Received::kClosed) return;
+    HandleFrames();
+    if (received == Received::kDrained) break;
+  }
+  Continue();
+}
+
+Connection::Received Connection::ReceiveOnce() {
+  // All the room there is, without growing: CompleteFrame has made place for a longer frame.
+  const size_t free = input_.capacity() - input_.size();
+  const std::span<uint8_t> room = input_.Room(input_.capacity() == 0 ? kSmallInput : free);
+  iovec vector{room.data(), room.size()};
+  alignas(cmsghdr) char control[kControlBytes];
+  msghdr message{};
+  message.msg_iov = &vector;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  const ssize_t bytes = ::recvmsg(watch_.fd(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  if (bytes < 0) {
+    if (errno == EAGAIN || errno == EINTR) return Received::kDrained;
+    Close(SystemError("recvmsg", errno));
+    return Received::kClosed;
+  }
+  bool from_peer = false;
+  const Status control_status = TakeControl(message, &from_peer);
+  if (bytes == 0) {
+    Close(Status(Code::kUnavailable, "the peer closed the connection"));
+    return Received::kClosed;
+  }
+  environment_.traffic->bytes_received += static_cast<uint64_t>(bytes);
+  if (!from_peer) {
+    Violation(0, Status(Code::kPermissionDenied,
+                        "credentials: sent by another process than the one that connected"));
+    return Received::kClosed;
+  }
+  if (!control_status.ok()) {
+    Violation(0, control_status);
+    return Received::kClosed;
+  }
+  input_.Append(static_cast<size_t>(bytes));
+  return static_cast<size_t>(bytes) < room.size() ? Received::kDrained : Received::kMore;
+}
+
+Status Connection::TakeControl(msghdr& message, bool* from_peer) {
+  for (cmsghdr* item = CMSG_FIRSTHDR(&message); item != nullptr;
+       item = CMSG_NXTHDR(&message, item)) {
+    if (item->cmsg_level != SOL_SOCKET) continue;
+    if (item->cmsg_type == SCM_RIGHTS) {
+      const size_t count = (item->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+      for (size_t i = 0; i < count; ++i) {
+        int fd = -1;
+        std::memcpy(&fd, CMSG_DATA(item) + i * sizeof(int), sizeof fd);
+        input_fds_.emplace_back(fd);
+      }
+    } else if (item->cmsg_type == SCM_CREDENTIALS) {
+      ucred credentials{};
+      std::memcpy(&credentials, CMSG_DATA(item), sizeof credentials);
+      *from_peer = credentials.pid == peer_.pid;
+    }
+  }
+  if ((message.msg_flags & MSG_CTRUNC) != 0) {
+    return {Code::kExhausted, "fds: descriptors were lost, for the daemon has too many open"};
+  }
+  if (input_fds_.size() > kMaxQueuedInputFds) {
+    return {Code::kInvalidArgument, "fds: more descriptors came than any frame may have"};
+  }
+  return {};
+}
+
+Result<size_t> Connection::CompleteFrame() {
+  const std::span<const uint8_t> bytes = input_.bytes();
+  if (bytes.size() < wire::kFrameHeaderBytes) return size_t{0};
+  const wire::FrameHeader header = wire::DecodeHeader(bytes.first<wire::kFrameHeaderBytes>());
+  if (header.length > max_frame_bytes_) {
+    return Status(Code::kInvalidArgument,
+                  "length: a frame of " + std::to_string(header.length) + " bytes, at most " +
+                      std::to_string(max_frame_bytes_) + " are allowed" +
+                      (max_frame_bytes_ == kHelloFrameBytes ? " before the hello" : ""));
+  }
+  if (header.fds > wire::kMaxFds) {
+    return Status(Code::kInvalidArgument, "fds: the header says " + std::to_string(header.fds) +
+                                              " descriptors, at most " +
+                                              std::to_string(wire::kMaxFds) + " are allowed");
+  }
+  // They come with the frame's first byte, so none can still be on its way.
+  if (header.fds > input_fds_.size()) {
+    return Status(Code::kInvalidArgument, "fds: the header says " + std::to_string(header.fds) +
+                                              " descriptors, " + std::to_string(input_fds_.size()) +
+                                              " came");
+  }
+  const size_t whole = wire::kFrameHeaderBytes + header.length;
+  if (bytes.size() >= whole) return whole;
+  if (!GrowInput(whole)) {
+    return Status(Code::kExhausted, "length: no memory left for a frame of " +
+                                        std::to_string(header.length) +
+                                        " bytes beside those of other connections; retry later");
+  }
+  return size_t{0};
+}
+
+void Connection::HandleFrames() {
+  batch_ = true;
+  while (open() && !closing_ && !MustWait()) {
+    const Result<size_t> whole = CompleteFrame();
+    if (!whole) {
+      const std::span<const uint8_t> bytes = input_.bytes();
+      Violation(wire::DecodeHeader(bytes.first<wire::kFrameHeaderBytes>()).request, whole.error());
+      break;
+    }
+    if (*whole == 0) break;
+    const std::span<const uint8_t> bytes = input_.bytes();
+    Frame frame;
+    frame.header = wire::DecodeHeader(bytes.first<wire::kFrameHeaderBytes>());
+    frame.message = bytes.subspan(wire::kFrameHeaderBytes, frame.header.length);
+    for (uint16_t i = 0; i < frame.header.fds; ++i) {
+      frame.fds.push_back(std::move(input_fds_.front()));
+      input_fds_.pop_front();
+    }
+    CountFrame(environment_.traffic->frames_received, frame.header.type);
+    owner_.OnFrame(*this, frame);
+    input_.Consume(*whole);
+    if (output_.size() > kOutputHigh || output_fd_count_ > kOutputFdsHigh) Flush();
+  }
+  if (open() && !closing_ && input_.empty()) {
+    ReturnInput();
+    if (!input_fds_.empty()) {
+      Violation(0, Status(Code::kInvalidArgument, "fds: descriptors came that no frame names"));
+    }
+  }
+  batch_ = false;
+}
+
+bool Connection::MustWait() const {
+  return in_flight_.size() >= kMaxInFlight || output_.size() > kOutputHigh ||
+         output_fd_count_ > kOutputFdsHigh;
+}
+
+bool Connection::GrowInput(size_t frame_bytes) {
+  if (frame_bytes <= input_.capacity()) return true;
+  const size_t needed = std::max(frame_bytes, kSmallInput) - kSmallInput;
+  if (needed > large_input_) {
+    const size_t more = needed - large_input_;
+    if (more > *environment_.large_input_left) return false;
+    *environment_.large_input_left -= more;
+    large_input_ = needed;
+  }
+  input_.Room(frame_bytes - input_.size());
+  return true;
+}
+
+void Connection::ReturnInput() {
+  if (large_input_ == 0) return;
+  *environment_.large_input_left += large_input_;
+  large_input_ = 0;
+  input_.ReleaseIfEmpty();
+}
+
+// ---- Output -------------------------------------------------------------------------------------
+
+void Connection::Send(wire::Type type, uint64_t request,
+                      const google::protobuf::MessageLite& message, std::vector<UniqueFd> fds) {
+  if (!open()) return;
+  TERRACE_CHECK(fds.size() <= wire::kMaxFds);
+  const size_t length = message.ByteSizeLong();
+  if (length > wire::kMaxFrameBytes) {
+    SendError(request,
+              Status(Code::kExhausted, "the answer has " + std::to_string(length) +
+                                           " bytes, more than a frame may have: ask for less"));
+    return;
+  }
+  if (output_.size() + length > kOutputMax) {
+    ++environment_.traffic->slow_readers_cut;
+    Close(Status(Code::kExhausted, "slow reader: too much waits to be sent"));
+    return;
+  }
+  if (output_.empty()) stalled_since_ = environment_.clock->Now();
+  wire::FrameHeader header;
+  header.length = static_cast<uint32_t>(length);
+  header.type = type;
+  header.fds = static_cast<uint16_t>(fds.size());
+  header.request = request;
+  if (!fds.empty()) {
+    output_fd_count_ += fds.size();
+    output_fds_.push_back(FdsMark{sent_ + output_.size(), std::move(fds)});
+  }
+  const std::span<uint8_t> room = output_.Room(wire::kFrameHeaderBytes + length);
+  wire::EncodeHeader(header, room.first<wire::kFrameHeaderBytes>());
+  message.SerializeWithCachedSizesToArray(room.data() + wire::kFrameHeaderBytes);
+  output_.Append(wire::kFrameHeaderBytes + length);
+  CountFrame(environment_.traffic->frames_sent, type);
+  if (!batch_) FlushNow();
+}
+
+void Connection::SendError(uint64_t request, const Status& status) {
+  wire::Error error;
+  error.set_code(static_cast<uint32_t>(status.code()));
+  error.set_message(status.message());
+  Send(wire::Type::kError, request, error);
+}
+
+void Connection::SendLastWord(int socket, const Status& why) {
+  wire::Error error;
+  error.set_code(static_cast<uint32_t>(why.code()));
+  error.set_message(why.message());
+  wire::FrameHeader header;
+  header.length = static_cast<uint32_t>(error.ByteSizeLong());
+  header.type = wire::Type::kError;
+  std::string frame(wire::kFrameHeaderBytes, '\0');
+  std::memcpy(frame.data(), &header, sizeof header);
+  error.AppendToString(&frame);
+  (void)::send(socket, frame.data(), frame.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+size_t Connection::NextSegment(std::span<const UniqueFd>* fds) const {
+  size_t bytes = output_.size();
+  size_t mark = 0;
+  if (!output_fds_.empty() && output_fds_.front().at == sent_) {
+    *fds = output_fds_.front().fds;
+    mark = 1;
+  }
+  if (mark < output_fds_.size()) {
+    bytes = static_cast<size_t>(output_fds_[mark].at - sent_);
+  }
+  return bytes;
+}
+
+void Connection::Flush() {
+  while (open() && !output_.empty()) {
+    std::span<const UniqueFd> fds;
+    iovec vector{const_cast<uint8_t*>(output_.bytes().data()), NextSegment(&fds)};
+    msghdr message{};
+    message.msg_iov = &vector;
+    message.msg_iovlen = 1;
+    alignas(cmsghdr) char control[CMSG_SPACE(wire::kMaxFds * sizeof(int))];
+    if (!fds.empty()) {
+      message.msg_control = control;
+      message.msg_controllen = CMSG_SPACE(fds.size() * sizeof(int));
+      cmsghdr* item = CMSG_FIRSTHDR(&message);
+      item->cmsg_level = SOL_SOCKET;
+      item->cmsg_type = SCM_RIGHTS;
+      item->cmsg_len = CMSG_LEN(fds.size() * sizeof(int));
+      for (size_t i = 0; i < fds.size(); ++i) {
+        const int fd = fds[i].get();
+        std::memcpy(CMSG_DATA(item) + i * sizeof(int), &fd, sizeof fd);
+      }
+    }
+    const ssize_t sent = ::sendmsg(watch_.fd(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent < 0) {
+      // ETOOMANYREFS: the peer has not taken earlier descriptors yet. Readiness does not tell when
+      // it has, so Sweep tries again; the stall limit bounds that.
+      if (errno == EAGAIN) watch_.ArmWrite();
+      if (errno != EAGAIN && errno != EINTR && errno != ETOOMANYREFS) {
+        Close(SystemError("sendmsg", errno));
+      }
+      return;
+    }
+    if (!fds.empty()) {
+      output_fd_count_ -= output_fds_.front().fds.size();
+      output_fds_.pop_front();
+    }
+    environment_.traffic->bytes_sent += static_cast<uint64_t>(sent);
+    sent_ += static_cast<uint64_t>(sent);
+    output_.Consume(static_cast<size_t>(sent));
+    stalled_since_ = output_.empty() ? 0 : environment_.clock->Now();
+    if (output_.capacity() > kOutputHigh) output_.ReleaseIfEmpty();
+  }
+}
+
+// ---- Life ---------------------------------------------------------------------------------------
+
+// Outside a batch the caller may be in the middle of a verb of the engine: nothing here may handle
+// a further frame. Writability is what brings the loop back to those that had to wait.
+void Connection::FlushNow() {
+  Flush();
+  if (!open()) return;
+  if (closing_) {
+    if (output_.empty()) Close(closing_why_);
+  } else if (waiting_ && !MustWait()) {
+    watch_.ArmWrite();
+  }
+}
+
+// Called by the loop only: sends, then goes on with frames that had to wait while both progress.
+void Connection::Continue() {
+  waiting_ = false;
+  for (;;) {
+    FlushNow();
+    if (!open() || closing_) return;
+    if (MustWait()) {
+      waiting_ = true;
+      return;
+    }
+    const size_t before = input_.size();
+    HandleFrames();
+    if (input_.size() == before) break;
+  }
+  if (closing_) FlushNow();
+  if (open() && !closing_) watch_.ArmRead();
+}
+
+bool Connection::EndRequest(uint64_t request) {
+  const auto found = std::find(in_flight_.begin(), in_flight_.end(), request);
+  if (found == in_flight_.end()) return false;
+  in_flight_.erase(found);
+  return true;
+}
+
+void Connection::Violation(uint64_t request, const Status& status) {
+  ++environment_.traffic->protocol_violations;
+  closing_ = true;
+  closing_why_ = status;
+  SendError(request, status);
+}
+
+void Connection::CloseAfterSending(Status why) {
+  if (!open() || closing_) return;
+  closing_ = true;
+  closing_why_ = std::move(why);
+  if (!batch_) FlushNow();
+}
+
+void Connection::Close(const Status& why) {
+  if (!open()) return;
+  watch_.Close();
+  input_fds_.clear();
+  output_fds_.clear();
+  output_fd_count_ = 0;
+  owner_.OnClosed(*this, why);
+}
+
+void Connection::Sweep(MonotonicNs now, MonotonicNs stall_limit) {
+  if (!open() || output_.empty()) return;
+  if (now - stalled_since_ > stall_limit) {
+    ++environment_.traffic->slow_readers_cut;
+    Close(Status(Code::kDeadlineExceeded, "slow reader: it took nothing of what waits for it"));
+    return;
+  }
+  Continue();
+}
+
+}  // namespace terrace

@@ -1,0 +1,173 @@
+// Connection: one accepted socket, as frames with descriptors in both directions.
+//
+// It reads what has come, hands complete frames to its Owner one after the other, and sends the
+// replies of such a batch with one sendmsg. The sender of every byte must be the process that
+// connected: a child that inherited the socket closes it by its first message. What breaks the
+// framing is answered with an Error frame and closes this connection only.
+//
+// Bounds. Input: one frame, whose memory beyond kSmallInput comes out of a budget that all
+// connections share. Output: while more than kOutputHigh bytes or kOutputFdsHigh descriptors wait
+// to be sent, no further frame is handled; events and late replies may add to that up to
+// kOutputMax, then the connection is cut. A peer that takes nothing for Limits::reader_stall is
+// cut. Requests in flight: beyond kMaxInFlight no further frame is handled until one is answered.
+//
+// Owner thread only. Closing it never destroys it: its Owner does that, later.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "base/unique_fd.h"
+#include "daemon/service/byte_queue.h"
+#include "daemon/service/owner_loop.h"
+#include "daemon/service/peer.h"
+#include "proto/frame.h"
+
+struct msghdr;
+namespace google::protobuf {
+class MessageLite;
+}
+
+namespace terrace {
+
+inline constexpr size_t kSmallInput = 64u << 10;
+inline constexpr size_t kLargeInputBudget = 128u << 20;  // All connections together.
+inline constexpr size_t kOutputHigh = 256u << 10;
+inline constexpr size_t kOutputMax = 16u << 20;
+inline constexpr size_t kOutputFdsHigh = 512;
+inline constexpr size_t kMaxInFlight = 64;
+inline constexpr int kReadsPerWake = 8;
+inline constexpr size_t kHelloFrameBytes = 4096;  // Until a connection has said hello.
+
+// Frames by type and bytes, of all connections since the daemon started.
+struct Traffic {
+  static constexpr size_t kTypes = 128;
+  std::array<uint64_t, kTypes> frames_received{};
+  std::array<uint64_t, kTypes> frames_sent{};
+  uint64_t frames_unknown = 0;
+  uint64_t bytes_received = 0;
+  uint64_t bytes_sent = 0;
+  uint64_t connections_accepted = 0;
+  uint64_t connections_refused = 0;  // Over the limit, or of a peer that cannot be told.
+  uint64_t protocol_violations = 0;  // Each closed a connection.
+  uint64_t slow_readers_cut = 0;
+};
+
+// What all connections share.
+struct ConnectionEnvironment {
+  OwnerLoop* loop = nullptr;
+  const Clock* clock = nullptr;
+  Traffic* traffic = nullptr;
+  size_t* large_input_left = nullptr;  // Of kLargeInputBudget.
+};
+
+struct Frame {
+  wire::FrameHeader header;
+  std::span<const uint8_t> message;  // Valid during the call.
+  std::vector<UniqueFd> fds;         // As many as the header says. What is left in it is closed.
+};
+
+class Connection {
+ public:
+  class Owner {
+   public:
+    virtual ~Owner() = default;
+    virtual void OnFrame(Connection& connection, Frame& frame) = 0;
+    // Called once; the connection sends and receives nothing more.
+    virtual void OnClosed(Connection& connection, const Status& why) = 0;
+  };
+
+  Connection(uint64_t id, Peer peer, const ConnectionEnvironment& environment, Owner& owner)
+      : id_(id), environment_(environment), owner_(owner), peer_(std::move(peer)) {}
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+  ~Connection();
+
+  // Begins to read. `socket` is non-blocking and has SO_PASSCRED.
+  Status Open(UniqueFd socket);
+
+  // Tries once to send an Error frame on a socket that gets no Connection.
+  static void SendLastWord(int socket, const Status& why);
+
+  uint64_t id() const { return id_; }
+  Peer& peer() { return peer_; }
+  bool open() const { return static_cast<bool>(watch_); }
+
+  // Queues a frame; sends it at once unless a batch of frames is being handled. At most kMaxFds
+  // descriptors.
+  void Send(wire::Type type, uint64_t request, const google::protobuf::MessageLite& message,
+            std::vector<UniqueFd> fds = {});
+  void SendError(uint64_t request, const Status& status);
+  bool has_backlog() const { return !output_.empty(); }
+
+  // A request whose reply comes later, at the end of which EndRequest must be called. False from
+  // EndRequest: it was answered otherwise in the meantime.
+  void BeginRequest(uint64_t request) { in_flight_.push_back(request); }
+  bool EndRequest(uint64_t request);
+  const std::vector<uint64_t>& in_flight() const { return in_flight_; }
+
+  void AllowLargeFrames() { max_frame_bytes_ = wire::kMaxFrameBytes; }
+  // Sends what is queued and closes then, or when the peer does not take it in time.
+  void CloseAfterSending(Status why);
+  void Close(const Status& why);
+  // To be called about once a second: enforces `stall_limit` and tries again what had no room.
+  void Sweep(MonotonicNs now, MonotonicNs stall_limit);
+
+  MonotonicNs opened_at() const { return opened_at_; }
+
+ private:
+  enum class Received : uint8_t { kMore, kDrained, kClosed };
+
+  void OnReadable();
+  Received ReceiveOnce();
+  Status TakeControl(msghdr& message, bool* from_peer);
+  // Hands over the frames that are complete, as far as the bounds allow.
+  void HandleFrames();
+  // 0: not complete yet. Otherwise its whole size; an error when the framing is lost.
+  Result<size_t> CompleteFrame();
+  bool MustWait() const;
+  void Violation(uint64_t request, const Status& status);
+  void FlushNow();
+  void Continue();
+  void Flush();
+  size_t NextSegment(std::span<const UniqueFd>* fds) const;
+  bool GrowInput(size_t frame_bytes);
+  void ReturnInput();
+
+  const uint64_t id_;
+  const ConnectionEnvironment environment_;
+  Owner& owner_;
+  Peer peer_;
+  OwnerLoop::Watch watch_;
+  MonotonicNs opened_at_ = 0;
+
+  ByteQueue input_;
+  size_t large_input_ = 0;  // Taken out of the shared budget.
+  std::deque<UniqueFd> input_fds_;
+  size_t max_frame_bytes_ = kHelloFrameBytes;
+
+  // Descriptors leave with the first byte of their frame: `at` counts all bytes ever queued.
+  struct FdsMark {
+    uint64_t at = 0;
+    std::vector<UniqueFd> fds;
+  };
+  ByteQueue output_;
+  uint64_t sent_ = 0;  // Bytes ever sent.
+  std::deque<FdsMark> output_fds_;
+  size_t output_fd_count_ = 0;
+  MonotonicNs stalled_since_ = 0;  // Since when the oldest waiting byte has waited; 0: none waits.
+
+  std::vector<uint64_t> in_flight_;
+  bool waiting_ = false;  // Frames may be left in `input_`, or on the socket, that MustWait.
+  bool batch_ = false;    // Frames are being handled: replies are sent at the end.
+  bool closing_ = false;  // Reads no more.
+  Status closing_why_;
+};
+
+}  // namespace terrace

@@ -1,0 +1,181 @@
+#include "daemon/service/daemon.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <csignal>
+#include <thread>
+
+#include "daemon/service/log.h"
+#include "daemon/service/size_text.h"
+#include "tiers/host/host_tier.h"
+#include "tiers/journal/journal.h"
+#include "tiers/source/weight_files.h"
+
+namespace terrace {
+
+namespace {
+
+constexpr MonotonicNs kCapacityEvery = 5 * kNsPerSecond;
+constexpr int kMostThreads = 8;  // Of a pool.
+
+int Threads() {
+  return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMostThreads);
+}
+
+// Every client costs two descriptors and every arena one.
+void RaiseDescriptorLimit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) {
+    Log(LogLevel::kWarning, "descriptor-limit-kept", {{"limit", limit.rlim_cur}});
+  }
+}
+
+uint64_t ResidentBytes(const HostReport& report) {
+  return report.hugetlb_bytes + report.thp_bytes + report.small_page_bytes;
+}
+
+std::string FolderOf(const std::string& path) {
+  return path.substr(0, path.rfind('/'));
+}
+
+}  // namespace
+
+Daemon::~Daemon() {
+  listener_.reset();
+  read_pool_.reset();  // Waits for reads that are running: they write into the engine's blocks.
+  engine_.reset();
+}
+
+Status Daemon::FillDefaults() {
+  if (config_.socket.empty()) {
+    config_.socket = DefaultSocketPath();
+    RETURN_IF_ERROR(MakePrivateFolder(FolderOf(config_.socket)).WithContext("daemon.socket"));
+  }
+  if (config_.state_dir.empty()) config_.state_dir = DefaultStateDir();
+  if (config_.state_dir.empty()) {
+    return {Code::kInvalidArgument,
+            "daemon.state_dir: there is neither XDG_STATE_HOME nor HOME: name a folder"};
+  }
+  return MakePrivateFolder(config_.state_dir).WithContext("daemon.state_dir");
+}
+
+Status Daemon::StartTiers() {
+  ASSIGN_OR_RETURN(HostCapacity capacity,
+                   HostCapacity::Choose(config_.capacity, [] { return ReadMemoryLimit(); }));
+  capacity_ = std::make_unique<HostCapacity>(std::move(capacity));
+  // Slabs and blocks of a small tier must leave room for several of each.
+  const uint64_t most = std::max<uint64_t>(1u << 20, capacity_->present_bytes() / 8 / 4096 * 4096);
+  if (config_.slab_bytes > most || config_.block_bytes > most) {
+    config_.slab_bytes = std::min(config_.slab_bytes, most);
+    config_.block_bytes = std::min(config_.block_bytes, most);
+    Log(LogLevel::kInfo, "slab-and-block-lowered",
+        {{"slab", SizeText(config_.slab_bytes)}, {"block", SizeText(config_.block_bytes)}});
+  }
+  WorkerPoolOptions touch;
+  touch.name = "touch";
+  touch.threads = Threads();
+  touch.low_priority = true;
+  ASSIGN_OR_RETURN(touch_pool_, WorkerPool::Start(std::move(touch)));
+  HostTierOptions host;
+  host.blank_bytes = std::max(config_.slab_bytes, config_.block_bytes);
+  host.huge_pages = config_.huge_pages == HugePagesChoice::kAuto;
+  host.lock_memory = config_.lock == LockChoice::kAuto;
+  ASSIGN_OR_RETURN(host_, MakeHostTier(host, loop_, *touch_pool_));
+
+  ASSIGN_OR_RETURN(journal_, OpenJournal(config_.state_dir + "/journal", loop_));
+  journal_drain_ = std::make_unique<JournalDrain>(*journal_);
+  WorkerPoolOptions read;
+  read.name = "read";
+  read.threads = Threads();
+  ASSIGN_OR_RETURN(read_pool_, WorkerPool::Start(std::move(read)));
+  sources_ = MakeWeightFiles(*read_pool_, loop_);
+  return {};
+}
+
+Status Daemon::StartEngine() {
+  ServiceOptions service;
+  service.limits = {config_.clients, config_.clients_per_process};
+  service.connections = config_.connections;
+  service.hello_deadline_ms = config_.hello_deadline_ms;
+  service.reader_stall_ms = config_.reader_stall_ms;
+  service.socket = config_.socket;
+  service.state_dir = config_.state_dir;
+  service_ = std::make_unique<Service>(std::move(service), loop_, clock_, *host_);
+
+  EngineOptions options;
+  options.host_capacity_bytes = capacity_->present_bytes();
+  options.slab_bytes = config_.slab_bytes;
+  options.block_bytes = config_.block_bytes;
+  options.pretouch_bytes = config_.pretouch_bytes;
+  options.max_pins = config_.pins;
+  options.max_pinned_bytes = config_.pinned_bytes;
+  options.max_grants = config_.grants;
+  options.grant_deadline_ms = config_.grant_deadline_ms;
+  options.grant_deadline_max_ms = config_.grant_deadline_max_ms;
+  EngineParts parts;
+  parts.clock = &clock_;
+  parts.host = host_.get();
+  parts.sources = sources_.get();
+  parts.journal = journal_drain_.get();
+  parts.directory_memory = &directory_memory_;
+  parts.host_policy = MakeLru();
+  ASSIGN_OR_RETURN(engine_, MakeEngine(options, std::move(parts), *service_));
+  service_->OnSweep([this] { Sweep(); });
+  service_->SetCapacityReport([this](ServiceReport* report) {
+    report->capacity_wanted_bytes = capacity_->wanted_bytes();
+    report->memory_limit_bytes = capacity_->limit().limit_bytes;
+    report->memory_limit_source = capacity_->limit().source;
+  });
+  return service_->Start(*engine_);
+}
+
+Status Daemon::Start() {
+  SetLogLevel(config_.log_level);
+  std::signal(SIGPIPE, SIG_IGN);
+  RaiseDescriptorLimit();
+  RETURN_IF_ERROR(FillDefaults());
+  RETURN_IF_ERROR(StartTiers());
+  RETURN_IF_ERROR(StartEngine());
+  ListenerOptions listener;
+  listener.path = config_.socket;
+  listener.mode = config_.socket_mode;
+  ASSIGN_OR_RETURN(listener_, Listener::Open(listener, loop_, [this](UniqueFd socket) {
+                     service_->Accept(std::move(socket));
+                   }));
+  loop_.OnSignals({SIGTERM, SIGINT}, [this](int signal) { Stop(signal); });
+  Log(LogLevel::kInfo, "serving",
+      {{"version", TERRACE_VERSION},
+       {"socket", config_.socket},
+       {"state_dir", config_.state_dir},
+       {"capacity", SizeText(capacity_->present_bytes())},
+       {"capacity_wanted", SizeText(capacity_->wanted_bytes())},
+       {"memory_limit", SizeText(capacity_->limit().limit_bytes)},
+       {"memory_limit_source", capacity_->limit().source}});
+  return {};
+}
+
+void Daemon::Run() {
+  loop_.Run();
+}
+
+void Daemon::Sweep() {
+  listener_->Sweep();
+  const MonotonicNs now = clock_.Now();
+  if (now - capacity_checked_ < kCapacityEvery) return;
+  capacity_checked_ = now;
+  if (!capacity_->Grow(ResidentBytes(host_->Report()))) return;
+  engine_->SetHostCapacity(capacity_->present_bytes());
+  Log(LogLevel::kInfo, "capacity-grew", {{"capacity", SizeText(capacity_->present_bytes())}});
+}
+
+void Daemon::Stop(int signal) {
+  if (listener_ == nullptr) return;  // A second signal: it is stopping.
+  Log(LogLevel::kInfo, "stopping", {{"signal", signal}});
+  listener_.reset();
+  service_->Stop([this] { journal_drain_->WhenIdle([this] { loop_.Stop(); }); });
+}
+
+}  // namespace terrace

@@ -1,0 +1,29 @@
+// Who is at the other end of a socket, as the kernel says it.
+//
+// The process is named by a pidfd, which cannot come to mean another process as a pid can. Values;
+// any thread.
+#pragma once
+
+#include <sys/types.h>
+
+#include "base/status.h"
+#include "base/unique_fd.h"
+
+namespace terrace {
+
+struct Peer {
+  pid_t pid = 0;
+  uid_t uid = 0;  // Effective, at the time of connect().
+  gid_t gid = 0;
+  UniqueFd process;  // A pidfd: readable when the process is gone.
+};
+
+// By SO_PEERCRED, and SO_PEERPIDFD where the kernel has it. Elsewhere by pidfd_open, which could
+// hit a process that took over the pid of one that died since connect(): hence every message is
+// compared with the pid again, and ProcessIsGone is asked once more before anything is handed out.
+Result<Peer> PeerOf(int socket);
+
+// Whether a pidfd's process has ended (a zombie has).
+bool ProcessIsGone(int pidfd);
+
+}  // namespace terrace

@@ -1,0 +1,274 @@
+// The one door to nlohmann-json.
+#include "daemon/service/reports.h"
+
+#include <array>
+#include <nlohmann/json.hpp>
+
+#include "base/hex.h"
+
+namespace terrace {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::array<std::string_view, 42> kRequestNames = {"",
+                                                            "error",
+                                                            "hello",
+                                                            "hello_reply",
+                                                            "ping",
+                                                            "ping_reply",
+                                                            "goodbye",
+                                                            "goodbye_reply",
+                                                            "directory",
+                                                            "directory_reply",
+                                                            "arenas",
+                                                            "arenas_reply",
+                                                            "open_space",
+                                                            "open_space_reply",
+                                                            "grant",
+                                                            "grant_reply",
+                                                            "commit",
+                                                            "commit_reply",
+                                                            "abort",
+                                                            "abort_reply",
+                                                            "drop",
+                                                            "drop_reply",
+                                                            "model_add",
+                                                            "model_add_reply",
+                                                            "model_remove",
+                                                            "model_remove_reply",
+                                                            "load",
+                                                            "load_reply",
+                                                            "unload",
+                                                            "unload_reply",
+                                                            "attach",
+                                                            "attach_reply",
+                                                            "attach_blocks",
+                                                            "attach_blocks_reply",
+                                                            "detach",
+                                                            "detach_reply",
+                                                            "evict",
+                                                            "evict_reply",
+                                                            "report",
+                                                            "report_reply",
+                                                            "close_space",
+                                                            "close_space_reply"};
+constexpr std::array<const char*, shm::kTiers> kTierNames = {"device", "host", "nvme", "remote"};
+constexpr std::array<const char*, shm::kMisses> kMissNames = {
+    "absent", "beyond", "stale", "busy", "budget", "disconnected", "unmapped"};
+
+// Texts come from outside, also from before this daemon: what is no UTF-8 is replaced.
+std::string Dump(const Json& json) {
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+Json FrameCounters(const std::array<uint64_t, Traffic::kTypes>& counters) {
+  Json json = Json::object();
+  for (size_t type = 0; type < counters.size(); ++type) {
+    const std::string_view name = FrameTypeName(type);
+    if (!name.empty() && counters[type] != 0) json[std::string(name)] = counters[type];
+  }
+  return json;
+}
+
+Json Lookups(const ChannelTotals& totals) {
+  Json hits = Json::object();
+  for (uint32_t tier = 0; tier < shm::kTiers; ++tier)
+    hits[kTierNames[tier]] = totals.hits[tier];
+  Json misses = Json::object();
+  for (uint32_t miss = 0; miss < shm::kMisses; ++miss) {
+    misses[kMissNames[miss]] = totals.misses[miss];
+  }
+  return {{"lookups", totals.lookups},
+          {"hits", std::move(hits)},
+          {"misses", std::move(misses)},
+          {"dropped_records", totals.dropped}};
+}
+
+Json Daemon(const ServiceReport& service) {
+  return {{"version", service.version},
+          {"life", HexEncode({reinterpret_cast<const uint8_t*>(&service.life), 8})},
+          {"pid", service.pid},
+          {"uid", service.uid},
+          {"uptime_ms", service.uptime_ms},
+          {"socket", service.socket},
+          {"state_dir", service.state_dir},
+          {"isolation", service.isolation}};
+}
+
+Json TrafficOf(const ServiceReport& service) {
+  const Traffic& traffic = service.traffic;
+  return {{"connections", service.connections},
+          {"connections_accepted", traffic.connections_accepted},
+          {"connections_refused", traffic.connections_refused},
+          {"protocol_violations", traffic.protocol_violations},
+          {"slow_readers_cut", traffic.slow_readers_cut},
+          {"bytes_received", traffic.bytes_received},
+          {"bytes_sent", traffic.bytes_sent},
+          {"frames_received", FrameCounters(traffic.frames_received)},
+          {"frames_sent", FrameCounters(traffic.frames_sent)}};
+}
+
+Json Host(const StatusReport& engine, const ServiceReport& service) {
+  const HostReport& host = engine.host;
+  return {{"capacity_bytes", engine.host_capacity_bytes},
+          {"capacity_wanted_bytes", service.capacity_wanted_bytes},
+          {"memory_limit_bytes", service.memory_limit_bytes},
+          {"memory_limit_source", service.memory_limit_source},
+          {"used_bytes", engine.used_bytes},
+          {"linked_bytes", engine.linked_bytes},
+          {"granted_bytes", engine.granted_bytes},
+          {"limbo_bytes", engine.limbo_bytes},
+          {"free_bytes", engine.free_bytes},
+          {"block_bytes", engine.block_bytes},
+          {"held_gone_bytes", engine.held_gone_bytes},
+          {"arena_bytes", host.arena_bytes},
+          {"pretouch",
+           {{"done_bytes", host.blank_bytes},
+            {"target_bytes", host.blank_target_bytes},
+            {"state", host.reserve}}},
+          {"hugetlb_bytes", host.hugetlb_bytes},
+          {"thp_bytes", host.thp_bytes},
+          {"small_page_bytes", host.small_page_bytes},
+          {"locked_bytes", host.locked_bytes},
+          {"huge_pages", host.huge_pages},
+          {"locking", host.locking},
+          {"policy", engine.policy}};
+}
+
+Json Layout(const KvLayout& layout) {
+  return {{"dtype", layout.dtype},
+          {"layers", layout.layers},
+          {"kv_heads", layout.kv_heads},
+          {"head_size", layout.head_size},
+          {"page_tokens", layout.page_tokens},
+          {"planes", layout.planes},
+          {"order", layout.order}};
+}
+
+Json Version(const ModelVersionReport& version) {
+  Json files = Json::array();
+  for (const SourceFile& file : version.files) {
+    files.push_back({{"path", file.path},
+                     {"bytes", file.bytes},
+                     {"reopenable", file.reopenable},
+                     {"why_not", file.why_not}});
+  }
+  return {{"version", version.version},
+          {"state", version.state},
+          {"tensors", version.tensors},
+          {"bytes", version.bytes},
+          {"blocks", version.blocks},
+          {"blocks_resident", version.blocks_resident},
+          {"loading_done_bytes", version.loading_done_bytes},
+          {"attachments", version.attachments},
+          {"durable", version.durable},
+          {"digest", version.digest.IsZero() ? "" : version.digest.Hex()},
+          {"files", std::move(files)}};
+}
+
+}  // namespace
+
+std::string_view FrameTypeName(size_t type) {
+  if (type < kRequestNames.size()) return kRequestNames[type];
+  switch (static_cast<wire::Type>(type)) {
+    case wire::Type::kProgressEvent:
+      return "progress_event";
+    case wire::Type::kGrantExpiredEvent:
+      return "grant_expired_event";
+    case wire::Type::kUnmapEvent:
+      return "unmap_event";
+    default:
+      return "";
+  }
+}
+
+std::string StatusJson(const StatusReport& engine, const ServiceReport& service) {
+  const Json json = {
+      {"daemon", Daemon(service)},
+      {"host", Host(engine, service)},
+      {"clients",
+       {{"count", engine.clients}, {"away", service.clients_away}, {"pins", engine.pins}}},
+      {"pages",
+       {{"count", engine.pages},
+        {"spaces", engine.spaces},
+        {"grants", engine.grants},
+        {"abandoned_grants", engine.abandoned_grants},
+        {"limbo", engine.limbo_pages},
+        {"committed", engine.committed_pages},
+        {"duplicate_commits", engine.duplicate_commits},
+        {"expired_grants", engine.expired_grants},
+        {"evicted", engine.evicted_pages},
+        {"evictions_pinned", engine.evictions_pinned},
+        {"failed_allocations", engine.failed_allocations},
+        {"directory_growths", engine.directory_growths}}},
+      {"blocks", {{"evicted", engine.evicted_blocks}}},
+      {"lookups", Lookups(engine.lookups)},
+      {"traffic", TrafficOf(service)}};
+  return Dump(json);
+}
+
+std::string ModelsJson(const std::vector<ModelReport>& models) {
+  Json list = Json::array();
+  for (const ModelReport& model : models) {
+    Json versions = Json::array();
+    for (const ModelVersionReport& version : model.versions)
+      versions.push_back(Version(version));
+    list.push_back({{"name", model.name}, {"versions", std::move(versions)}});
+  }
+  return Dump({{"models", std::move(list)}});
+}
+
+std::string SpacesJson(const std::vector<SpaceReport>& spaces) {
+  Json list = Json::array();
+  for (const SpaceReport& space : spaces) {
+    list.push_back({{"id", space.id.Hex()},
+                    {"tenant", space.tenant},
+                    {"model", space.model},
+                    {"layout", Layout(space.layout)},
+                    {"slot", space.slot},
+                    {"epoch", space.epoch},
+                    {"page_bytes", space.page_bytes},
+                    {"open_by", space.open_by},
+                    {"pages", space.pages},
+                    {"bytes", space.bytes}});
+  }
+  return Dump({{"spaces", std::move(list)}});
+}
+
+std::string ClientsJson(const std::vector<ClientReport>& clients) {
+  Json list = Json::array();
+  for (const ClientReport& client : clients) {
+    list.push_back({{"id", client.id},
+                    {"name", client.name},
+                    {"tenant", client.tenant},
+                    {"pid", client.pid},
+                    {"uid", client.uid},
+                    {"writer", client.writer},
+                    {"pins", client.pins},
+                    {"pinned_bytes", client.pinned_bytes},
+                    {"grants", client.grants},
+                    {"granted_bytes", client.granted_bytes},
+                    {"attachments", client.attachments},
+                    {"attached_bytes", client.attached_bytes},
+                    {"lookups", Lookups(client.lookups)}});
+  }
+  return Dump({{"clients", std::move(list)}});
+}
+
+std::string PagesJson(const std::vector<PageReport>& pages) {
+  Json list = Json::array();
+  for (const PageReport& page : pages) {
+    list.push_back({{"space", page.space.Hex()},
+                    {"key", page.key.Hex()},
+                    {"part", page.part},
+                    {"bytes", page.bytes},
+                    {"valid_tokens", page.valid_tokens},
+                    {"arena", page.arena},
+                    {"slot", page.slot}});
+  }
+  return Dump({{"pages", std::move(list)}});
+}
+
+}  // namespace terrace

@@ -1,0 +1,40 @@
+// Reports as JSON. docs/protocol.md has every member; the two change together. Pure functions.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "daemon/engine/report.h"
+#include "daemon/service/connection.h"
+
+namespace terrace {
+
+// What the service knows beside the engine.
+struct ServiceReport {
+  std::string version;
+  uint64_t life = 0;
+  int64_t pid = 0;
+  uint32_t uid = 0;
+  uint64_t uptime_ms = 0;
+  std::string socket;
+  std::string state_dir;
+  std::string isolation;
+  uint64_t connections = 0;
+  uint64_t clients_away = 0;           // Without a connection at present.
+  uint64_t capacity_wanted_bytes = 0;  // By configuration; the present one is the engine's.
+  uint64_t memory_limit_bytes = 0;
+  std::string memory_limit_source;
+  Traffic traffic;
+};
+
+std::string StatusJson(const StatusReport& engine, const ServiceReport& service);
+std::string ModelsJson(const std::vector<ModelReport>& models);
+std::string SpacesJson(const std::vector<SpaceReport>& spaces);
+std::string ClientsJson(const std::vector<ClientReport>& clients);
+std::string PagesJson(const std::vector<PageReport>& pages);
+
+// "grant", "commit_reply": the name of a type in the frame counters; empty for numbers without one.
+std::string_view FrameTypeName(size_t type);
+
+}  // namespace terrace

@@ -1,0 +1,250 @@
+#include "daemon/service/service.h"
+
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "base/random.h"
+#include "daemon/service/log.h"
+#include "proto/wire.pb.h"
+
+namespace terrace {
+
+namespace {
+
+constexpr std::chrono::milliseconds kTurnEvery{10};
+constexpr std::chrono::milliseconds kTurnAfterBurst{1};
+// So often in a row the engine may say that more is waiting before sockets come first again for a
+// while. The loop looks at sockets between two turns in any case.
+constexpr int kTurnBurst = 16;
+constexpr std::chrono::milliseconds kSweepEvery{1000};
+
+}  // namespace
+
+Service::Service(ServiceOptions options, OwnerLoop& loop, const Clock& clock, HostTier& host)
+    : options_(std::move(options)),
+      loop_(loop),
+      clock_(clock),
+      host_(host),
+      started_(clock.Now()),
+      life_(SecretWord()),
+      turn_(loop.NewTimer([this] { Turn(); })),
+      sweep_(loop.NewTimer([this] { Sweep(); })),
+      stop_(loop.NewTimer([this] {
+        for (const auto& [id, client] : clients_)
+          client->session = nullptr;
+        sessions_.clear();
+        StoppedIfEmpty();
+      })) {}
+
+Service::~Service() = default;
+
+Status Service::Start(Engine& engine) {
+  engine_ = &engine;
+  RETURN_IF_ERROR(tenants_.Open(engine));
+  Verbs::Parts parts;
+  parts.engine = &engine;
+  parts.host = &host_;
+  parts.loop = &loop_;
+  parts.clock = &clock_;
+  parts.tenants = &tenants_;
+  parts.clients = &clients_;
+  parts.sessions = &sessions_;
+  parts.limits = options_.limits;
+  parts.life = life_;
+  parts.service_report = [this] { return Report(); };
+  verbs_ = std::make_unique<Verbs>(std::move(parts));
+  turn_.Start(kTurnEvery);
+  sweep_.Start(kSweepEvery);
+  return {};
+}
+
+// ---- Connections --------------------------------------------------------------------------------
+
+void Service::Accept(UniqueFd socket) {
+  ++traffic_.connections_accepted;
+  if (sessions_.size() >= options_.connections) {
+    Refuse(socket.get(),
+           Status(Code::kExhausted, "limits.connections: the daemon has " +
+                                        std::to_string(sessions_.size()) + " connections already"));
+    return;
+  }
+  Result<Peer> peer = PeerOf(socket.get());
+  if (!peer) return Refuse(socket.get(), peer.error());
+  const uint64_t id = ++last_session_;
+  const ConnectionEnvironment environment{&loop_, &clock_, &traffic_, &large_input_left_};
+  Connection::Owner& owner = *this;
+  auto session = std::make_unique<Session>(id, *std::move(peer), environment, owner);
+  const Status status = session->connection.Open(std::move(socket));
+  if (!status.ok()) {
+    ++traffic_.connections_refused;
+    LogLimited(LogLevel::kWarning, "connection-refused", {{"why", status}});
+    return;
+  }
+  sessions_.emplace(id, std::move(session));
+}
+
+void Service::Refuse(int socket, const Status& why) {
+  ++traffic_.connections_refused;
+  LogLimited(LogLevel::kWarning, "connection-refused", {{"why", why}});
+  Connection::SendLastWord(socket, why);
+}
+
+void Service::OnFrame(Connection& connection, Frame& frame) {
+  verbs_->Handle(*sessions_.at(connection.id()), frame);
+}
+
+void Service::OnClosed(Connection& connection, const Status& why) {
+  const auto found = sessions_.find(connection.id());
+  if (found == sessions_.end()) return;
+  Session& session = *found->second;
+  Log(LogLevel::kDebug, "connection-closed",
+      {{"connection", connection.id()},
+       {"pid", connection.peer().pid},
+       {"client", session.client == nullptr ? 0 : session.client->id},
+       {"why", why}});
+  if (why.code() == Code::kInvalidArgument || why.code() == Code::kPermissionDenied ||
+      why.code() == Code::kDeadlineExceeded) {
+    LogLimited(LogLevel::kWarning, "connection-cut",
+               {{"connection", connection.id()}, {"pid", connection.peer().pid}, {"why", why}});
+  }
+  // The client lives on: it ends with its process, not with its connection.
+  if (session.client != nullptr) session.client->session = nullptr;
+  session.client = nullptr;
+  // This may be called from within the connection, or a verb: it is destroyed later.
+  loop_.Post([this, id = connection.id()] {
+    sessions_.erase(id);
+    StoppedIfEmpty();
+  });
+}
+
+// ---- Time ---------------------------------------------------------------------------------------
+
+void Service::Turn() {
+  if (stopped_) return;
+  const bool more = engine_->Turn();
+  turns_in_a_row_ = more ? turns_in_a_row_ + 1 : 0;
+  if (!more) {
+    turn_.Start(kTurnEvery);
+  } else if (turns_in_a_row_ < kTurnBurst) {
+    loop_.Post([this] { Turn(); });
+  } else {
+    turns_in_a_row_ = 0;
+    turn_.Start(kTurnAfterBurst);
+  }
+}
+
+void Service::Sweep() {
+  const MonotonicNs now = clock_.Now();
+  const MonotonicNs hello_limit = options_.hello_deadline_ms * kNsPerMs;
+  const MonotonicNs stall_limit = options_.reader_stall_ms * kNsPerMs;
+  for (const auto& [id, session] : sessions_) {
+    Connection& connection = session->connection;
+    if (session->client == nullptr && now - connection.opened_at() > hello_limit) {
+      connection.Close(Status(Code::kDeadlineExceeded, "it did not say hello in time"));
+      continue;
+    }
+    connection.Sweep(now, stall_limit);
+  }
+  if (on_sweep_ && !stopped_) on_sweep_();
+  sweep_.Start(kSweepEvery);
+}
+
+// ---- What the engine tells ----------------------------------------------------------------------
+
+void Service::GrantsExpired(ClientId client, std::span<const uint64_t> grants) {
+  const auto found = clients_.find(client);
+  if (found == clients_.end()) return;
+  ClientRecord& record = *found->second;
+  if (record.session == nullptr) {
+    // As many as a client can have, whatever the engine's reasons to repeat itself.
+    const size_t room = record.given.max_grants -
+                        std::min<size_t>(record.given.max_grants, record.missed_expired.size());
+    const auto kept = grants.first(std::min(room, grants.size()));
+    record.missed_expired.insert(record.missed_expired.end(), kept.begin(), kept.end());
+    return;
+  }
+  wire::GrantExpiredEvent event;
+  event.mutable_grants()->Add(grants.begin(), grants.end());
+  record.session->connection.Send(wire::Type::kGrantExpiredEvent, 0, event);
+}
+
+void Service::ArenasGone(TenantId tenant, std::span<const ArenaId> arenas) {
+  for (const auto& [id, record] : clients_) {
+    if (record->tenant != tenant) continue;
+    wire::UnmapEvent event;
+    for (const ArenaId arena : arenas) {
+      if (record->arenas.erase(arena) > 0) event.add_arenas(arena);
+    }
+    if (event.arenas().empty()) continue;
+    if (record->session != nullptr) {
+      record->session->connection.Send(wire::Type::kUnmapEvent, 0, event);
+    } else if (record->missed_gone.size() + static_cast<size_t>(event.arenas_size()) <=
+               kMaxMissedArenas) {
+      record->missed_gone.insert(record->missed_gone.end(), event.arenas().begin(),
+                                 event.arenas().end());
+    }
+  }
+}
+
+void Service::ClientCut(ClientId client, const Status& why) {
+  LogLimited(LogLevel::kWarning, "client-cut", {{"client", client}, {"why", why}});
+  // The engine is in the middle of something: it is told of the client's end afterwards.
+  loop_.Post([this, client, why] {
+    const auto found = clients_.find(client);
+    if (found == clients_.end()) return;
+    Session* session = found->second->session;
+    verbs_->EndClient(client, why);
+    if (session == nullptr) return;
+    session->connection.SendError(0, why);
+    session->connection.CloseAfterSending(why);
+  });
+}
+
+// ---- The end ------------------------------------------------------------------------------------
+
+void Service::Stop(std::function<void()> stopped) {
+  if (stopped_) return;
+  stopped_ = std::move(stopped);
+  const Status why(Code::kUnavailable, "the daemon is stopping");
+  for (const auto& [id, session] : sessions_) {
+    Connection& connection = session->connection;
+    const std::vector<uint64_t> waiting = connection.in_flight();
+    for (const uint64_t request : waiting) {
+      connection.EndRequest(request);
+      connection.SendError(request, why);
+    }
+    connection.CloseAfterSending(why);
+  }
+  stop_.Start(std::chrono::milliseconds(kStopMs));
+  loop_.Post([this] { StoppedIfEmpty(); });
+}
+
+void Service::StoppedIfEmpty() {
+  if (!stopped_ || !sessions_.empty()) return;
+  turn_.Cancel();
+  sweep_.Cancel();
+  stop_.Cancel();
+  stopped_();
+}
+
+ServiceReport Service::Report() const {
+  ServiceReport report;
+  report.version = TERRACE_VERSION;
+  report.life = life_;
+  report.pid = ::getpid();
+  report.uid = ::geteuid();
+  report.uptime_ms = static_cast<uint64_t>((clock_.Now() - started_) / kNsPerMs);
+  report.socket = options_.socket;
+  report.state_dir = options_.state_dir;
+  report.isolation = Tenants::Isolation();
+  report.connections = sessions_.size();
+  report.clients_away = static_cast<uint64_t>(std::count_if(
+      clients_.begin(), clients_.end(), [](const auto& item) { return !item.second->session; }));
+  if (fill_capacity_) fill_capacity_(&report);
+  report.traffic = traffic_;
+  return report;
+}
+
+}  // namespace terrace

@@ -1,0 +1,93 @@
+// Service: the connections and clients of the daemon, between the loop and the engine.
+//
+// It accepts, hands frames to Verbs, turns the engine's clock, forwards what the engine tells, and
+// ends clients whose process is gone. Owner thread only; owned by main, and outlives the engine,
+// whose events it takes.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "daemon/engine/engine.h"
+#include "daemon/service/client_record.h"
+#include "daemon/service/connection.h"
+#include "daemon/service/owner_loop.h"
+#include "daemon/service/tenants.h"
+#include "daemon/service/verbs.h"
+
+namespace terrace {
+
+struct ServiceOptions {
+  VerbLimits limits;
+  uint32_t connections = 2048;
+  uint32_t hello_deadline_ms = 10'000;
+  uint32_t reader_stall_ms = 30'000;
+  std::string socket;     // For reports.
+  std::string state_dir;  // Likewise.
+};
+
+class Service final : public EngineEvents, private Connection::Owner {
+ public:
+  Service(ServiceOptions options, OwnerLoop& loop, const Clock& clock, HostTier& host);
+  ~Service() override;
+  Service(const Service&) = delete;
+  Service& operator=(const Service&) = delete;
+
+  // To be called once, before Accept.
+  Status Start(Engine& engine);
+  void Accept(UniqueFd socket);
+  // Called about once a second.
+  void OnSweep(std::function<void()> sweep) { on_sweep_ = std::move(sweep); }
+  // For status reports.
+  void SetCapacityReport(std::function<void(ServiceReport*)> fill) {
+    fill_capacity_ = std::move(fill);
+  }
+
+  // Answers what waits with `unavailable`, closes every connection after its replies were taken, or
+  // after kStopMs, and calls `stopped`.
+  static constexpr int64_t kStopMs = 2000;
+  void Stop(std::function<void()> stopped);
+
+  // ---- EngineEvents: may come from within a verb.
+  void GrantsExpired(ClientId client, std::span<const uint64_t> grants) override;
+  void ArenasGone(TenantId tenant, std::span<const ArenaId> arenas) override;
+  void ClientCut(ClientId client, const Status& why) override;
+
+ private:
+  void OnFrame(Connection& connection, Frame& frame) override;
+  void OnClosed(Connection& connection, const Status& why) override;
+  void Refuse(int socket, const Status& why);
+  void Turn();
+  void Sweep();
+  void StoppedIfEmpty();
+  ServiceReport Report() const;
+
+  const ServiceOptions options_;
+  OwnerLoop& loop_;
+  const Clock& clock_;
+  HostTier& host_;
+  const MonotonicNs started_;
+  const uint64_t life_;
+
+  Engine* engine_ = nullptr;
+  Tenants tenants_;
+  Traffic traffic_;
+  size_t large_input_left_ = kLargeInputBudget;
+  uint64_t last_session_ = 0;
+  ClientTable clients_;
+  SessionTable sessions_;
+  std::unique_ptr<Verbs> verbs_;
+  OwnerLoop::Timer turn_;
+  OwnerLoop::Timer sweep_;
+  OwnerLoop::Timer stop_;
+  int turns_in_a_row_ = 0;
+  std::function<void()> on_sweep_;
+  std::function<void(ServiceReport*)> fill_capacity_;
+  std::function<void()> stopped_;
+};
+
+}  // namespace terrace

@@ -1,0 +1,71 @@
+// For verbs*.cc only: the messages that are reused, and how a frame becomes one.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "daemon/service/verbs.h"
+#include "proto/wire.pb.h"
+
+namespace terrace {
+
+// Clear() keeps the memory of repeated fields, so the verbs on pages come to allocate nothing.
+struct Verbs::Messages {
+  wire::Grant grant;
+  wire::GrantReply grant_reply;
+  wire::Commit commit;
+  wire::CommitReply commit_reply;
+  std::vector<Digest> keys;
+  std::vector<GrantGiven> given;
+  std::vector<Code> codes;
+};
+
+template <typename Message>
+Status ParseFrame(const Frame& frame, Message* message) {
+  if (message->ParseFromArray(frame.message.data(), static_cast<int>(frame.message.size()))) {
+    return {};
+  }
+  return {Code::kInvalidArgument,
+          "the frame does not hold a message of type " + message->GetTypeName()};
+}
+
+// Most messages are small and rare.
+template <typename Message>
+Result<Message> ParseFrame(const Frame& frame) {
+  Message message;
+  RETURN_IF_ERROR(ParseFrame(frame, &message));
+  return message;
+}
+
+inline Status TooMany(const char* field, int64_t count, int64_t limit) {
+  return {Code::kInvalidArgument, std::string(field) + ": " + std::to_string(count) +
+                                      " of them, at most " + std::to_string(limit) +
+                                      " are allowed"};
+}
+
+inline void FillArena(const ArenaFacts& facts, bool writable, wire::Arena* arena) {
+  arena->set_id(facts.id);
+  arena->set_bytes(facts.bytes);
+  arena->set_page_bytes(facts.page_bytes);
+  arena->set_tier(static_cast<uint32_t>(shm::Tier::kHost));
+  arena->set_writable(writable);
+}
+
+inline std::string DigestBytes(const Digest& digest) {
+  return {reinterpret_cast<const char*>(digest.bytes.data()), digest.bytes.size()};
+}
+
+// 32 bytes; or nothing, which is the zero digest, where the field may be left out.
+inline Result<Digest> DigestField(const char* field, const std::string& bytes, bool optional) {
+  Digest digest;
+  if (optional && bytes.empty()) return digest;
+  if (bytes.size() != digest.bytes.size()) {
+    return Status(Code::kInvalidArgument, std::string(field) + ": " + std::to_string(bytes.size()) +
+                                              " bytes, a digest has 32");
+  }
+  std::memcpy(digest.bytes.data(), bytes.data(), bytes.size());
+  return digest;
+}
+
+}  // namespace terrace

@@ -1,0 +1,91 @@
+#include "daemon/service/verbs.h"
+
+#include <array>
+
+#include "daemon/service/log.h"
+#include "daemon/service/verb_messages.h"
+
+namespace terrace {
+
+Verbs::Verbs(Parts parts) : parts_(std::move(parts)), messages_(std::make_unique<Messages>()) {}
+Verbs::~Verbs() = default;
+
+const Verbs::Verb* Verbs::FindVerb(wire::Type type) {
+  static constexpr std::array kVerbs = {
+      Verb{wire::Type::kHello, &Verbs::OnHello},
+      Verb{wire::Type::kPing, &Verbs::OnPing},
+      Verb{wire::Type::kGoodbye, &Verbs::OnGoodbye},
+      Verb{wire::Type::kDirectory, &Verbs::OnDirectory},
+      Verb{wire::Type::kArenas, &Verbs::OnArenas},
+      Verb{wire::Type::kOpenSpace, &Verbs::OnOpenSpace},
+      Verb{wire::Type::kCloseSpace, &Verbs::OnCloseSpace},
+      Verb{wire::Type::kGrant, &Verbs::OnGrant},
+      Verb{wire::Type::kCommit, &Verbs::OnCommit},
+      Verb{wire::Type::kAbort, &Verbs::OnAbort},
+      Verb{wire::Type::kDrop, &Verbs::OnDrop},
+      Verb{wire::Type::kModelAdd, &Verbs::OnModelAdd, true},
+      Verb{wire::Type::kModelRemove, &Verbs::OnModelRemove},
+      Verb{wire::Type::kLoad, &Verbs::OnLoad},
+      Verb{wire::Type::kUnload, &Verbs::OnUnload},
+      Verb{wire::Type::kAttach, &Verbs::OnAttach},
+      Verb{wire::Type::kAttachBlocks, &Verbs::OnAttachBlocks},
+      Verb{wire::Type::kDetach, &Verbs::OnDetach},
+      Verb{wire::Type::kEvict, &Verbs::OnEvict},
+      Verb{wire::Type::kReport, &Verbs::OnReport},
+  };
+  for (const Verb& verb : kVerbs) {
+    if (verb.type == type) return &verb;
+  }
+  return nullptr;
+}
+
+void Verbs::Handle(Session& session, Frame& frame) {
+  const wire::FrameHeader& header = frame.header;
+  const Verb* verb = FindVerb(header.type);
+  Status status;
+  if (verb == nullptr) {
+    status = {Code::kInvalidArgument,
+              "type: " + std::to_string(static_cast<uint16_t>(header.type)) +
+                  " is no request of this protocol"};
+  } else if (!frame.fds.empty() && !verb->takes_fds) {
+    status = {Code::kInvalidArgument, "fds: this message takes no descriptors"};
+  } else if (session.client == nullptr && header.type != wire::Type::kHello) {
+    status = {Code::kInvalidArgument, "hello: it has to come before any other message"};
+  } else {
+    status = (this->*verb->handle)(session, frame);
+  }
+  if (!status.ok()) session.connection.SendError(header.request, status);
+}
+
+Verbs::Ticket Verbs::Begin(Session& session, uint64_t request) {
+  session.connection.BeginRequest(request);
+  return {session.connection.id(), request, session.client->id};
+}
+
+Session* Verbs::Finish(const Ticket& ticket) {
+  const auto found = parts_.sessions->find(ticket.session);
+  if (found == parts_.sessions->end()) return nullptr;
+  Session& session = *found->second;
+  if (!session.connection.EndRequest(ticket.request) || !session.connection.open()) return nullptr;
+  return &session;
+}
+
+void Verbs::EndClient(ClientId id, const Status& why) {
+  const auto found = parts_.clients->find(id);
+  if (found == parts_.clients->end()) return;
+  const std::unique_ptr<ClientRecord> client = std::move(found->second);
+  parts_.clients->erase(found);
+  if (client->session != nullptr) client->session->client = nullptr;
+  parts_.engine->ClientGone(id);  // Only now may the channel be unmapped.
+  Log(LogLevel::kDebug, "client-ended", {{"client", id}, {"pid", client->pid}, {"why", why}});
+}
+
+Result<UniqueFd> Verbs::GiveArena(ClientRecord& client, ArenaId arena, bool writable) {
+  ASSIGN_OR_RETURN(UniqueFd fd, parts_.host->Descriptor(
+                                    arena, writable ? Protection::kReadWrite : Protection::kRead));
+  bool& given_writable = client.arenas[arena];
+  given_writable = given_writable || writable;
+  return fd;
+}
+
+}  // namespace terrace

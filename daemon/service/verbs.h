@@ -1,0 +1,114 @@
+// Verbs: what each message of a client does.
+//
+// One handler a message type. A handler parses its message, checks what only the service can know
+// (lengths, counts, descriptors, roles), calls the engine, and replies; what the engine refuses is
+// answered with an Error frame. Verbs that wait for a tier answer later, by session id: the session
+// may be gone by then. Owner thread only; owned by Service.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "daemon/service/client_record.h"
+#include "daemon/service/reports.h"
+#include "daemon/service/tenants.h"
+
+namespace terrace {
+
+inline constexpr uint32_t kMaxBatch = 512;  // Pages of one message.
+inline constexpr uint32_t kMaxReportPages = 10'000;
+inline constexpr uint32_t kMaxAttachBlocks = 4096;  // Of one message.
+inline constexpr uint32_t kMaxModelFiles = 1024;
+inline constexpr int64_t kProgressIntervalMs = 50;
+
+struct VerbLimits {
+  uint32_t clients = 0;
+  uint32_t clients_per_process = 0;
+};
+
+class Verbs {
+ public:
+  struct Parts {
+    Engine* engine = nullptr;
+    HostTier* host = nullptr;
+    OwnerLoop* loop = nullptr;
+    const Clock* clock = nullptr;
+    const Tenants* tenants = nullptr;
+    ClientTable* clients = nullptr;
+    SessionTable* sessions = nullptr;
+    VerbLimits limits;
+    uint64_t life = 0;
+    // The part of a status report that only the service knows.
+    std::function<ServiceReport()> service_report;
+  };
+  explicit Verbs(Parts parts);
+  ~Verbs();
+
+  void Handle(Session& session, Frame& frame);
+  // The client's process is gone or it said goodbye: everything of it ends.
+  void EndClient(ClientId id, const Status& why);
+
+ private:
+  // Where a late reply goes.
+  struct Ticket {
+    uint64_t session = 0;
+    uint64_t request = 0;
+    ClientId client = 0;
+  };
+  struct Verb {
+    wire::Type type;
+    Status (Verbs::*handle)(Session&, Frame&);
+    bool takes_fds = false;
+  };
+  struct Messages;  // Of each page verb one, reused so that parsing does not allocate.
+
+  static const Verb* FindVerb(wire::Type type);
+
+  // verbs_session.cc
+  Status OnHello(Session& session, Frame& frame);
+  Status Resume(Session& session, ClientId id, uint64_t token);
+  // The channel's descriptor.
+  Result<UniqueFd> Arrive(Session& session, const Identity& identity, const ClientSpec& spec);
+  Status SendHelloReply(Session& session, uint64_t request, bool resumed, UniqueFd channel);
+  void TellMissed(ClientRecord& client);
+  void OnProcessGone(ClientRecord& client);
+  Status OnPing(Session& session, Frame& frame);
+  Status OnGoodbye(Session& session, Frame& frame);
+  Status OnDirectory(Session& session, Frame& frame);
+  Status OnArenas(Session& session, Frame& frame);
+
+  // verbs_pages.cc
+  Status OnOpenSpace(Session& session, Frame& frame);
+  Status OnCloseSpace(Session& session, Frame& frame);
+  Status OnGrant(Session& session, Frame& frame);
+  Status OnCommit(Session& session, Frame& frame);
+  Status OnAbort(Session& session, Frame& frame);
+  Status OnDrop(Session& session, Frame& frame);
+  Status TakeKeys(const std::string& bytes);
+
+  // verbs_weights.cc
+  Status OnModelAdd(Session& session, Frame& frame);
+  Status OnModelRemove(Session& session, Frame& frame);
+  Status OnLoad(Session& session, Frame& frame);
+  Status OnUnload(Session& session, Frame& frame);
+  Status OnAttach(Session& session, Frame& frame);
+  Status OnAttachBlocks(Session& session, Frame& frame);
+  Status OnDetach(Session& session, Frame& frame);
+  void FinishAttach(const Ticket& ticket, const Result<Attached>& attached);
+
+  // verbs_admin.cc
+  Status OnEvict(Session& session, Frame& frame);
+  Status OnReport(Session& session, Frame& frame);
+
+  Ticket Begin(Session& session, uint64_t request);
+  // The session that waits for this ticket's reply; null when nobody does any more.
+  Session* Finish(const Ticket& ticket);
+  // The arena's facts and descriptor, noted as given to the client.
+  Result<UniqueFd> GiveArena(ClientRecord& client, ArenaId arena, bool writable);
+
+  const Parts parts_;
+  std::unique_ptr<Messages> messages_;
+};
+
+}  // namespace terrace

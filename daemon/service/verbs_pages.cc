@@ -1,0 +1,182 @@
+// Verbs on spaces and pages.
+#include <algorithm>
+
+#include "daemon/service/verb_messages.h"
+
+namespace terrace {
+
+namespace {
+
+constexpr size_t kMaxSalt = 64;
+constexpr size_t kKeyBytes = sizeof(Digest);
+
+KvLayout LayoutOf(const wire::Layout& message) {
+  KvLayout layout;
+  layout.dtype = message.dtype();
+  layout.layers = message.layers();
+  layout.kv_heads = message.kv_heads();
+  layout.head_size = message.head_size();
+  layout.page_tokens = message.page_tokens();
+  layout.planes = message.planes();
+  layout.order = message.order();
+  return layout;
+}
+
+void FillLayout(const KvLayout& layout, wire::Layout* message) {
+  message->set_dtype(layout.dtype);
+  message->set_layers(layout.layers);
+  message->set_kv_heads(layout.kv_heads);
+  message->set_head_size(layout.head_size);
+  message->set_page_tokens(layout.page_tokens);
+  message->set_planes(layout.planes);
+  message->set_order(layout.order);
+}
+
+Result<SpaceSpec> SpecOf(const wire::OpenSpace& message) {
+  SpaceSpec spec;
+  ASSIGN_OR_RETURN(spec.weights, DigestField("weights_digest", message.weights_digest(), true));
+  ASSIGN_OR_RETURN(spec.adapter, DigestField("adapter_digest", message.adapter_digest(), true));
+  if (message.salt().size() > kMaxSalt) {
+    return Status(Code::kInvalidArgument, "salt: " + std::to_string(message.salt().size()) +
+                                              " bytes, at most " + std::to_string(kMaxSalt));
+  }
+  spec.salt.assign(message.salt().begin(), message.salt().end());
+  spec.layout = LayoutOf(message.layout());
+  spec.model = message.model();
+  return spec;
+}
+
+}  // namespace
+
+Status Verbs::OnOpenSpace(Session& session, Frame& frame) {
+  ASSIGN_OR_RETURN(const wire::OpenSpace request, ParseFrame<wire::OpenSpace>(frame));
+  Result<SpaceGiven> given{SpaceGiven{}};
+  if (!request.space_id().empty()) {
+    ASSIGN_OR_RETURN(const Digest id, DigestField("space_id", request.space_id(), false));
+    given = parts_.engine->OpenSpaceById(session.client->id, id);
+  } else {
+    ASSIGN_OR_RETURN(const SpaceSpec spec, SpecOf(request));
+    given = parts_.engine->OpenSpace(session.client->id, spec);
+  }
+  if (!given) return std::move(given).error();
+  wire::OpenSpaceReply reply;
+  reply.set_space_id(DigestBytes(given->id));
+  reply.set_slot(given->slot);
+  reply.set_epoch(given->epoch);
+  reply.set_generation_index(given->generation_index);
+  reply.set_generation(given->generation);
+  reply.set_page_bytes(given->page_bytes);
+  FillLayout(given->layout, reply.mutable_layout());
+  session.connection.Send(wire::Type::kOpenSpaceReply, frame.header.request, reply);
+  return {};
+}
+
+Status Verbs::OnCloseSpace(Session& session, Frame& frame) {
+  ASSIGN_OR_RETURN(const wire::CloseSpace request, ParseFrame<wire::CloseSpace>(frame));
+  RETURN_IF_ERROR(parts_.engine->CloseSpace(session.client->id, request.slot(), request.epoch()));
+  session.connection.Send(wire::Type::kCloseSpaceReply, frame.header.request,
+                          wire::CloseSpaceReply());
+  return {};
+}
+
+// Splits a field of keys into messages_->keys.
+Status Verbs::TakeKeys(const std::string& bytes) {
+  if (bytes.size() % kKeyBytes != 0) {
+    return {Code::kInvalidArgument, "keys: " + std::to_string(bytes.size()) +
+                                        " bytes, which is no multiple of 32, the size of a key"};
+  }
+  const size_t count = bytes.size() / kKeyBytes;
+  if (count > kMaxBatch) return TooMany("keys", static_cast<int64_t>(count), kMaxBatch);
+  messages_->keys.resize(count);
+  for (size_t i = 0; i < count; ++i) {
+    std::memcpy(messages_->keys[i].bytes.data(), bytes.data() + i * kKeyBytes, kKeyBytes);
+  }
+  return {};
+}
+
+Status Verbs::OnGrant(Session& session, Frame& frame) {
+  wire::Grant& request = messages_->grant;
+  RETURN_IF_ERROR(ParseFrame(frame, &request));
+  RETURN_IF_ERROR(TakeKeys(request.keys()));
+  ClientRecord& client = *session.client;
+  GrantSpec spec;
+  spec.slot = request.slot();
+  spec.epoch = request.epoch();
+  spec.part = request.part();
+  spec.deadline_ms = request.deadline_ms();
+  spec.keys = messages_->keys;
+  std::vector<GrantGiven>& given = messages_->given;
+  given.clear();
+  RETURN_IF_ERROR(parts_.engine->Grant(client.id, spec, &given));
+
+  wire::GrantReply& reply = messages_->grant_reply;
+  reply.Clear();
+  std::vector<UniqueFd> fds;
+  ArenaId last = 0;
+  for (const GrantGiven& grant : given) {
+    reply.add_codes(static_cast<uint32_t>(grant.code));
+    reply.add_grants(grant.grant);
+    reply.add_handles(grant.handle);
+    const ArenaId arena = shm::ArenaOf(grant.handle);
+    if (grant.code != Code::kOk || arena == last) continue;
+    last = arena;
+    const auto known = client.arenas.find(arena);
+    if (known != client.arenas.end() && known->second) continue;
+    // What does not fit, or cannot be given now, is asked for by an Arenas message.
+    if (fds.size() == wire::kMaxFds) continue;
+    const std::optional<ArenaFacts> facts = parts_.engine->FindArena(client.id, arena);
+    if (!facts) continue;
+    Result<UniqueFd> fd = GiveArena(client, arena, true);
+    if (!fd) continue;
+    fds.push_back(*std::move(fd));
+    FillArena(*facts, true, reply.add_arenas());
+  }
+  session.connection.Send(wire::Type::kGrantReply, frame.header.request, reply, std::move(fds));
+  return {};
+}
+
+Status Verbs::OnCommit(Session& session, Frame& frame) {
+  wire::Commit& request = messages_->commit;
+  RETURN_IF_ERROR(ParseFrame(frame, &request));
+  const int count = request.grants_size();
+  if (count > static_cast<int>(kMaxBatch)) return TooMany("grants", count, kMaxBatch);
+  if (request.valid_tokens_size() != 0 && request.valid_tokens_size() != count) {
+    return {Code::kInvalidArgument, "valid_tokens: " + std::to_string(request.valid_tokens_size()) +
+                                        " for " + std::to_string(count) +
+                                        " grants; one each, or none"};
+  }
+  std::vector<Code>& codes = messages_->codes;
+  codes.clear();
+  RETURN_IF_ERROR(parts_.engine->Commit(
+      session.client->id, {request.grants().data(), static_cast<size_t>(count)},
+      {request.valid_tokens().data(), static_cast<size_t>(request.valid_tokens_size())}, &codes));
+  wire::CommitReply& reply = messages_->commit_reply;
+  reply.Clear();
+  for (const Code code : codes)
+    reply.add_codes(static_cast<uint32_t>(code));
+  session.connection.Send(wire::Type::kCommitReply, frame.header.request, reply);
+  return {};
+}
+
+Status Verbs::OnAbort(Session& session, Frame& frame) {
+  ASSIGN_OR_RETURN(const wire::Abort request, ParseFrame<wire::Abort>(frame));
+  const auto count = static_cast<size_t>(request.grants_size());
+  if (count > kMaxBatch) return TooMany("grants", request.grants_size(), kMaxBatch);
+  RETURN_IF_ERROR(parts_.engine->Abort(session.client->id, {request.grants().data(), count}));
+  session.connection.Send(wire::Type::kAbortReply, frame.header.request, wire::AbortReply());
+  return {};
+}
+
+Status Verbs::OnDrop(Session& session, Frame& frame) {
+  ASSIGN_OR_RETURN(const wire::Drop request, ParseFrame<wire::Drop>(frame));
+  RETURN_IF_ERROR(TakeKeys(request.keys()));
+  ASSIGN_OR_RETURN(const uint32_t dropped,
+                   parts_.engine->Drop(session.client->id, request.slot(), request.epoch(),
+                                       request.part(), messages_->keys));
+  wire::DropReply reply;
+  reply.set_dropped(dropped);
+  session.connection.Send(wire::Type::kDropReply, frame.header.request, reply);
+  return {};
+}
+
+}  // namespace terrace

@@ -1,0 +1,242 @@
+// Verbs of a client's life: hello, goodbye, and the memory it shares with the daemon.
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "base/random.h"
+#include "daemon/service/log.h"
+#include "daemon/service/verb_messages.h"
+
+namespace terrace {
+
+namespace {
+
+constexpr size_t kMaxClientName = 64;
+
+struct NewChannel {
+  UniqueFd fd;
+  Mapping mapping;
+};
+
+// Sealed against resizing, else its client could truncate it under us, and against further seals.
+Result<NewChannel> MakeChannel() {
+  NewChannel channel;
+  ASSIGN_OR_RETURN(channel.fd, CreateMemfd("terrace-channel", shm::kChannelBytes));
+  if (::fcntl(channel.fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+    return SystemError("sealing a channel", errno);
+  }
+  ASSIGN_OR_RETURN(channel.mapping,
+                   Mapping::Of(channel.fd.get(), 0, shm::kChannelBytes, Protection::kReadWrite));
+  return channel;
+}
+
+Status CheckHello(const wire::Hello& hello) {
+  if (hello.version_min() > wire::kProtocolVersion ||
+      hello.version_max() < wire::kProtocolVersion) {
+    return {Code::kMismatch, "version_min, version_max: the daemon speaks version " +
+                                 std::to_string(wire::kProtocolVersion) + ", the client " +
+                                 std::to_string(hello.version_min()) + " to " +
+                                 std::to_string(hello.version_max())};
+  }
+  if (hello.name().size() > kMaxClientName) {
+    return {Code::kInvalidArgument, "name: " + std::to_string(hello.name().size()) +
+                                        " bytes, at most " + std::to_string(kMaxClientName)};
+  }
+  if (std::any_of(hello.name().begin(), hello.name().end(),
+                  [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; })) {
+    return {Code::kInvalidArgument, "name: it may have no control characters"};
+  }
+  return {};
+}
+
+}  // namespace
+
+Status Verbs::OnHello(Session& session, Frame& frame) {
+  if (session.client != nullptr) {
+    return {Code::kInvalidArgument, "hello: this connection has said it already"};
+  }
+  ASSIGN_OR_RETURN(const wire::Hello hello, ParseFrame<wire::Hello>(frame));
+  RETURN_IF_ERROR(CheckHello(hello));
+  Peer& peer = session.connection.peer();
+  if (ProcessIsGone(peer.process.get())) {
+    return {Code::kUnavailable, "peer: the process that connected has ended"};
+  }
+  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(peer));
+  if (hello.resume_client() != 0) {
+    RETURN_IF_ERROR(Resume(session, hello.resume_client(), hello.resume_token()));
+    return SendHelloReply(session, frame.header.request, true, UniqueFd());
+  }
+  ClientSpec spec;
+  spec.tenant = identity.tenant;
+  spec.name = hello.name();
+  spec.pid = peer.pid;
+  spec.uid = peer.uid;
+  spec.writer = hello.writer() && identity.may_write;
+  spec.max_pins = hello.max_pins();
+  ASSIGN_OR_RETURN(UniqueFd channel, Arrive(session, identity, spec));
+  return SendHelloReply(session, frame.header.request, false, std::move(channel));
+}
+
+Status Verbs::Resume(Session& session, ClientId id, uint64_t token) {
+  const auto found = parts_.clients->find(id);
+  if (found == parts_.clients->end() || found->second->token != token ||
+      found->second->pid != session.connection.peer().pid) {
+    return {Code::kStale,
+            "resume_client: no such client of this process here: say hello as a new one"};
+  }
+  ClientRecord& client = *found->second;
+  if (client.session != nullptr) {
+    Session* old = client.session;
+    old->client = nullptr;
+    old->connection.Close(Status(Code::kUnavailable, "its client came back by another one"));
+  }
+  client.session = &session;
+  session.client = &client;
+  session.connection.AllowLargeFrames();
+  // A reply with descriptors may have been lost with the old connection: they are given again.
+  for (auto& [arena, writable] : client.arenas)
+    writable = false;
+  return {};
+}
+
+Result<UniqueFd> Verbs::Arrive(Session& session, const Identity& identity, const ClientSpec& spec) {
+  if (parts_.clients->size() >= parts_.limits.clients) {
+    return Status(Code::kExhausted, "limits.clients: the daemon serves " +
+                                        std::to_string(parts_.limits.clients) + " clients already");
+  }
+  const auto of_process =
+      std::count_if(parts_.clients->begin(), parts_.clients->end(),
+                    [&](const auto& item) { return item.second->pid == spec.pid; });
+  if (static_cast<uint64_t>(of_process) >= parts_.limits.clients_per_process) {
+    return Status(Code::kExhausted,
+                  "limits.clients_per_process: this process is " + std::to_string(of_process) +
+                      " clients already; those whose connection broke count until it ends");
+  }
+  ASSIGN_OR_RETURN(NewChannel channel, MakeChannel());
+  auto client = std::make_unique<ClientRecord>();
+  client->token = SecretWord();
+  client->tenant = identity.tenant;
+  client->tenant_name = identity.tenant_name;
+  client->writer = spec.writer;
+  client->pid = static_cast<pid_t>(spec.pid);
+  client->channel = std::move(channel.mapping);
+  // The end of the process is watched before anything is given to it.
+  ASSIGN_OR_RETURN(UniqueFd process, session.connection.peer().process.Duplicate());
+  ASSIGN_OR_RETURN(client->process,
+                   parts_.loop->NewWatch(std::move(process), [this, watched = client.get()] {
+                     OnProcessGone(*watched);
+                   }));
+  ASSIGN_OR_RETURN(client->given, parts_.engine->ClientArrived(spec, client->channel.bytes()));
+  client->id = client->given.id;
+  client->process.ArmRead();
+  client->session = &session;
+  session.client = client.get();
+  session.connection.peer().process.Reset();
+  session.connection.AllowLargeFrames();
+  Log(LogLevel::kDebug, "client-arrived",
+      {{"client", client->id}, {"pid", spec.pid}, {"name", spec.name}});
+  parts_.clients->emplace(client->id, std::move(client));
+  return std::move(channel.fd);
+}
+
+Status Verbs::SendHelloReply(Session& session, uint64_t request, bool resumed, UniqueFd channel) {
+  ClientRecord& client = *session.client;
+  Result<UniqueFd> directory = parts_.engine->index(client.tenant).DirectoryDescriptor();
+  if (!directory) {
+    // A new client has learned nothing of itself yet; one that came back may try again.
+    if (!resumed) EndClient(client.id, directory.error());
+    session.connection.CloseAfterSending(directory.error());
+    return std::move(directory).error();
+  }
+  std::vector<UniqueFd> fds;
+  if (channel) fds.push_back(std::move(channel));
+  fds.push_back(*std::move(directory));
+  wire::HelloReply reply;
+  reply.set_version(wire::kProtocolVersion);
+  reply.set_client(client.id);
+  reply.set_token(client.token);
+  reply.set_life(parts_.life);
+  reply.set_resumed(resumed);
+  reply.set_tenant(client.tenant_name);
+  reply.set_writer(client.writer);
+  reply.set_max_pins(client.given.max_pins);
+  reply.set_max_pinned_bytes(client.given.max_pinned_bytes);
+  reply.set_max_grants(client.given.max_grants);
+  reply.set_host_capacity_bytes(parts_.engine->Summary().host_capacity_bytes);
+  reply.set_daemon_version(TERRACE_VERSION);
+  session.connection.Send(wire::Type::kHelloReply, request, reply, std::move(fds));
+  TellMissed(client);
+  return {};
+}
+
+void Verbs::TellMissed(ClientRecord& client) {
+  if (!client.missed_expired.empty()) {
+    wire::GrantExpiredEvent event;
+    event.mutable_grants()->Add(client.missed_expired.begin(), client.missed_expired.end());
+    client.missed_expired.clear();
+    client.session->connection.Send(wire::Type::kGrantExpiredEvent, 0, event);
+  }
+  if (!client.missed_gone.empty()) {
+    wire::UnmapEvent event;
+    event.mutable_arenas()->Add(client.missed_gone.begin(), client.missed_gone.end());
+    client.missed_gone.clear();
+    client.session->connection.Send(wire::Type::kUnmapEvent, 0, event);
+  }
+}
+
+void Verbs::OnProcessGone(ClientRecord& client) {
+  Session* session = client.session;
+  const Status why(Code::kUnavailable, "its process has ended");
+  EndClient(client.id, why);
+  if (session != nullptr) session->connection.Close(why);
+}
+
+Status Verbs::OnPing(Session& session, Frame& frame) {
+  RETURN_IF_ERROR(ParseFrame<wire::Ping>(frame).status());
+  session.connection.Send(wire::Type::kPingReply, frame.header.request, wire::PingReply());
+  return {};
+}
+
+Status Verbs::OnGoodbye(Session& session, Frame& frame) {
+  RETURN_IF_ERROR(ParseFrame<wire::Goodbye>(frame).status());
+  const Status why(Code::kUnavailable, "it said goodbye");
+  EndClient(session.client->id, why);
+  session.connection.Send(wire::Type::kGoodbyeReply, frame.header.request, wire::GoodbyeReply());
+  session.connection.CloseAfterSending(why);
+  return {};
+}
+
+Status Verbs::OnDirectory(Session& session, Frame& frame) {
+  RETURN_IF_ERROR(ParseFrame<wire::Directory>(frame).status());
+  const TenantIndex& index = parts_.engine->index(session.client->tenant);
+  std::vector<UniqueFd> fds(1);
+  ASSIGN_OR_RETURN(fds[0], index.DirectoryDescriptor());
+  wire::DirectoryReply reply;
+  reply.set_directory_id(index.directory_id());
+  session.connection.Send(wire::Type::kDirectoryReply, frame.header.request, reply, std::move(fds));
+  return {};
+}
+
+Status Verbs::OnArenas(Session& session, Frame& frame) {
+  ASSIGN_OR_RETURN(const wire::Arenas request, ParseFrame<wire::Arenas>(frame));
+  if (request.ids_size() > wire::kMaxFds) {
+    return TooMany("ids", request.ids_size(), wire::kMaxFds);
+  }
+  ClientRecord& client = *session.client;
+  const bool writable = request.writable() && client.writer;
+  wire::ArenasReply reply;
+  std::vector<UniqueFd> fds;
+  for (const uint32_t id : request.ids()) {
+    const std::optional<ArenaFacts> facts = parts_.engine->FindArena(client.id, id);
+    if (!facts) continue;
+    ASSIGN_OR_RETURN(UniqueFd fd, GiveArena(client, id, writable));
+    fds.push_back(std::move(fd));
+    FillArena(*facts, writable, reply.add_arenas());
+  }
+  session.connection.Send(wire::Type::kArenasReply, frame.header.request, reply, std::move(fds));
+  return {};
+}
+
+}  // namespace terrace

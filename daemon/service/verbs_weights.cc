@@ -1,0 +1,205 @@
+// Verbs on models. Most wait for a tier, so they answer by ticket.
+#include <algorithm>
+
+#include "daemon/service/log.h"
+#include "daemon/service/verb_messages.h"
+
+namespace terrace {
+
+namespace {
+
+constexpr size_t kMaxPath = 4095;
+
+// Models are named by the operator of the host; who may do that is decided here, what a name may be
+// by the engine.
+Status CheckFiles(const wire::ModelAdd& request, size_t fds) {
+  const auto files = static_cast<size_t>(request.files_size());
+  if (files == 0) return {Code::kInvalidArgument, "files: none"};
+  if (files > kMaxModelFiles) return TooMany("files", request.files_size(), kMaxModelFiles);
+  if (fds != 0 && fds != files) {
+    return {Code::kInvalidArgument, "fds: " + std::to_string(fds) + " descriptors for " +
+                                        std::to_string(files) + " files; one each, or none"};
+  }
+  for (const std::string& file : request.files()) {
+    if (file.empty() || file.front() != '/' || file.size() > kMaxPath ||
+        file.find('\0') != std::string::npos) {
+      return {Code::kInvalidArgument,
+              "files: '" + file.substr(0, 200) + "' is no absolute path of at most 4095 bytes"};
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Status Verbs::OnModelAdd(Session& session, Frame& frame) {
+  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(session.connection.peer()));
+  if (!identity.may_administer) return {Code::kPermissionDenied, "ModelAdd: needs role admin"};
+  wire::ModelAdd request;
+  RETURN_IF_ERROR(ParseFrame(frame, &request));
+  RETURN_IF_ERROR(CheckFiles(request, frame.fds.size()));
+  ModelSpec spec;
+  spec.name = request.name();
+  spec.version = request.version();
+  spec.source.paths.assign(request.files().begin(), request.files().end());
+  spec.source.fds = std::move(frame.fds);
+  spec.source.index = std::move(*request.mutable_index());
+  const Ticket ticket = Begin(session, frame.header.request);
+  parts_.engine->AddModel(std::move(spec), [this, ticket](const Result<ModelAdded>& added) {
+    Session* waiting = Finish(ticket);
+    if (waiting == nullptr) return;
+    if (!added) return waiting->connection.SendError(ticket.request, added.error());
+    wire::ModelAddReply reply;
+    reply.set_tensors(added->tensors);
+    reply.set_bytes(added->bytes);
+    reply.set_blocks(added->blocks);
+    reply.set_durable(added->durable);
+    reply.set_why_not(added->why_not);
+    waiting->connection.Send(wire::Type::kModelAddReply, ticket.request, reply);
+  });
+  return {};
+}
+
+Status Verbs::OnModelRemove(Session& session, Frame& frame) {
+  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(session.connection.peer()));
+  if (!identity.may_administer) return {Code::kPermissionDenied, "ModelRemove: needs role admin"};
+  ASSIGN_OR_RETURN(const wire::ModelRemove request, ParseFrame<wire::ModelRemove>(frame));
+  const Ticket ticket = Begin(session, frame.header.request);
+  parts_.engine->RemoveModel(request.name(), request.version(),
+                             [this, ticket](const Status& status) {
+                               Session* waiting = Finish(ticket);
+                               if (waiting == nullptr) return;
+                               if (!status.ok())
+                                 return waiting->connection.SendError(ticket.request, status);
+                               waiting->connection.Send(wire::Type::kModelRemoveReply,
+                                                        ticket.request, wire::ModelRemoveReply());
+                             });
+  return {};
+}
+
+Status Verbs::OnLoad(Session& session, Frame& frame) {
+  ASSIGN_OR_RETURN(const wire::Load request, ParseFrame<wire::Load>(frame));
+  const Ticket ticket = Begin(session, frame.header.request);
+  const auto progress = [this, ticket, next = MonotonicNs{0}](uint64_t done,
+                                                              uint64_t total) mutable {
+    const MonotonicNs now = parts_.clock->Now();
+    if (now < next) return;
+    next = now + kProgressIntervalMs * kNsPerMs;
+    const auto found = parts_.sessions->find(ticket.session);
+    // Progress is a courtesy: a reader that is behind gets none.
+    if (found == parts_.sessions->end() || found->second->connection.has_backlog()) return;
+    wire::ProgressEvent event;
+    event.set_done_bytes(done);
+    event.set_total_bytes(total);
+    found->second->connection.Send(wire::Type::kProgressEvent, ticket.request, event);
+  };
+  parts_.engine->Load(request.name(), request.version(), progress,
+                      [this, ticket](const Result<ModelLoaded>& loaded) {
+                        Session* waiting = Finish(ticket);
+                        if (waiting == nullptr) return;
+                        if (!loaded) {
+                          return waiting->connection.SendError(ticket.request, loaded.error());
+                        }
+                        wire::LoadReply reply;
+                        reply.set_version(loaded->version);
+                        reply.set_bytes(loaded->bytes);
+                        reply.set_digest(DigestBytes(loaded->digest));
+                        waiting->connection.Send(wire::Type::kLoadReply, ticket.request, reply);
+                      });
+  return {};
+}
+
+Status Verbs::OnUnload(Session& session, Frame& frame) {
+  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(session.connection.peer()));
+  if (!identity.may_administer) return {Code::kPermissionDenied, "Unload: needs role admin"};
+  ASSIGN_OR_RETURN(const wire::Unload request, ParseFrame<wire::Unload>(frame));
+  ASSIGN_OR_RETURN(const Unloaded unloaded,
+                   parts_.engine->Unload(request.name(), request.version()));
+  wire::UnloadReply reply;
+  reply.set_freed_bytes(unloaded.freed_bytes);
+  reply.set_held_bytes(unloaded.held_bytes);
+  session.connection.Send(wire::Type::kUnloadReply, frame.header.request, reply);
+  return {};
+}
+
+Status Verbs::OnAttach(Session& session, Frame& frame) {
+  ASSIGN_OR_RETURN(const wire::Attach request, ParseFrame<wire::Attach>(frame));
+  const Ticket ticket = Begin(session, frame.header.request);
+  parts_.engine->Attach(
+      session.client->id, request.name(), request.version(), request.load(), request.deadline_ms(),
+      [this, ticket](const Result<Attached>& attached) { FinishAttach(ticket, attached); });
+  return {};
+}
+
+void Verbs::FinishAttach(const Ticket& ticket, const Result<Attached>& attached) {
+  Session* waiting = Finish(ticket);
+  if (!attached) {
+    if (waiting != nullptr) waiting->connection.SendError(ticket.request, attached.error());
+    return;
+  }
+  Status status;
+  if (waiting == nullptr || waiting->client == nullptr) {
+    status = Status(Code::kUnavailable, "its connection is gone");
+  } else {
+    Result<UniqueFd> manifest = parts_.host->Descriptor(attached->manifest, Protection::kRead);
+    if (manifest) {
+      wire::AttachReply reply;
+      reply.set_attachment(attached->attachment);
+      reply.set_version(attached->version);
+      reply.set_digest(DigestBytes(attached->digest));
+      reply.set_manifest_bytes(attached->manifest_bytes);
+      std::vector<UniqueFd> fds;
+      fds.push_back(*std::move(manifest));
+      waiting->connection.Send(wire::Type::kAttachReply, ticket.request, reply, std::move(fds));
+      return;
+    }
+    status = manifest.error();
+    waiting->connection.SendError(ticket.request, status);
+  }
+  // Nobody knows the attachment's number, so nobody could ever end it but by ending. `not_found` is
+  // the answer when the client itself has ended.
+  (void)parts_.engine->Detach(ticket.client, attached->attachment);
+}
+
+Status Verbs::OnAttachBlocks(Session& session, Frame& frame) {
+  ASSIGN_OR_RETURN(const wire::AttachBlocks request, ParseFrame<wire::AttachBlocks>(frame));
+  if (request.blocks_size() > static_cast<int>(kMaxAttachBlocks)) {
+    return TooMany("blocks", request.blocks_size(), kMaxAttachBlocks);
+  }
+  ClientRecord& client = *session.client;
+  ASSIGN_OR_RETURN(const std::vector<ArenaId> arenas,
+                   parts_.engine->BlocksOf(
+                       client.id, request.attachment(),
+                       {request.blocks().data(), static_cast<size_t>(request.blocks_size())}));
+  if (arenas.size() > kMaxAttachBlocks) {
+    return {Code::kInvalidArgument, "blocks: the model has " + std::to_string(arenas.size()) +
+                                        "; name at most " + std::to_string(kMaxAttachBlocks) +
+                                        " of them at a time"};
+  }
+  // Several frames, none with more descriptors than a message may have. Their order is the order of
+  // the request, and of the image where that names no blocks.
+  size_t next = 0;
+  do {
+    wire::AttachBlocksReply reply;
+    std::vector<UniqueFd> fds;
+    for (; next < arenas.size() && fds.size() < wire::kMaxFds; ++next) {
+      ASSIGN_OR_RETURN(UniqueFd fd, GiveArena(client, arenas[next], false));
+      fds.push_back(std::move(fd));
+      reply.add_blocks(request.blocks_size() == 0 ? static_cast<uint32_t>(next)
+                                                  : request.blocks(static_cast<int>(next)));
+    }
+    reply.set_last(next == arenas.size());
+    session.connection.Send(wire::Type::kAttachBlocksReply, frame.header.request, reply,
+                            std::move(fds));
+  } while (next < arenas.size());
+  return {};
+}
+
+Status Verbs::OnDetach(Session& session, Frame& frame) {
+  ASSIGN_OR_RETURN(const wire::Detach request, ParseFrame<wire::Detach>(frame));
+  RETURN_IF_ERROR(parts_.engine->Detach(session.client->id, request.attachment()));
+  session.connection.Send(wire::Type::kDetachReply, frame.header.request, wire::DetachReply());
+  return {};
+}
+
+}  // namespace terrace
