@@ -1,0 +1,320 @@
+// Lookups: what a reader is told, what it holds then, and how it is counted.
+#include "libclient/lookup.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <vector>
+
+#include "daemon/engine/index/index_on.h"
+#include "tests/heart/plain_memory.h"
+
+namespace terrace {
+namespace {
+
+// Lets the daemon act between two steps of a reader: `between` runs after each store of a pin.
+struct StepAtomics : shm::StdAtomics {
+  static inline std::function<void()> between;
+  static void Store(shm::Word& word, uint64_t value, std::memory_order order) {
+    StdAtomics::Store(word, value, order);
+    if (order != std::memory_order_seq_cst || value == 0 || !between) return;
+    const auto act = std::exchange(between, nullptr);
+    act();
+    if (!between) between = act;
+  }
+};
+
+class Lookups : public testing::Test {
+ protected:
+  using View = DirectoryView<StepAtomics>;
+
+  void SetUp() override {
+    index_ = *IndexOn<shm::StdAtomics>::Make(memory_);
+    space_.slot = *index_->AddSpace(KeyOf(1), 3, 4096, &space_.epoch);
+    space_.generation_index = 3;
+    index_->AddChannel(1, channel_.span(), 64);
+    pool_.emplace(channel_.channel(), 1u << 20);
+    lane_.emplace(*pool_, 0);
+    Fetch();
+  }
+  void TearDown() override { StepAtomics::between = nullptr; }
+
+  void Fetch() { view_ = *View::Of(memory_.region(memory_.regions() - 1)); }
+  Lookup<StepAtomics> Look() { return Lookup<StepAtomics>(view_, *lane_, {space_, 0}); }
+
+  LinkedPage Page(uint64_t key, uint32_t sequence = 1) const {
+    return {.name = {space_.slot, space_.epoch, 0, KeyOf(key)},
+            .handle = shm::MakeHandle(1, static_cast<uint32_t>(key), sequence),
+            .bytes = 100,
+            .valid_tokens = 16};
+  }
+  void Link(uint64_t key, uint32_t sequence = 1) {
+    ASSERT_TRUE(index_->Link(Page(key, sequence)).ok());
+  }
+  void Unlink(uint64_t key, uint32_t sequence = 1) {
+    ASSERT_TRUE(index_->Unlink(Page(key).name, Page(key, sequence).handle));
+  }
+  static std::vector<Digest> Keys(uint64_t count) {
+    std::vector<Digest> keys;
+    for (uint64_t i = 0; i < count; ++i)
+      keys.push_back(KeyOf(i));
+    return keys;
+  }
+  uint64_t Pins() {
+    uint64_t pins = 0;
+    for (const auto& client : index_->ScanPins([](ClientId, std::span<const uint64_t>) {})) {
+      pins += client.pins;
+    }
+    return pins;
+  }
+  uint64_t Hits() const { return index_->totals().hits[static_cast<int>(shm::Tier::kHost)]; }
+  uint64_t Misses(shm::Miss reason) const {
+    return index_->totals().misses[static_cast<int>(reason)];
+  }
+  uint64_t LookupsCounted() const { return index_->totals().lookups; }
+  std::vector<TenantIndex::RingVisit> Ring() {
+    std::vector<TenantIndex::RingVisit> visits;
+    index_->DrainRings(10'000, [&](const auto& visit) { visits.push_back(visit); });
+    return visits;
+  }
+  // Links until the directory has been replaced by a larger one.
+  void GrowDirectory() {
+    const uint64_t id = index_->directory_id();
+    for (uint64_t key = 100'000; index_->directory_id() == id; ++key)
+      Link(key);
+  }
+
+  PlainDirectory memory_;
+  PlainChannel channel_;
+  std::unique_ptr<TenantIndex> index_;
+  SpaceRef space_;
+  std::optional<PinPool<StepAtomics>> pool_;
+  std::optional<Lane<StepAtomics>> lane_;
+  View view_;
+};
+
+TEST_F(Lookups, HitIsPinnedUntilReleased) {
+  Link(7);
+  Pinned page;
+  const LookupResult result = Look().One(KeyOf(7), &page);
+  EXPECT_EQ(result.outcome, Outcome::kHit);
+  EXPECT_EQ(page.handle, Page(7).handle);
+  EXPECT_EQ(page.bytes, 100u);
+  EXPECT_EQ(page.valid_tokens, 16u);
+  EXPECT_EQ(Pins(), 1u);
+  lane_->Release({&page, 1});
+  EXPECT_EQ(Pins(), 0u);
+  EXPECT_EQ(Hits(), 1u);
+  EXPECT_EQ(LookupsCounted(), 1u);
+  const auto ring = Ring();
+  ASSERT_EQ(ring.size(), 1u);
+  EXPECT_EQ(ring[0].kind, shm::RingKind::kTouch);
+  EXPECT_EQ(ring[0].handle, page.handle);
+  EXPECT_EQ(ring[0].space_slot, space_.slot);
+}
+
+TEST_F(Lookups, MissIsCountedAndTold) {
+  Pinned page;
+  const LookupResult result = Look().One(KeyOf(7), &page);
+  EXPECT_EQ(result.outcome, Outcome::kMiss);
+  EXPECT_EQ(result.reason, shm::Miss::kAbsent);
+  EXPECT_EQ(page.pin, nullptr);
+  EXPECT_EQ(Misses(shm::Miss::kAbsent), 1u);
+  const auto ring = Ring();
+  ASSERT_EQ(ring.size(), 1u);
+  EXPECT_EQ(ring[0].kind, shm::RingKind::kMiss);
+  EXPECT_EQ(ring[0].key[0], KeyOf(7).Word(0));
+  EXPECT_EQ(ring[0].handle, 0u);
+}
+
+TEST_F(Lookups, PageThatChangesAtEveryTryIsBusy) {
+  Link(7);
+  uint32_t sequence = 1;
+  StepAtomics::between = [&] {
+    Unlink(7, sequence);
+    Link(7, ++sequence);
+  };
+  Pinned page;
+  const LookupResult result = Look().One(KeyOf(7), &page);
+  EXPECT_EQ(result.outcome, Outcome::kMiss);
+  EXPECT_EQ(result.reason, shm::Miss::kBusy);
+  EXPECT_EQ(sequence, 1u + shm::kMaxRetries);
+  EXPECT_EQ(Misses(shm::Miss::kBusy), 1u);
+  EXPECT_EQ(Pins(), 0u);
+  EXPECT_EQ(lane_->pins(), 0u);
+}
+
+TEST_F(Lookups, PageThatChangedOnceIsTriedAgain) {
+  Link(7);
+  StepAtomics::between = [&] {
+    Unlink(7);
+    Link(7, 2);
+    StepAtomics::between = [] {};
+  };
+  Pinned page;
+  EXPECT_EQ(Look().One(KeyOf(7), &page).outcome, Outcome::kHit);
+  EXPECT_EQ(page.handle, Page(7, 2).handle);
+  EXPECT_EQ(Pins(), 1u);
+}
+
+TEST_F(Lookups, PageThatGoesBetweenFindAndPinIsAMiss) {
+  Link(7);
+  StepAtomics::between = [&] {
+    Unlink(7);
+    StepAtomics::between = [] {};
+  };
+  Pinned page;
+  EXPECT_EQ(Look().One(KeyOf(7), &page).reason, shm::Miss::kAbsent);
+  EXPECT_EQ(Pins(), 0u);
+}
+
+TEST_F(Lookups, FenceBetweenPinAndConfirmationIsStale) {
+  Link(7);
+  StepAtomics::between = [&] { index_->SetGeneration(3, 1); };
+  Pinned page;
+  const LookupResult result = Look().One(KeyOf(7), &page);
+  EXPECT_EQ(result.outcome, Outcome::kMiss);
+  EXPECT_EQ(result.reason, shm::Miss::kStale);
+  EXPECT_EQ(page.pin, nullptr);
+  EXPECT_EQ(Pins(), 0u);
+  EXPECT_EQ(Misses(shm::Miss::kStale), 1u);
+  // With the new generation it is found again.
+  StepAtomics::between = nullptr;
+  space_.generation = 1;
+  EXPECT_EQ(Look().One(KeyOf(7), &page).outcome, Outcome::kHit);
+}
+
+TEST_F(Lookups, RetiredSpaceIsStale) {
+  Link(7);
+  index_->RetireSpace(space_.slot);
+  Pinned page;
+  EXPECT_EQ(Look().One(KeyOf(7), &page).reason, shm::Miss::kStale);
+  std::vector<Pinned> pages(1);
+  EXPECT_EQ(Look().Prefix(Keys(1), pages).reason, shm::Miss::kStale);
+}
+
+TEST_F(Lookups, SupersededIsToldOnHitAndMissAndNotCounted) {
+  Link(7);
+  GrowDirectory();
+  Pinned page;
+  EXPECT_EQ(Look().One(KeyOf(7), &page).outcome, Outcome::kSuperseded);
+  EXPECT_EQ(Look().One(KeyOf(8), &page).outcome, Outcome::kSuperseded);
+  std::vector<Pinned> pages(10);
+  EXPECT_EQ(Look().Prefix(Keys(10), pages).outcome, Outcome::kSuperseded);
+  EXPECT_EQ(Look().Each(Keys(10), pages).outcome, Outcome::kSuperseded);
+  for (const Pinned& each : pages)
+    EXPECT_EQ(each.pin, nullptr);
+  EXPECT_EQ(LookupsCounted(), 0u);
+  EXPECT_EQ(Pins(), 0u);
+  Fetch();
+  EXPECT_EQ(Look().One(KeyOf(7), &page).outcome, Outcome::kHit);
+}
+
+TEST_F(Lookups, PrefixEndsAtTheFirstMissingPage) {
+  for (const uint64_t key : {0, 1, 2, 4, 5})
+    Link(key);
+  std::vector<Pinned> pages(8);
+  const LookupResult result = Look().Prefix(Keys(8), pages);
+  EXPECT_EQ(result.outcome, Outcome::kMiss);
+  EXPECT_EQ(result.reason, shm::Miss::kAbsent);
+  EXPECT_EQ(result.hits, 3u);
+  for (size_t i = 0; i < 8; ++i)
+    EXPECT_EQ(pages[i].pin != nullptr, i < 3) << i;
+  EXPECT_EQ(Pins(), 3u);
+  EXPECT_EQ(LookupsCounted(), 8u);
+  EXPECT_EQ(Hits(), 3u);
+  EXPECT_EQ(Misses(shm::Miss::kAbsent), 1u);
+  EXPECT_EQ(Misses(shm::Miss::kBeyond), 4u);
+  EXPECT_EQ(Ring().size(), 4u);
+}
+
+TEST_F(Lookups, WholePrefixIsAHit) {
+  for (uint64_t key = 0; key < 200; ++key)
+    Link(key);
+  std::vector<Pinned> pages(200);
+  const LookupResult result = Look().Prefix(Keys(200), pages);
+  EXPECT_EQ(result.outcome, Outcome::kHit);
+  EXPECT_EQ(result.hits, 200u);
+  for (uint64_t key = 0; key < 200; ++key)
+    EXPECT_EQ(pages[key].handle, Page(key).handle);
+  lane_->Release(pages);
+  EXPECT_EQ(Pins(), 0u);
+}
+
+TEST_F(Lookups, EmptyPrefixIsAHitOfNothing) {
+  EXPECT_EQ(Look().Prefix({}, {}).outcome, Outcome::kHit);
+  EXPECT_EQ(LookupsCounted(), 0u);
+}
+
+TEST_F(Lookups, SetToleratesHoles) {
+  for (const uint64_t key : {1, 2, 5})
+    Link(key);
+  std::vector<Pinned> pages(7);
+  const LookupResult result = Look().Each(Keys(7), pages);
+  EXPECT_EQ(result.outcome, Outcome::kMiss);
+  EXPECT_EQ(result.hits, 3u);
+  for (const size_t i : {1, 2, 5})
+    EXPECT_NE(pages[i].pin, nullptr) << i;
+  for (const size_t i : {0, 3, 4, 6})
+    EXPECT_EQ(pages[i].pin, nullptr) << i;
+  EXPECT_EQ(Misses(shm::Miss::kAbsent), 4u);
+  EXPECT_EQ(Misses(shm::Miss::kBeyond), 0u);
+  EXPECT_EQ(LookupsCounted(), 7u);
+  lane_->Release(pages);
+  EXPECT_EQ(Pins(), 0u);
+  EXPECT_EQ(lane_->pins(), 0u);
+}
+
+TEST_F(Lookups, PrefixAcrossAFenceIsAllOrNothing) {
+  for (uint64_t key = 0; key < 5; ++key)
+    Link(key);
+  int pins = 0;
+  StepAtomics::between = [&] {
+    if (++pins == 3) index_->SetGeneration(3, 1);
+  };
+  std::vector<Pinned> pages(8);
+  const LookupResult result = Look().Prefix(Keys(8), pages);
+  EXPECT_EQ(result.reason, shm::Miss::kStale);
+  EXPECT_EQ(result.hits, 0u);
+  for (const Pinned& page : pages)
+    EXPECT_EQ(page.pin, nullptr);
+  EXPECT_EQ(Pins(), 0u);
+  EXPECT_EQ(lane_->pins(), 0u);
+  EXPECT_EQ(Misses(shm::Miss::kStale), 1u);
+  EXPECT_EQ(Misses(shm::Miss::kBeyond), 7u);
+  EXPECT_EQ(Hits(), 0u);
+}
+
+TEST_F(Lookups, PrefixAcrossAGrowthIsAllOrNothing) {
+  for (uint64_t key = 0; key < 5; ++key)
+    Link(key);
+  StepAtomics::between = [&] {
+    GrowDirectory();
+    StepAtomics::between = [] {};
+  };
+  std::vector<Pinned> pages(5);
+  EXPECT_EQ(Look().Prefix(Keys(5), pages).outcome, Outcome::kSuperseded);
+  EXPECT_EQ(Pins(), 0u);
+  Fetch();
+  EXPECT_EQ(Look().Prefix(Keys(5), pages).outcome, Outcome::kHit);
+}
+
+TEST_F(Lookups, BudgetEndsAPrefixAndKeepsWhatIsPinned) {
+  for (uint64_t key = 0; key < 600; ++key)
+    Link(key);
+  Fetch();  // The directory may have grown.
+  std::vector<Pinned> pages(600);
+  const LookupResult result = Look().Prefix(Keys(600), pages);
+  EXPECT_EQ(result.reason, shm::Miss::kBudget);
+  EXPECT_EQ(result.hits, 512u);  // 64 lines of eight.
+  EXPECT_EQ(Misses(shm::Miss::kBudget), 1u);
+  EXPECT_EQ(Misses(shm::Miss::kBeyond), 87u);
+  Pinned page;
+  EXPECT_EQ(Look().One(KeyOf(1), &page).reason, shm::Miss::kBudget);
+  lane_->Release(pages);
+  EXPECT_EQ(Look().One(KeyOf(1), &page).outcome, Outcome::kHit);
+}
+
+}  // namespace
+}  // namespace terrace
