@@ -8,7 +8,7 @@
 // and links and unlinks are made in both: the one being filled has what lies in the lines below
 // copied_lines_. When all lines are copied the present table is marked superseded, which is before
 // anything can be unlinked in the new one only. A growth that finds no memory or no place for a
-// page is given up and tried again some pages later; links go on until the table is full to
+// page is given up and tried again some links later; links go on until the table is full to
 // kRefuseAt.
 #pragma once
 
@@ -161,7 +161,7 @@ class IndexOn final : public TenantIndex {
   // pages comes near kMaxProbe. A growth takes a link for every 256 lines and every 2 MiB, which is
   // over before the load has risen by one percent. Parts of 1024 of the capacity.
   static constexpr uint64_t kGrowAt = 460;
-  static constexpr uint64_t kRetryAfter = 32;  // A growth that was given up.
+  static constexpr uint64_t kRetryAfter = 32;  // Calls of Link after a growth was given up.
   static constexpr uint64_t kRefuseAt = 768;
   static constexpr uint64_t kLinesAStep = 256;
 
@@ -169,7 +169,6 @@ class IndexOn final : public TenantIndex {
       : memory_(memory), table_(std::move(table)), spaces_(shm::kMaxSpaces) {
     for (uint32_t slot = shm::kMaxSpaces; slot > 0; --slot)
       free_spaces_.push_back(slot - 1);
-    grow_at_ = Share(kGrowAt);
   }
 
   uint64_t Share(uint64_t parts) const { return table_->capacity() / 1024 * parts; }
@@ -195,7 +194,9 @@ class IndexOn final : public TenantIndex {
   // One step of growth, if one is due.
   void Grow() {
     if (!next_) {
-      if (linked_ >= grow_at_) StartGrowth();
+      if (linked_ < Share(kGrowAt)) return;
+      if (links_to_wait_ == 0) return StartGrowth();
+      --links_to_wait_;
     } else if (populated_bytes_ < next_->bytes()) {
       memory_.Populate(next_->token(), populated_bytes_);
       populated_bytes_ += DirectoryMemory::kStepBytes;
@@ -214,7 +215,7 @@ class IndexOn final : public TenantIndex {
     copied_lines_ = 0;
   }
 
-  void PutOffGrowth() { grow_at_ = linked_ + Share(kRetryAfter); }
+  void PutOffGrowth() { links_to_wait_ = Share(kRetryAfter); }
 
   void CopyLines() {
     for (uint64_t step = 0; step < kLinesAStep; ++step, ++copied_lines_) {
@@ -232,7 +233,6 @@ class IndexOn final : public TenantIndex {
     table_->Supersede();
     memory_.Free(table_->token());
     table_ = std::move(next_);
-    grow_at_ = Share(kGrowAt);
   }
 
   DirectoryMemory& memory_;
@@ -240,7 +240,7 @@ class IndexOn final : public TenantIndex {
   std::unique_ptr<Table> next_;   // While growing.
   uint64_t populated_bytes_ = 0;  // Of next_.
   uint64_t copied_lines_ = 0;     // Of table_, into next_.
-  uint64_t grow_at_ = 0;          // Linked pages.
+  uint64_t links_to_wait_ = 0;    // Before a growth that was given up is tried again.
 
   uint64_t linked_ = 0;
   std::vector<Space> spaces_;
