@@ -1,0 +1,237 @@
+// Tenants, clients and spaces; the verbs of weights; the turn. Pages are in pages.cc, reports in
+// reports.cc.
+#include "daemon/engine/host_engine.h"
+
+#include <algorithm>
+#include <map>
+
+#include "base/check.h"
+
+namespace terrace {
+namespace {
+
+constexpr uint64_t kRingRecordsATurn = 16384;
+constexpr size_t kExpiredATurn = 256;
+
+Status CheckOptions(const EngineOptions& options) {
+  const auto refuse = [](const std::string& what) { return Status(Code::kInvalidArgument, what); };
+  if (options.host_capacity_bytes < 4096) return refuse("host_capacity_bytes is below 4096");
+  if (options.slab_bytes < 4096) return refuse("slab_bytes is below 4096");
+  if (options.block_bytes < 4096 || options.block_bytes % 4096 != 0) {
+    return refuse("block_bytes is not a multiple of 4096");
+  }
+  if (options.huge_page_bytes < 4096 || options.huge_page_bytes % 4096 != 0) {
+    return refuse("huge_page_bytes is not a multiple of 4096");
+  }
+  if (options.max_pins == 0 || options.max_pins > shm::kMaxPinLines * shm::kPinsPerLine) {
+    return refuse("max_pins is not between 1 and " +
+                  std::to_string(shm::kMaxPinLines * shm::kPinsPerLine));
+  }
+  if (options.max_grants == 0) return refuse("max_grants is 0");
+  if (options.grant_deadline_ms == 0 || options.grant_deadline_ms > options.grant_deadline_max_ms) {
+    return refuse("grant_deadline_ms is not between 1 and grant_deadline_max_ms");
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Engine>> MakeEngine(const EngineOptions& options, EngineParts parts,
+                                           EngineEvents& events) {
+  RETURN_IF_ERROR(CheckOptions(options));
+  auto engine = std::make_unique<HostEngine>(options, std::move(parts), events);
+  RETURN_IF_ERROR(engine->Restore());
+  return std::unique_ptr<Engine>(std::move(engine));
+}
+
+HostEngine::HostEngine(const EngineOptions& options, EngineParts parts, EngineEvents& events)
+    : options_(options),
+      clock_(*parts.clock),
+      host_(*parts.host),
+      events_(events),
+      policy_(std::move(parts.host_policy)),
+      catalog_(parts.make_index
+                   ? parts.make_index
+                   : [memory = parts.directory_memory] { return MakeTenantIndex(*memory); }),
+      memory_({.capacity_bytes = options.host_capacity_bytes,
+               .slab_bytes = options.slab_bytes,
+               .huge_page_bytes = options.huge_page_bytes,
+               .pretouch_bytes = options.pretouch_bytes},
+              host_),
+      residents_(catalog_, memory_, *policy_, clock_),
+      pins_(catalog_, memory_, clients_, clock_),
+      evictor_(memory_, residents_, pins_, weight_blocks_, clock_),
+      placement_(catalog_, memory_, residents_, pins_, evictor_, clock_),
+      blocks_(memory_, residents_, placement_),
+      weights_({.block_bytes = options.block_bytes}, {.clock = parts.clock,
+                                                      .host = parts.host,
+                                                      .sources = parts.sources,
+                                                      .journal = parts.journal,
+                                                      .memory = &blocks_}) {
+  weight_blocks_.SetWeights(&weights_);
+  memory_.RaiseReserve();
+}
+
+HostEngine::~HostEngine() = default;
+
+// ---- Tenants and clients
+
+Result<TenantId> HostEngine::AddTenant(const std::string& name) {
+  return catalog_.AddTenant(name);
+}
+
+Result<ClientGiven> HostEngine::ClientArrived(const ClientSpec& spec, std::span<uint8_t> channel) {
+  Tenant* tenant = catalog_.Find(spec.tenant);
+  if (tenant == nullptr) {
+    return Status(Code::kNotFound, "tenant " + std::to_string(spec.tenant) + " is not known");
+  }
+  if (channel.size() < shm::kChannelBytes) {
+    return Status(Code::kInvalidArgument,
+                  "a channel has " + std::to_string(shm::kChannelBytes) + " bytes");
+  }
+  ASSIGN_OR_RETURN(const Client* client, clients_.Add(spec, options_, memory_.capacity()));
+  tenant->index->AddChannel(client->given.id, channel, client->given.max_pins / shm::kPinsPerLine);
+  return client->given;
+}
+
+void HostEngine::ClientGone(ClientId id) {
+  Client* client = clients_.Find(id);
+  if (client == nullptr) return;
+  Tenant& tenant = catalog_.At(client->spec.tenant);
+  tenant.index->RemoveChannel(id);
+  for (const uint64_t grant : grants_.IdsOf(id))
+    memory_.Free(EndGrant(*client, grant));
+  catalog_.ClientGone(tenant, id);
+  clients_.Remove(id);
+  weights_.ClientGone(id);
+}
+
+// ---- Spaces
+
+Result<SpaceGiven> HostEngine::OpenSpace(ClientId id, const SpaceSpec& spec) {
+  ASSIGN_OR_RETURN(const Client* client, clients_.Serving(id));
+  Tenant& tenant = catalog_.At(client->spec.tenant);
+  ASSIGN_OR_RETURN(const Space* space,
+                   catalog_.Open(tenant, id, spec, [this](const std::string& name) {
+                     const std::vector<ModelReport> models = weights_.Models();
+                     return std::any_of(models.begin(), models.end(), [&](const ModelReport& model) {
+                       return model.name == name;
+                     });
+                   }));
+  return GivenOf(tenant, *space);
+}
+
+Result<SpaceGiven> HostEngine::OpenSpaceById(ClientId id, const Digest& space_id) {
+  ASSIGN_OR_RETURN(const Client* client, clients_.Serving(id));
+  Tenant& tenant = catalog_.At(client->spec.tenant);
+  ASSIGN_OR_RETURN(const Space* space, catalog_.OpenById(tenant, id, space_id));
+  return GivenOf(tenant, *space);
+}
+
+Status HostEngine::CloseSpace(ClientId id, uint32_t slot, uint32_t epoch) {
+  ASSIGN_OR_RETURN(const Client* client, clients_.Serving(id));
+  return catalog_.Close(catalog_.At(client->spec.tenant), id, slot, epoch);
+}
+
+SpaceGiven HostEngine::GivenOf(const Tenant& tenant, const Space& space) const {
+  return {.id = space.id,
+          .slot = space.slot,
+          .epoch = space.epoch,
+          .generation_index = space.generation_index,
+          .generation = tenant.index->generation(space.generation_index),
+          .page_bytes = space.page_bytes,
+          .layout = space.spec.layout};
+}
+
+Result<Space*> HostEngine::OpenedSpace(const Client& client, uint32_t slot, uint32_t epoch) {
+  Space* space = catalog_.At(client.spec.tenant).FindSpace(slot, epoch);
+  if (space == nullptr) {
+    return Status(Code::kStale, "space slot " + std::to_string(slot) + " has another epoch by now");
+  }
+  if (!space->openers.contains(client.given.id)) {
+    return Status(Code::kPermissionDenied, "the client does not have this space open");
+  }
+  return space;
+}
+
+// ---- Weights
+
+Status HostEngine::Restore() {
+  std::vector<std::string> problems;
+  return weights_.Restore(&problems);
+}
+
+void HostEngine::AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done) {
+  weights_.AddModel(std::move(spec), std::move(done));
+}
+
+void HostEngine::RemoveModel(const std::string& name, const std::string& version,
+                             std::function<void(Status)> done) {
+  weights_.RemoveModel(name, version, std::move(done));
+}
+
+void HostEngine::Load(const std::string& name, const std::string& version, Progress progress,
+                      std::function<void(Result<ModelLoaded>)> done) {
+  weights_.Load(name, version, std::move(progress), std::move(done));
+}
+
+Result<Unloaded> HostEngine::Unload(const std::string& name, const std::string& version) {
+  return weights_.Unload(name, version);
+}
+
+void HostEngine::Attach(ClientId id, const std::string& name, const std::string& version, bool load,
+                        uint32_t deadline_ms, std::function<void(Result<Attached>)> done) {
+  const Result<Client*> client = clients_.Serving(id);
+  if (!client) return done(client.error());
+  weights_.Attach(id, name, version, load, deadline_ms, std::move(done));
+}
+
+Result<std::vector<ArenaId>> HostEngine::BlocksOf(ClientId id, uint64_t attachment,
+                                                  std::span<const uint32_t> blocks) {
+  RETURN_IF_ERROR(clients_.Serving(id).status());
+  return weights_.BlocksOf(id, attachment, blocks);
+}
+
+Status HostEngine::Detach(ClientId id, uint64_t attachment) {
+  return weights_.Detach(id, attachment);
+}
+
+// ---- Time
+
+bool HostEngine::Turn() {
+  bool more = placement_.DrainRings(kRingRecordsATurn) == kRingRecordsATurn;
+  pins_.TurnLimbo();
+  std::vector<Placement::Gone> gone;
+  more |= placement_.Turn(&gone);
+  more |= weights_.Turn();
+  std::map<TenantId, std::vector<ArenaId>> gone_of;
+  for (const Placement::Gone& arena : gone)
+    gone_of[arena.tenant].push_back(arena.arena);
+  // Events last: whoever gets them may call verbs.
+  more |= ExpireDue();
+  for (const auto& [tenant, arenas] : gone_of)
+    events_.ArenasGone(tenant, arenas);
+  for (const auto& [client, why] : pins_.TakeCut())
+    events_.ClientCut(client, why);
+  return more;
+}
+
+bool HostEngine::ExpireDue() {
+  const std::vector<GrantTable::Key> due = grants_.Due(clock_.Now(), kExpiredATurn);
+  std::map<ClientId, std::vector<uint64_t>> expired;
+  for (const auto& [id, grant] : due) {
+    Client* client = clients_.Find(id);
+    TERRACE_CHECK(client != nullptr);
+    ExpireGrant(*client, grant);
+    expired[id].push_back(grant);
+  }
+  for (const auto& [client, ids] : expired)
+    events_.GrantsExpired(client, ids);
+  return due.size() == kExpiredATurn;
+}
+
+void HostEngine::SetHostCapacity(uint64_t bytes) {
+  memory_.SetCapacity(bytes);
+}
+
+}  // namespace terrace

@@ -1,0 +1,120 @@
+// HostEngine: the Engine, joined from its parts.
+//
+// Each part owns one concept and knows those above it in this list only through their headers:
+//   Catalog     tenants, their directories, spaces
+//   Clients     who is served, budgets
+//   GrantTable  slots being written
+//   HostMemory  the budget, slabs and blocks
+//   Residents   what is linked or loaded, in the policy's order
+//   Pins        scans, limbo, clients over budget
+//   Evictor     one pass of eviction
+//   Placement   how a slot or room is got; reserve, give-back
+//   Weights     models and their blocks
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "daemon/engine/catalog.h"
+#include "daemon/engine/clients.h"
+#include "daemon/engine/engine.h"
+#include "daemon/engine/grants.h"
+#include "daemon/engine/placement/blocks.h"
+#include "daemon/engine/placement/evictor.h"
+#include "daemon/engine/placement/host_memory.h"
+#include "daemon/engine/placement/pins.h"
+#include "daemon/engine/placement/placement.h"
+#include "daemon/engine/placement/residents.h"
+#include "daemon/engine/weights/weights.h"
+
+namespace terrace {
+
+class HostEngine final : public Engine {
+ public:
+  HostEngine(const EngineOptions& options, EngineParts parts, EngineEvents& events);
+  ~HostEngine() override;
+
+  // Registered models, from the journal.
+  Status Restore();
+
+  Result<TenantId> AddTenant(const std::string& name) override;
+  Result<ClientGiven> ClientArrived(const ClientSpec& spec, std::span<uint8_t> channel) override;
+  void ClientGone(ClientId client) override;
+  TenantIndex& index(TenantId tenant) override { return *catalog_.At(tenant).index; }
+
+  Result<SpaceGiven> OpenSpace(ClientId client, const SpaceSpec& spec) override;
+  Result<SpaceGiven> OpenSpaceById(ClientId client, const Digest& id) override;
+  Status CloseSpace(ClientId client, uint32_t slot, uint32_t epoch) override;
+
+  Status Grant(ClientId client, const GrantSpec& spec, std::vector<GrantGiven>* given) override;
+  Status Commit(ClientId client, std::span<const uint64_t> grants,
+                std::span<const uint32_t> valid_tokens, std::vector<Code>* codes) override;
+  Status Abort(ClientId client, std::span<const uint64_t> grants) override;
+  Result<uint32_t> Drop(ClientId client, uint32_t slot, uint32_t epoch, uint32_t part,
+                        std::span<const Digest> keys) override;
+  Evicted Evict(uint64_t bytes) override;
+  std::optional<ArenaFacts> FindArena(ClientId client, ArenaId arena) const override;
+
+  void AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done) override;
+  void RemoveModel(const std::string& name, const std::string& version,
+                   std::function<void(Status)> done) override;
+  void Load(const std::string& name, const std::string& version, Progress progress,
+            std::function<void(Result<ModelLoaded>)> done) override;
+  Result<Unloaded> Unload(const std::string& name, const std::string& version) override;
+  void Attach(ClientId client, const std::string& name, const std::string& version, bool load,
+              uint32_t deadline_ms, std::function<void(Result<Attached>)> done) override;
+  Result<std::vector<ArenaId>> BlocksOf(ClientId client, uint64_t attachment,
+                                        std::span<const uint32_t> blocks) override;
+  Status Detach(ClientId client, uint64_t attachment) override;
+
+  bool Turn() override;
+  void SetHostCapacity(uint64_t bytes) override;
+
+  StatusReport Summary() const override;
+  std::vector<ModelReport> Models() const override;
+  std::vector<SpaceReport> Spaces() const override;
+  std::vector<ClientReport> Clients() override;
+  std::vector<PageReport> Pages(const std::string& space_hex, uint32_t limit) const override;
+  Status CheckInvariants() const override;
+
+ private:
+  struct Counters {
+    uint64_t committed_pages = 0;
+    uint64_t duplicate_commits = 0;
+    uint64_t expired_grants = 0;
+    uint64_t failed_allocations = 0;
+    uint64_t abandoned_grants = 0;  // Now.
+  };
+
+  // The space, if the client has it open.
+  Result<Space*> OpenedSpace(const Client& client, uint32_t slot, uint32_t epoch);
+  SpaceGiven GivenOf(const Tenant& tenant, const Space& space) const;
+  Code CommitOne(Client& client, uint64_t id, uint32_t valid_tokens);
+  // Takes the grant out of the table and off its writer; its slot is the caller's.
+  SlotRef EndGrant(Client& client, uint64_t id);
+  void ExpireGrant(Client& client, uint64_t id);
+  bool ExpireDue();
+  Status CheckGrants() const;
+
+  const EngineOptions options_;
+  const Clock& clock_;
+  HostTier& host_;
+  EngineEvents& events_;
+  const std::unique_ptr<Policy> policy_;
+
+  Catalog catalog_;
+  terrace::Clients clients_;
+  GrantTable grants_;
+  HostMemory memory_;
+  Residents residents_;
+  Pins pins_;
+  WeightBlocks weight_blocks_;
+  Evictor evictor_;
+  Placement placement_;
+  Blocks blocks_;
+  Weights weights_;
+  Counters counters_;
+};
+
+}  // namespace terrace

@@ -1,0 +1,176 @@
+// The verbs of HostEngine on pages: grant, commit, abort, drop, evict.
+#include <algorithm>
+
+#include "base/check.h"
+#include "daemon/engine/host_engine.h"
+
+namespace terrace {
+namespace {
+
+constexpr size_t kMaxBatch = 512;
+
+Status CheckBatch(size_t count) {
+  if (count <= kMaxBatch) return {};
+  return Status(Code::kInvalidArgument, "a batch of " + std::to_string(count) + " pages, at most " +
+                                            std::to_string(kMaxBatch) + " are allowed");
+}
+
+}  // namespace
+
+Status HostEngine::Grant(ClientId id, const GrantSpec& spec, std::vector<GrantGiven>* given) {
+  given->clear();
+  ASSIGN_OR_RETURN(Client * client, clients_.Writing(id));
+  RETURN_IF_ERROR(CheckBatch(spec.keys.size()));
+  ASSIGN_OR_RETURN(const Space* space, OpenedSpace(*client, spec.slot, spec.epoch));
+  ASSIGN_OR_RETURN(const uint32_t bytes, PartBytes(space->spec.layout, spec.part));
+  ASSIGN_OR_RETURN(SlabClass * of, memory_.ClassOf(client->spec.tenant, bytes));
+  TenantIndex& index = *catalog_.At(client->spec.tenant).index;
+
+  // Keys that are there already need no slot; the client's budget bounds the others.
+  given->resize(spec.keys.size());
+  std::vector<size_t> wanting;
+  const uint32_t budget = client->given.max_grants - client->grants;
+  for (size_t i = 0; i < spec.keys.size(); ++i) {
+    const PageName name{spec.slot, spec.epoch, spec.part, spec.keys[i]};
+    if (index.Find(name)) {
+      (*given)[i].code = Code::kAlreadyExists;
+    } else if (wanting.size() == budget) {
+      (*given)[i].code = Code::kExhausted;
+    } else {
+      wanting.push_back(i);
+    }
+  }
+
+  const uint32_t asked_ms = spec.deadline_ms == 0 ? options_.grant_deadline_ms : spec.deadline_ms;
+  const MonotonicNs deadline =
+      clock_.Now() + std::min(asked_ms, options_.grant_deadline_max_ms) * kNsPerMs;
+  const std::vector<SlotRef> slots = placement_.Allocate(*of, wanting.size());
+  for (size_t n = 0; n < wanting.size(); ++n) {
+    GrantGiven& answer = (*given)[wanting[n]];
+    if (n >= slots.size()) {
+      answer.code = Code::kExhausted;
+      ++counters_.failed_allocations;
+      continue;
+    }
+    answer.grant = grants_.Add({.client = id,
+                                .slot = slots[n],
+                                .name = {spec.slot, spec.epoch, spec.part, spec.keys[wanting[n]]},
+                                .page_tokens = space->spec.layout.page_tokens,
+                                .generation_index = space->generation_index,
+                                .generation = index.generation(space->generation_index),
+                                .deadline = deadline});
+    answer.handle = shm::MakeHandle(slots[n].slab->arena(), slots[n].index, 0);
+    ++client->grants;
+    client->granted_bytes += bytes;
+  }
+  return {};
+}
+
+Status HostEngine::Commit(ClientId id, std::span<const uint64_t> grants,
+                          std::span<const uint32_t> valid_tokens, std::vector<Code>* codes) {
+  codes->clear();
+  ASSIGN_OR_RETURN(Client * client, clients_.Writing(id));
+  RETURN_IF_ERROR(CheckBatch(grants.size()));
+  if (!valid_tokens.empty() && valid_tokens.size() != grants.size()) {
+    return Status(Code::kInvalidArgument,
+                  "valid_tokens has " + std::to_string(valid_tokens.size()) + " elements for " +
+                      std::to_string(grants.size()) + " grants");
+  }
+  codes->reserve(grants.size());
+  for (size_t i = 0; i < grants.size(); ++i) {
+    codes->push_back(CommitOne(*client, grants[i], valid_tokens.empty() ? 0 : valid_tokens[i]));
+  }
+  return {};
+}
+
+Code HostEngine::CommitOne(Client& client, uint64_t id, uint32_t valid_tokens) {
+  GrantRecord* grant = grants_.Find(client.given.id, id);
+  if (grant == nullptr) return Code::kNotFound;
+  if (!grant->expired && clock_.Now() > grant->deadline) ExpireGrant(client, id);
+  if (grant->expired) return Code::kDeadlineExceeded;
+  if (valid_tokens > grant->page_tokens) return Code::kInvalidArgument;
+  Tenant& tenant = catalog_.At(client.spec.tenant);
+  const PageName name = grant->name;
+  const bool stale = tenant.FindSpace(name.space_slot, name.space_epoch) == nullptr ||
+                     tenant.index->generation(grant->generation_index) != grant->generation;
+  const uint32_t tokens = valid_tokens == 0 ? grant->page_tokens : valid_tokens;
+  // The writer has said that it is done: whatever becomes of the page, the grant ends here.
+  const SlotRef slot = EndGrant(client, id);
+  const Code code = stale ? Code::kStale : residents_.Link(slot, name, tokens).code();
+  if (code == Code::kOk) {
+    ++counters_.committed_pages;
+    return code;
+  }
+  if (code == Code::kAlreadyExists) ++counters_.duplicate_commits;
+  memory_.Free(slot);
+  return code;
+}
+
+Status HostEngine::Abort(ClientId id, std::span<const uint64_t> grants) {
+  Client* client = clients_.Find(id);
+  if (client == nullptr) {
+    return Status(Code::kNotFound, "client " + std::to_string(id) + " is not known");
+  }
+  RETURN_IF_ERROR(CheckBatch(grants.size()));
+  for (const uint64_t grant : grants) {
+    if (grants_.Find(id, grant) != nullptr) memory_.Free(EndGrant(*client, grant));
+  }
+  return {};
+}
+
+SlotRef HostEngine::EndGrant(Client& client, uint64_t id) {
+  const GrantRecord* grant = grants_.Find(client.given.id, id);
+  TERRACE_CHECK(grant != nullptr);
+  const SlotRef slot = grant->slot;
+  if (grant->expired) --counters_.abandoned_grants;
+  --client.grants;
+  client.granted_bytes -= slot.slab->shape().page_bytes;
+  grants_.Remove(client.given.id, id);
+  return slot;
+}
+
+void HostEngine::ExpireGrant(Client& client, uint64_t id) {
+  grants_.Expire(client.given.id, id);
+  memory_.SetState(grants_.Find(client.given.id, id)->slot, SlotState::kAbandoned);
+  ++counters_.expired_grants;
+  ++counters_.abandoned_grants;
+}
+
+Result<uint32_t> HostEngine::Drop(ClientId id, uint32_t slot, uint32_t epoch, uint32_t part,
+                                  std::span<const Digest> keys) {
+  ASSIGN_OR_RETURN(const Client* client, clients_.Writing(id));
+  RETURN_IF_ERROR(CheckBatch(keys.size()));
+  RETURN_IF_ERROR(OpenedSpace(*client, slot, epoch).status());
+  const TenantId tenant = client->spec.tenant;
+  uint32_t dropped = 0;
+  for (const Digest& key : keys) {
+    const std::optional<LinkedPage> page =
+        catalog_.At(tenant).index->Find({slot, epoch, part, key});
+    if (!page) continue;
+    const std::optional<SlotRef> place = memory_.FindSlot(tenant, shm::ExtentOf(page->handle));
+    TERRACE_CHECK(place.has_value());
+    residents_.Unlink(*place);
+    // Freed by the next scan, of which a turn or an eviction makes one, unless somebody reads it.
+    pins_.AddLimbo(*place);
+    ++dropped;
+  }
+  return dropped;
+}
+
+Evicted HostEngine::Evict(uint64_t bytes) {
+  const EvictionDone done = placement_.Evict(bytes);
+  return {.pages = done.pages, .blocks = done.blocks, .bytes = done.bytes};
+}
+
+std::optional<ArenaFacts> HostEngine::FindArena(ClientId id, ArenaId arena) const {
+  const auto client = clients_.all().find(id);
+  const Slab* slab = memory_.Find(arena);
+  if (client == clients_.all().end() || slab == nullptr ||
+      slab->tenant() != client->second.spec.tenant) {
+    return std::nullopt;
+  }
+  return ArenaFacts{
+      .id = arena, .bytes = slab->shape().arena_bytes, .page_bytes = slab->shape().page_bytes};
+}
+
+}  // namespace terrace

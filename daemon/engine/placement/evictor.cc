@@ -1,0 +1,146 @@
+#include "daemon/engine/placement/evictor.h"
+
+#include <algorithm>
+
+namespace terrace {
+
+using Verdict = Policy::Verdict;
+
+EvictionDone Evictor::Pass(const EvictionGoal& goal) {
+  goal_ = goal;
+  chosen_pages_.clear();
+  chosen_blocks_.clear();
+  scanned_.clear();
+  own_slots_ = 0;
+  freed_bytes_ = 0;
+  if (Satisfied()) return {};
+  // Each item is offered at most once, so the walk is bounded by what is resident; what is in use
+  // goes to the newest end, so that the next walk meets others first.
+  residents_.policy().Victims(UINT64_MAX, clock_.Now(), [this](ItemId id) { return Offer(id); });
+  if (Useful()) return CarryOut();
+  for (const SlotRef& slot : chosen_pages_)
+    slot->victim = false;
+  return {};
+}
+
+bool Evictor::Satisfied() const {
+  if (goal_.of == nullptr) return freed_bytes_ >= goal_.wanted;
+  const SlabShape& shape = goal_.of->shape;
+  const uint64_t elsewhere = goal_.own_only ? 0 : goal_.have_bytes + freed_bytes_;
+  return own_slots_ + elsewhere / shape.grain_bytes() * shape.grain_slots >= goal_.wanted;
+}
+
+bool Evictor::Useful() const {
+  if (goal_.of == nullptr) return !goal_.all_or_nothing || Satisfied();
+  return own_slots_ > 0 ||
+         (!goal_.own_only && goal_.have_bytes + freed_bytes_ >= goal_.of->shape.BytesOf(0, 1));
+}
+
+Verdict Evictor::Offer(ItemId id) {
+  if (Satisfied()) return Verdict::kStop;
+  const Residents::Item& item = residents_.item(id);
+  return item.slot.slab == nullptr ? OfferBlock(item.block) : OfferPage(item.slot);
+}
+
+Verdict Evictor::OfferBlock(ArenaId arena) {
+  if (blocks_.Held(arena)) return Verdict::kInUse;
+  if (goal_.own_only) return Verdict::kSkip;
+  chosen_blocks_.push_back(arena);
+  freed_bytes_ += memory_.BlockBytes(arena).value_or(0);
+  return Verdict::kTake;
+}
+
+Verdict Evictor::OfferPage(SlotRef slot) {
+  if (slot->victim) return Verdict::kTake;
+  if (!Evictable(slot)) return Verdict::kInUse;
+  if (slot.slab->owner() == goal_.of) {
+    TakePage(slot);
+    ++own_slots_;
+    return Verdict::kTake;
+  }
+  if (goal_.own_only) return Verdict::kSkip;
+  if (goal_.any_page) {
+    TakePage(slot);
+    freed_bytes_ += slot.slab->shape().page_bytes;
+    return Verdict::kTake;
+  }
+  return TakeGrain(slot) ? Verdict::kTake : Verdict::kSkip;
+}
+
+bool Evictor::Evictable(SlotRef slot) {
+  const TenantId tenant = slot.slab->tenant();
+  if (scanned_.insert(tenant).second) pins_.Scan(tenant);
+  return slot->state == SlotState::kLinked && !pins_.Pinned(slot);
+}
+
+bool Evictor::GrainEvictable(Slab& slab, uint32_t grain) {
+  for (uint32_t i = grain * slab.shape().grain_slots; i < slab.SlotsEnd(grain); ++i) {
+    if (IsBusy(slab.slot(i).state) && !Evictable({&slab, i})) return false;
+  }
+  return true;
+}
+
+bool Evictor::TakeGrain(SlotRef slot) {
+  Slab& slab = *slot.slab;
+  const SlabShape& shape = slab.shape();
+  const uint32_t own = slab.GrainOf(slot.index);
+  if (!GrainEvictable(slab, own)) return false;
+  TakePagesOf(slab, own);
+  const uint32_t first = own - own % shape.window_grains;
+  const uint32_t end = std::min(first + shape.window_grains, shape.grains());
+  for (uint32_t grain = first; grain < end; ++grain) {
+    if (!GrainEvictable(slab, grain)) return true;
+  }
+  for (uint32_t grain = first; grain < end; ++grain)
+    TakePagesOf(slab, grain);
+  return true;
+}
+
+void Evictor::TakePagesOf(Slab& slab, uint32_t grain) {
+  bool any = false;
+  for (uint32_t i = grain * slab.shape().grain_slots; i < slab.SlotsEnd(grain); ++i) {
+    if (slab.slot(i).state != SlotState::kLinked || slab.slot(i).victim) continue;
+    TakePage({&slab, i});
+    any = true;
+  }
+  // An idle grain is part of what could be had without evicting.
+  if (any) freed_bytes_ += slab.shape().BytesOf(grain, 1);
+}
+
+void Evictor::TakePage(SlotRef slot) {
+  slot->victim = true;
+  chosen_pages_.push_back(slot);
+}
+
+EvictionDone Evictor::CarryOut() {
+  EvictionDone done;
+  std::set<TenantId> tenants;
+  for (const SlotRef& slot : chosen_pages_) {
+    slot->victim = false;
+    tenants.insert(slot.slab->tenant());
+    residents_.Unlink(slot);
+  }
+  for (const TenantId tenant : tenants)
+    pins_.Scan(tenant);
+  for (const SlotRef& slot : chosen_pages_) {
+    if (pins_.Pinned(slot)) {
+      ++found_pinned_;
+      // Without a place in the directory it is lost, but stays as long as it is read.
+      if (!residents_.Relink(slot).ok()) pins_.AddLimbo(slot);
+      continue;
+    }
+    memory_.Free(slot);
+    ++done.pages;
+    done.bytes += slot.slab->shape().page_bytes;
+  }
+  evicted_pages_ += done.pages;
+  for (const ArenaId arena : chosen_blocks_) {
+    const uint64_t bytes = memory_.BlockBytes(arena).value_or(0);
+    blocks_.Evict(arena);
+    ++done.blocks;
+    done.bytes += bytes;
+  }
+  return done;
+}
+
+}  // namespace terrace

@@ -1,0 +1,98 @@
+// Evictor: takes pages and blocks out of host memory that nobody holds.
+//
+// One pass: read the pins; let the policy name victims, of which pinned ones are in use; unlink the
+// victims; read the pins again; what was pinned meanwhile is linked again under its slot's next
+// sequence, the rest is free. A reader that pinned before the second reading is seen by it, one
+// that pins after it finds the page gone (docs/shared_memory.md). The two readings serve the whole
+// pass, so passes are worth making large where there are many pins. Owned by the engine; owner
+// thread only.
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <vector>
+
+#include "base/clock.h"
+#include "daemon/engine/placement/host_memory.h"
+#include "daemon/engine/placement/pins.h"
+#include "daemon/engine/placement/residents.h"
+
+namespace terrace {
+
+// Who can give up blocks of weights.
+class BlockOwner {
+ public:
+  virtual ~BlockOwner() = default;
+  virtual bool Held(ArenaId arena) const = 0;
+  // It is not held. HostMemory and Residents know nothing of it afterwards.
+  virtual void Evict(ArenaId arena) = 0;
+};
+
+struct EvictionGoal {
+  // Slots of this class: its own pages, or memory for them from others, whichever is older.
+  // Null: memory.
+  SlabClass* of = nullptr;
+  // Of the class; or bytes of whole grains and blocks.
+  uint64_t wanted = 0;
+  // What it has without evicting: memory that can be turned into slots.
+  uint64_t have_bytes = 0;
+  // Memory of others is of no use (the tier refuses to populate).
+  bool own_only = false;
+  // Without `of`: nothing is evicted unless all that is wanted can be.
+  bool all_or_nothing = false;
+  // Without `of`: bytes of pages count even where their grain keeps others.
+  bool any_page = false;
+};
+
+struct EvictionDone {
+  uint64_t pages = 0;
+  uint64_t blocks = 0;
+  uint64_t bytes = 0;  // Of these.
+};
+
+class Evictor {
+ public:
+  Evictor(HostMemory& memory, Residents& residents, Pins& pins, BlockOwner& blocks,
+          const Clock& clock)
+      : memory_(memory), residents_(residents), pins_(pins), blocks_(blocks), clock_(clock) {}
+
+  EvictionDone Pass(const EvictionGoal& goal);
+
+  uint64_t evicted_pages() const { return evicted_pages_; }
+  uint64_t found_pinned() const { return found_pinned_; }
+
+ private:
+  Policy::Verdict Offer(ItemId id);
+  Policy::Verdict OfferBlock(ArenaId arena);
+  Policy::Verdict OfferPage(SlotRef slot);
+  bool Satisfied() const;
+  // Whether carrying the choice out brings anything.
+  bool Useful() const;
+  bool Evictable(SlotRef slot);
+  // Chooses every page of the grain, and of its window where that is possible too, so that their
+  // memory can be taken back. False, and nothing chosen, if a page of the grain has to stay.
+  bool TakeGrain(SlotRef slot);
+  bool GrainEvictable(Slab& slab, uint32_t grain);
+  void TakePagesOf(Slab& slab, uint32_t grain);
+  void TakePage(SlotRef slot);
+  EvictionDone CarryOut();
+
+  HostMemory& memory_;
+  Residents& residents_;
+  Pins& pins_;
+  BlockOwner& blocks_;
+  const Clock& clock_;
+
+  // Of the pass that is running.
+  EvictionGoal goal_;
+  std::vector<SlotRef> chosen_pages_;
+  std::vector<ArenaId> chosen_blocks_;
+  std::set<TenantId> scanned_;
+  uint64_t own_slots_ = 0;
+  uint64_t freed_bytes_ = 0;  // Memory that can be taken back.
+
+  uint64_t evicted_pages_ = 0;
+  uint64_t found_pinned_ = 0;
+};
+
+}  // namespace terrace

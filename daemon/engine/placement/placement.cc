@@ -1,0 +1,224 @@
+#include "daemon/engine/placement/placement.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace terrace {
+namespace {
+
+constexpr MonotonicNs kAnyDemand = std::numeric_limits<MonotonicNs>::max();
+// Passes of one allocation. The second is needed only where pages were pinned during the first; a
+// batch whose victims are pinned anew each time is refused after the last.
+constexpr int kMaxPasses = 8;
+// A pass evicts one page for this many pins that its scans read, so that the scans cost a page some
+// microseconds, but not more than a part of what is resident for a single page.
+constexpr uint64_t kBatchPages = 16;
+constexpr uint64_t kPinsAPage = 512;
+constexpr uint64_t kBatchShare = 16;
+// The reserve is what was granted in about the last 200 ms, a few turns' worth, and at most a
+// sixteenth of the capacity.
+constexpr MonotonicNs kDecayNs = 100 * kNsPerMs;
+constexpr uint64_t kMaxReserveSlots = 4096;
+constexpr uint64_t kReserveShare = 16;
+// Populated a turn: without huge pages 4 MiB take some 3 ms.
+constexpr uint64_t kPopulateStepBytes = 4u << 20;
+constexpr uint64_t kShrinkStepBytes = 64u << 20;
+// Long enough that a lull between requests does not cost the huge pages, short enough that an
+// engine's end gives others its memory within a minute.
+constexpr MonotonicNs kIdleNs = 30 * kNsPerSecond;
+constexpr uint64_t kGiveBackStepBytes = 32u << 20;
+constexpr MonotonicNs kVacantNs = kNsPerSecond;
+constexpr uint64_t kRingRecordsAPass = 65536;
+
+}  // namespace
+
+std::vector<SlotRef> Placement::Allocate(SlabClass& of, uint64_t count) {
+  std::vector<SlotRef> slots;
+  slots.reserve(count);
+  of.last_demand = clock_.Now();
+  of.recent_slots += count;
+  for (int passes = 0; slots.size() < count;) {
+    if (const std::optional<SlotRef> slot = memory_.Take(of)) {
+      slots.push_back(*slot);
+      continue;
+    }
+    if (memory_.Extend(of)) continue;
+    const bool tier_refuses = memory_.room() >= of.shape.BytesOf(0, 1);
+    if (++passes > kMaxPasses || !Reclaim(of, count - slots.size(), tier_refuses)) break;
+  }
+  return slots;
+}
+
+bool Placement::Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses) {
+  const uint64_t least = of.shape.BytesOf(0, 1);
+  const uint64_t all = (slots + of.shape.grain_slots - 1) / of.shape.grain_slots * least;
+  const auto short_of = [&] { return all > memory_.room() ? all - memory_.room() : 0; };
+  if (!tier_refuses) {
+    PunchOthers(&of, short_of(), clock_.Now() - kIdleNs);
+    if (memory_.room() >= least) return true;
+  }
+  DrainRings(kRingRecordsAPass);
+  evictor_.Pass({.of = &of,
+                 .wanted = std::max(slots, Batch()),
+                 .have_bytes = memory_.room() + IdleBytes(&of),
+                 .own_only = tier_refuses});
+  if (of.ready_slots > 0) return true;
+  if (tier_refuses) return false;
+  PunchOthers(&of, short_of(), kAnyDemand);
+  return memory_.room() >= least;
+}
+
+bool Placement::MakeRoom(uint64_t bytes) {
+  if (bytes > memory_.capacity()) return false;
+  const auto short_of = [&] { return bytes > memory_.room() ? bytes - memory_.room() : 0; };
+  for (int pass = 0; pass < kMaxPasses && short_of() > 0; ++pass) {
+    PunchOthers(nullptr, short_of(), clock_.Now() - kIdleNs);
+    if (short_of() == 0) return true;
+    const uint64_t idle = IdleBytes(nullptr);
+    if (short_of() > idle) {
+      DrainRings(kRingRecordsAPass);
+      const EvictionDone done =
+          evictor_.Pass({.wanted = short_of() - idle, .all_or_nothing = true});
+      if (done.pages + done.blocks == 0 && IdleBytes(nullptr) == idle) return false;
+    }
+    PunchOthers(nullptr, short_of(), kAnyDemand);
+  }
+  return short_of() == 0;
+}
+
+EvictionDone Placement::Evict(uint64_t bytes) {
+  DrainRings(kRingRecordsAPass);
+  EvictionDone done;
+  for (int pass = 0; pass < kMaxPasses && (bytes == 0 || done.bytes < bytes); ++pass) {
+    const uint64_t wanted = bytes == 0 ? UINT64_MAX : bytes - done.bytes;
+    const EvictionDone more = evictor_.Pass({.wanted = wanted, .any_page = true});
+    if (more.pages + more.blocks == 0) break;
+    done.pages += more.pages;
+    done.blocks += more.blocks;
+    done.bytes += more.bytes;
+  }
+  return done;
+}
+
+uint64_t Placement::PunchOthers(const SlabClass* spare, uint64_t bytes, MonotonicNs idle_since) {
+  if (bytes == 0) return 0;
+  std::vector<SlabClass*> classes;
+  for (const auto& [key, of] : memory_.classes()) {
+    if (of.get() != spare && !of->with_idle.empty() && of->last_demand < idle_since) {
+      classes.push_back(of.get());
+    }
+  }
+  std::stable_sort(classes.begin(), classes.end(), [](const SlabClass* a, const SlabClass* b) {
+    return a->last_demand < b->last_demand;
+  });
+  uint64_t punched = 0;
+  for (SlabClass* of : classes) {
+    if (punched >= bytes) break;
+    punched += memory_.Punch(*of, bytes - punched);
+  }
+  return punched;
+}
+
+uint64_t Placement::IdleBytes(const SlabClass* spare) const {
+  uint64_t bytes = 0;
+  for (const auto& [key, of] : memory_.classes()) {
+    if (of.get() == spare) continue;
+    for (const Slab* slab : of->with_idle.slabs())
+      bytes += slab->idle_grains() * of->shape.grain_bytes();
+  }
+  return bytes;
+}
+
+uint64_t Placement::Batch() const {
+  const uint64_t wanted = kBatchPages + pins_.total() / kPinsAPage;
+  return std::min(wanted, residents_.count() / kBatchShare + 1);
+}
+
+uint64_t Placement::DrainRings(uint64_t limit) {
+  uint64_t drained = 0;
+  for (const auto& tenant : catalog_.tenants()) {
+    if (drained >= limit) break;
+    drained += tenant->index->DrainRings(limit - drained, [&](const TenantIndex::RingVisit& visit) {
+      if (visit.kind == shm::RingKind::kTouch) residents_.Touch(tenant->id, visit.handle);
+    });
+  }
+  return drained;
+}
+
+// ---- Turn
+
+bool Placement::Turn(std::vector<Gone>* gone) {
+  const MonotonicNs now = clock_.Now();
+  DecayDemand(now);
+  bool more = Shrink();
+  more |= KeepReserve();
+  more |= GiveBack(now);
+  ReleaseVacant(now, gone);
+  memory_.RaiseReserve();
+  return more;
+}
+
+void Placement::DecayDemand(MonotonicNs now) {
+  const MonotonicNs periods = (now - decayed_at_) / kDecayNs;
+  if (periods <= 0) return;
+  decayed_at_ += periods * kDecayNs;
+  for (const auto& [key, of] : memory_.classes())
+    of->recent_slots = periods < 64 ? of->recent_slots >> periods : 0;
+}
+
+uint64_t Placement::ReserveOf(const SlabClass& of) const {
+  return std::min({of.recent_slots, kMaxReserveSlots,
+                   memory_.capacity() / kReserveShare / of.shape.page_bytes});
+}
+
+// One class a call is evicted for: its victims may be another's.
+bool Placement::KeepReserve() {
+  uint64_t populated = 0;
+  for (const auto& [key, of] : memory_.classes()) {
+    const uint64_t reserve = ReserveOf(*of);
+    // Filled up when half empty, so that scans serve many pages.
+    if (of->ready_slots * 2 >= reserve) continue;
+    while (of->ready_slots < reserve) {
+      if (populated >= kPopulateStepBytes) return true;
+      const uint64_t room = memory_.room();
+      if (!memory_.Extend(*of)) break;
+      populated += room - memory_.room();
+    }
+    if (of->ready_slots * 2 >= reserve) continue;
+    return Reclaim(*of, reserve - of->ready_slots, memory_.room() >= of->shape.BytesOf(0, 1));
+  }
+  return false;
+}
+
+bool Placement::GiveBack(MonotonicNs now) {
+  return PunchOthers(nullptr, kGiveBackStepBytes, now - kIdleNs) >= kGiveBackStepBytes;
+}
+
+void Placement::ReleaseVacant(MonotonicNs now, std::vector<Gone>* gone) {
+  if (now < vacant_looked_at_ + kVacantNs) return;
+  vacant_looked_at_ = now;
+  std::set<TenantId> scanned;
+  for (Slab* slab : memory_.VacantSlabs()) {
+    if (slab->owner()->last_demand >= now - kIdleNs) continue;
+    // A reader may be about to look at an old handle: the arena stays as long as a pin names it.
+    if (scanned.insert(slab->tenant()).second) pins_.Scan(slab->tenant());
+    if (pins_.AnyPinned(*slab)) continue;
+    gone->push_back({.tenant = slab->tenant(), .arena = slab->arena()});
+    memory_.ReleaseSlab(slab);
+  }
+}
+
+bool Placement::Shrink() {
+  const uint64_t used = memory_.books().used();
+  if (used <= memory_.capacity()) return false;
+  const uint64_t step = std::min(used - memory_.capacity(), kShrinkStepBytes);
+  uint64_t punched = PunchOthers(nullptr, step, kAnyDemand);
+  if (punched < step) {
+    DrainRings(kRingRecordsAPass);
+    evictor_.Pass({.wanted = step - punched});
+    punched += PunchOthers(nullptr, step - punched, kAnyDemand);
+  }
+  return memory_.books().used() < used && memory_.books().used() > memory_.capacity();
+}
+
+}  // namespace terrace

@@ -1,0 +1,77 @@
+// Placement: gets slots and memory, in the order from cheap to dear.
+//
+// A slot: one that is ready; memory that the budget still has; memory that other page sizes have
+// without using it; then eviction, whatever is oldest, of whichever tenant, class or size. What is
+// pinned, granted or in transfer stays, so an allocation fails only when nothing else is left
+// (promise 4). Each turn keeps a reserve of ready slots ahead of recent demand, gives memory of
+// classes without demand back, and shrinks towards a lower capacity, all in bounded steps. Owned by
+// the engine; owner thread only.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/clock.h"
+#include "daemon/engine/catalog.h"
+#include "daemon/engine/placement/evictor.h"
+#include "daemon/engine/placement/host_memory.h"
+#include "daemon/engine/placement/pins.h"
+#include "daemon/engine/placement/residents.h"
+
+namespace terrace {
+
+class Placement {
+ public:
+  Placement(Catalog& catalog, HostMemory& memory, Residents& residents, Pins& pins,
+            Evictor& evictor, const Clock& clock)
+      : catalog_(catalog),
+        memory_(memory),
+        residents_(residents),
+        pins_(pins),
+        evictor_(evictor),
+        clock_(clock) {}
+
+  // Up to `count` slots, in state kGranted; fewer when no more can be had.
+  std::vector<SlotRef> Allocate(SlabClass& of, uint64_t count);
+  // Makes the budget have `bytes` of room; false if that cannot be.
+  bool MakeRoom(uint64_t bytes);
+  // Evicts pages and blocks until `bytes` of them are gone; 0: all that nobody holds.
+  EvictionDone Evict(uint64_t bytes);
+
+  // A bounded amount of background work; true if more is waiting. Arenas that were released since
+  // the last call are in `gone`.
+  struct Gone {
+    TenantId tenant;
+    ArenaId arena;
+  };
+  bool Turn(std::vector<Gone>* gone);
+  // Tells the policy what clients have read, at most `limit` records.
+  uint64_t DrainRings(uint64_t limit);
+
+ private:
+  // Gets `of` slots or room for slots; false when nothing is left to take.
+  bool Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses);
+  // Takes memory without pages from classes other than `spare`; only from those without demand
+  // since `idle_since`, the longest idle first.
+  uint64_t PunchOthers(const SlabClass* spare, uint64_t bytes, MonotonicNs idle_since);
+  uint64_t IdleBytes(const SlabClass* spare) const;
+  // How many pages are worth evicting at once, for the two scans that it costs.
+  uint64_t Batch() const;
+  void DecayDemand(MonotonicNs now);
+  bool KeepReserve();
+  uint64_t ReserveOf(const SlabClass& of) const;
+  bool GiveBack(MonotonicNs now);
+  void ReleaseVacant(MonotonicNs now, std::vector<Gone>* gone);
+  bool Shrink();
+
+  Catalog& catalog_;
+  HostMemory& memory_;
+  Residents& residents_;
+  Pins& pins_;
+  Evictor& evictor_;
+  const Clock& clock_;
+  MonotonicNs decayed_at_ = 0;
+  MonotonicNs vacant_looked_at_ = 0;
+};
+
+}  // namespace terrace

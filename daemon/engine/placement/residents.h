@@ -1,0 +1,66 @@
+// Residents: what is in host memory and can be evicted: linked pages and finished blocks.
+//
+// The one place where a slot becomes a linked page or stops being one, so that directory, policy,
+// slot state and the space's totals always agree. It also numbers the items that the policy orders.
+// Owned by the engine; owner thread only.
+#pragma once
+
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "daemon/engine/catalog.h"
+#include "daemon/engine/placement/host_memory.h"
+#include "daemon/policy/policy.h"
+
+namespace terrace {
+
+class Residents {
+ public:
+  Residents(Catalog& catalog, HostMemory& memory, Policy& policy, const Clock& clock)
+      : catalog_(catalog), memory_(memory), policy_(policy), clock_(clock) {}
+
+  // An item is a page (slot.slab is not null) or a block.
+  struct Item {
+    SlotRef slot;
+    ArenaId block = 0;
+  };
+  const Item& item(ItemId id) const { return items_[id]; }
+  uint64_t count() const { return items_.size() - free_.size(); }
+  Policy& policy() { return policy_; }
+
+  // Puts a busy slot into the directory under its next sequence. On failure the slot is as it was:
+  // kAlreadyExists, or kExhausted when the directory or the slot's sequence numbers are full.
+  Status Link(SlotRef slot, const PageName& name, uint32_t valid_tokens);
+  // A page taken out a moment ago, whose bytes nobody touched: under its old name again.
+  Status Relink(SlotRef slot);
+  // Out of the directory, into kLimbo.
+  void Unlink(SlotRef slot);
+  // What a client's ring says was read. Hostile: anything but a linked page of the tenant is
+  // ignored.
+  void Touch(TenantId tenant, shm::Handle handle);
+
+  void AddBlock(ArenaId arena);
+  void TouchBlock(ArenaId arena);
+  // Nothing if it is no item.
+  void RemoveBlock(ArenaId arena);
+
+  // The policy's items are exactly the linked slots and `blocks_`; directories agree.
+  Status CheckInvariants() const;
+
+ private:
+  ItemId NewItem(const Item& item, const ItemTraits& traits);
+  void EraseItem(ItemId id);
+
+  Catalog& catalog_;
+  HostMemory& memory_;
+  Policy& policy_;
+  const Clock& clock_;
+  std::vector<Item> items_;
+  std::vector<ItemId> free_;
+  std::unordered_map<ArenaId, ItemId> blocks_;
+};
+
+}  // namespace terrace

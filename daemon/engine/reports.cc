@@ -1,0 +1,188 @@
+// The reports of HostEngine, and the recount of what it keeps.
+#include <algorithm>
+#include <map>
+
+#include "base/hex.h"
+#include "daemon/engine/host_engine.h"
+
+namespace terrace {
+namespace {
+
+constexpr uint32_t kDefaultPages = 100;
+
+void AddTotals(const ChannelTotals& more, ChannelTotals* totals) {
+  totals->lookups += more.lookups;
+  for (uint32_t i = 0; i < shm::kTiers; ++i)
+    totals->hits[i] += more.hits[i];
+  for (uint32_t i = 0; i < shm::kMisses; ++i)
+    totals->misses[i] += more.misses[i];
+  totals->dropped += more.dropped;
+}
+
+uint64_t Of(const uint64_t (&by_state)[kSlotStates], SlotState state) {
+  return by_state[static_cast<int>(state)];
+}
+
+}  // namespace
+
+StatusReport HostEngine::Summary() const {
+  StatusReport report;
+  const HostBooks& books = memory_.books();
+  report.host_capacity_bytes = memory_.capacity();
+  report.used_bytes = books.used();
+  report.linked_bytes = Of(books.bytes, SlotState::kLinked);
+  report.granted_bytes =
+      Of(books.bytes, SlotState::kGranted) + Of(books.bytes, SlotState::kAbandoned);
+  report.limbo_bytes = Of(books.bytes, SlotState::kLimbo);
+  report.free_bytes =
+      books.slab_bytes - report.linked_bytes - report.granted_bytes - report.limbo_bytes;
+  report.block_bytes = books.block_bytes;
+  report.pages = Of(books.slots, SlotState::kLinked);
+  report.grants = grants_.all().size();
+  report.abandoned_grants = counters_.abandoned_grants;
+  report.limbo_pages = pins_.limbo_pages();
+  report.clients = clients_.all().size();
+  report.pins = pins_.total();
+  report.evicted_pages = evictor_.evicted_pages();
+  report.evictions_pinned = evictor_.found_pinned();
+  report.committed_pages = counters_.committed_pages;
+  report.duplicate_commits = counters_.duplicate_commits;
+  report.expired_grants = counters_.expired_grants;
+  report.failed_allocations = counters_.failed_allocations;
+  for (const auto& tenant : catalog_.tenants()) {
+    report.spaces += tenant->spaces.size();
+    report.directory_growths += tenant->index->directory_id() - 1;
+    AddTotals(tenant->index->totals(), &report.lookups);
+  }
+  const WeightsTotals weights = weights_.totals();
+  report.held_gone_bytes = weights.let_go_bytes;
+  report.evicted_blocks = weights.evicted_blocks;
+  report.host = host_.Report();
+  report.policy = policy_->name();
+  return report;
+}
+
+std::vector<ModelReport> HostEngine::Models() const {
+  return weights_.Models();
+}
+
+std::vector<SpaceReport> HostEngine::Spaces() const {
+  std::vector<SpaceReport> reports;
+  for (const auto& tenant : catalog_.tenants()) {
+    for (const auto& [slot, space] : tenant->spaces) {
+      reports.push_back({.id = space.id,
+                         .tenant = tenant->name,
+                         .model = space.spec.model,
+                         .layout = space.spec.layout,
+                         .slot = slot,
+                         .epoch = space.epoch,
+                         .page_bytes = space.page_bytes,
+                         .open_by = static_cast<uint32_t>(space.openers.size()),
+                         .pages = tenant->index->linked_in_space(slot),
+                         .bytes = space.linked_bytes});
+    }
+  }
+  return reports;
+}
+
+std::vector<ClientReport> HostEngine::Clients() {
+  for (const auto& tenant : catalog_.tenants())
+    pins_.Scan(tenant->id);
+  std::vector<ClientReport> reports;
+  for (const auto& [id, client] : clients_.all()) {
+    const Tenant& tenant = catalog_.At(client.spec.tenant);
+    const Weights::Holdings holdings = weights_.HoldingsOf(id);
+    reports.push_back({.id = id,
+                       .name = client.spec.name,
+                       .tenant = tenant.name,
+                       .pid = client.spec.pid,
+                       .uid = client.spec.uid,
+                       .writer = client.spec.writer,
+                       .pins = client.pins,
+                       .pinned_bytes = client.pinned_bytes,
+                       .grants = client.grants,
+                       .granted_bytes = client.granted_bytes,
+                       .attachments = holdings.attachments,
+                       .attached_bytes = holdings.bytes,
+                       .lookups = tenant.index->totals_of(id)});
+  }
+  return reports;
+}
+
+std::vector<PageReport> HostEngine::Pages(const std::string& space_hex, uint32_t limit) const {
+  std::optional<Digest> wanted;
+  if (!space_hex.empty()) {
+    wanted = Digest::FromHex(space_hex);
+    if (!wanted) return {};
+  }
+  const size_t most = limit == 0 ? kDefaultPages : limit;
+  std::vector<PageReport> reports;
+  for (const auto& tenant : catalog_.tenants()) {
+    std::optional<uint32_t> only;
+    if (wanted) {
+      const auto found = tenant->slot_of_id.find(*wanted);
+      if (found == tenant->slot_of_id.end()) continue;
+      only = found->second;
+    }
+    if (reports.size() >= most) break;
+    tenant->index->Visit(only, [&](const LinkedPage& page) {
+      const auto space = tenant->spaces.find(page.name.space_slot);
+      reports.push_back({.space = space != tenant->spaces.end() ? space->second.id : Digest{},
+                         .key = page.name.key,
+                         .part = page.name.part,
+                         .bytes = page.bytes,
+                         .valid_tokens = page.valid_tokens,
+                         .arena = shm::ArenaOf(page.handle),
+                         .slot = shm::SlotOf(page.handle)});
+      return reports.size() < most;
+    });
+  }
+  return reports;
+}
+
+Status HostEngine::CheckInvariants() const {
+  RETURN_IF_ERROR(memory_.CheckInvariants());
+  RETURN_IF_ERROR(residents_.CheckInvariants());
+  RETURN_IF_ERROR(weights_.CheckInvariants());
+  RETURN_IF_ERROR(CheckGrants());
+  const HostBooks& books = memory_.books();
+  if (weights_.totals().resident_bytes != books.block_bytes) {
+    return Status(Code::kInternal, "weights have other bytes resident than the budget is charged");
+  }
+  if (pins_.limbo_pages() != Of(books.slots, SlotState::kLimbo)) {
+    return Status(Code::kInternal, "pages in limbo are not the slots in limbo");
+  }
+  return {};
+}
+
+Status HostEngine::CheckGrants() const {
+  const HostBooks& books = memory_.books();
+  std::map<ClientId, std::pair<uint32_t, uint64_t>> of_client;
+  uint64_t expired = 0;
+  for (const auto& [key, grant] : grants_.all()) {
+    const SlotState state = grant.slot->state;
+    if (state != (grant.expired ? SlotState::kAbandoned : SlotState::kGranted)) {
+      return Status(Code::kInternal, "a grant's slot is in another state");
+    }
+    auto& [grants, bytes] = of_client[key.first];
+    ++grants;
+    bytes += grant.slot.slab->shape().page_bytes;
+    if (grant.expired) ++expired;
+  }
+  if (grants_.all().size() !=
+          Of(books.slots, SlotState::kGranted) + Of(books.slots, SlotState::kAbandoned) ||
+      expired != counters_.abandoned_grants) {
+    return Status(Code::kInternal, "grants are not the slots that are granted or abandoned");
+  }
+  for (const auto& [id, client] : clients_.all()) {
+    const auto& [grants, bytes] = of_client[id];
+    if (grants != client.grants || bytes != client.granted_bytes) {
+      return Status(Code::kInternal, "client " + std::to_string(id) + ": " +
+                                         std::to_string(grants) + " grants counted, " +
+                                         std::to_string(client.grants) + " charged");
+    }
+  }
+  return {};
+}
+
+}  // namespace terrace

@@ -1,0 +1,232 @@
+// EngineWorld: an engine on simulated tiers and a manual clock, and clients that act by its verbs
+// and by the words of their channels, for the tests of the engine.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/digest.h"
+#include "daemon/engine/engine.h"
+#include "proto/shared_memory.h"
+#include "tiers/sim/sim_host_tier.h"
+#include "tiers/sim/sim_journal.h"
+#include "tiers/sim/sim_weight_sources.h"
+
+namespace terrace {
+
+// Directories in plain memory, aligned as a mapping is.
+class PlainDirectoryMemory final : public DirectoryMemory {
+ public:
+  Result<Region> Allocate(size_t bytes) override {
+    RETURN_IF_ERROR(faults.Next());
+    const size_t rounded = (bytes + 4095) / 4096 * 4096;
+    auto* memory = static_cast<uint8_t*>(std::aligned_alloc(4096, rounded));
+    TERRACE_CHECK(memory != nullptr);
+    std::fill_n(memory, rounded, uint8_t{0});
+    regions_.emplace(++last_token_, std::unique_ptr<uint8_t, Freer>(memory));
+    return Region{.bytes = {memory, rounded}, .token = last_token_};
+  }
+  void Populate(uint64_t, size_t) override {}
+  // Readers may still look at it: kept until the end.
+  void Free(uint64_t) override {}
+  Result<UniqueFd> Descriptor(uint64_t) override {
+    return Status(Code::kUnavailable, "plain memory has no descriptor");
+  }
+
+  FaultPlan faults;
+
+ private:
+  struct Freer {
+    void operator()(uint8_t* memory) const { std::free(memory); }
+  };
+  std::map<uint64_t, std::unique_ptr<uint8_t, Freer>> regions_;
+  uint64_t last_token_ = 0;
+};
+
+class RecordedEvents final : public EngineEvents {
+ public:
+  void GrantsExpired(ClientId client, std::span<const uint64_t> grants) override {
+    expired[client].insert(expired[client].end(), grants.begin(), grants.end());
+  }
+  void ArenasGone(TenantId tenant, std::span<const ArenaId> arenas) override {
+    gone[tenant].insert(gone[tenant].end(), arenas.begin(), arenas.end());
+  }
+  void ClientCut(ClientId client, const Status& why) override { cut.emplace(client, why); }
+
+  std::map<ClientId, std::vector<uint64_t>> expired;
+  std::map<TenantId, std::vector<ArenaId>> gone;
+  std::map<ClientId, Status> cut;
+};
+
+// A channel in plain memory and what a well-behaved client does with it, one thread.
+class ChannelOfTest {
+ public:
+  ChannelOfTest()
+      : memory_(static_cast<uint8_t*>(std::aligned_alloc(4096, shm::kChannelBytes))),
+        channel_(reinterpret_cast<shm::Channel*>(memory_.get())) {
+    std::fill_n(memory_.get(), shm::kChannelBytes, uint8_t{0});
+  }
+  std::span<uint8_t> bytes() { return {memory_.get(), shm::kChannelBytes}; }
+  shm::Channel& channel() { return *channel_; }
+
+  // Returns the number of the pin word.
+  uint32_t Pin(shm::Handle handle) {
+    uint32_t word = 0;
+    while (At(word).load() != 0)
+      ++word;
+    const uint32_t line = word / shm::kPinsPerLine;
+    channel_->summary[line / 64] |= uint64_t{1} << line % 64;
+    channel_->upper_summary[line / 64 / 64] |= uint64_t{1} << line / 64 % 64;
+    At(word) = handle;
+    return word;
+  }
+  void Unpin(uint32_t word) { At(word) = 0; }
+  void Touch(shm::Handle handle) {
+    channel_->lanes |= 1;
+    shm::Ring& ring = channel_->rings[0];
+    shm::RingRecord& record = ring.records[ring.head % shm::kRingRecords];
+    record.tag = shm::PackTag(shm::RingKind::kTouch, 0, 0);
+    record.handle = handle;
+    ++ring.head;
+  }
+
+ private:
+  shm::Word& At(uint32_t word) {
+    return channel_->lines[word / shm::kPinsPerLine].pins[word % shm::kPinsPerLine];
+  }
+  struct Freer {
+    void operator()(uint8_t* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<uint8_t, Freer> memory_;
+  shm::Channel* channel_;
+};
+
+inline Digest KeyOf(uint64_t number) {
+  return Sha256().UpdateU64(number).Finish();
+}
+
+// A layout whose pages have `bytes`, a multiple of 64.
+inline KvLayout LayoutOf(uint32_t bytes, uint32_t page_tokens = 16) {
+  return {.dtype = "i8",
+          .layers = 1,
+          .kv_heads = 1,
+          .head_size = bytes / page_tokens,
+          .page_tokens = page_tokens,
+          .planes = 1,
+          .order = "layer,plane,token,head,dim"};
+}
+
+struct EngineWorld {
+  static constexpr uint32_t kPage = 16384;
+
+  explicit EngineWorld(EngineOptions given = SmallOptions())
+      : options(given), tier({.blank_bytes = 1u << 20, .blanks_per_step = 1}) {
+    EngineParts parts;
+    parts.clock = &clock;
+    parts.host = &tier;
+    parts.sources = &sources;
+    parts.journal = &journal;
+    parts.directory_memory = &directories;
+    parts.host_policy = MakeLru();
+    Result<std::unique_ptr<Engine>> made = MakeEngine(options, std::move(parts), events);
+    TERRACE_CHECK(made.has_value());
+    engine = *std::move(made);
+  }
+
+  // 16 pages of kPage, slabs of 4 of them, "huge pages" of 2.
+  static EngineOptions SmallOptions() {
+    EngineOptions options;
+    options.host_capacity_bytes = 16 * kPage;
+    options.slab_bytes = 4 * kPage;
+    options.block_bytes = 4 * kPage;
+    options.huge_page_bytes = 2 * kPage;
+    options.max_pinned_bytes = 16 * kPage;
+    return options;
+  }
+
+  EngineOptions options;
+  ManualClock clock;
+  SimHostTier tier;
+  SimWeightSources sources;
+  SimJournal journal;
+  PlainDirectoryMemory directories;
+  RecordedEvents events;
+  std::unique_ptr<Engine> engine;
+};
+
+// One client of a world: short forms of the verbs.
+class ClientOfTest {
+ public:
+  ClientOfTest(EngineWorld& world, const std::string& tenant = "t", bool writer = true)
+      : world_(world) {
+    tenant_ = *world.engine->AddTenant(tenant);
+    const Result<ClientGiven> arrived = world.engine->ClientArrived(
+        {.tenant = tenant_, .name = "test", .writer = writer}, channel.bytes());
+    TERRACE_CHECK(arrived.has_value());
+    given = *arrived;
+  }
+
+  SpaceGiven Open(uint32_t page_bytes = EngineWorld::kPage, uint8_t salt = 0) {
+    SpaceSpec spec;
+    spec.layout = LayoutOf(page_bytes);
+    spec.salt = {salt};
+    const Result<SpaceGiven> space = world_.engine->OpenSpace(given.id, spec);
+    TERRACE_CHECK(space.has_value());
+    return *space;
+  }
+  std::vector<GrantGiven> Grant(const SpaceGiven& space, const std::vector<Digest>& keys,
+                                uint32_t deadline_ms = 0) {
+    std::vector<GrantGiven> answer;
+    const Status status = world_.engine->Grant(
+        given.id,
+        {.slot = space.slot, .epoch = space.epoch, .deadline_ms = deadline_ms, .keys = keys},
+        &answer);
+    TERRACE_CHECK(status.ok());
+    return answer;
+  }
+  GrantGiven Grant(const SpaceGiven& space, uint64_t key, uint32_t deadline_ms = 0) {
+    return Grant(space, std::vector<Digest>{KeyOf(key)}, deadline_ms).front();
+  }
+  Code Commit(uint64_t grant, uint32_t valid_tokens = 0) {
+    std::vector<Code> codes;
+    const std::vector<uint32_t> tokens = {valid_tokens};
+    const std::vector<uint64_t> grants = {grant};
+    const Status status = world_.engine->Commit(given.id, grants, tokens, &codes);
+    TERRACE_CHECK(status.ok() && codes.size() == 1);
+    return codes.front();
+  }
+  void Abort(uint64_t grant) {
+    const std::vector<uint64_t> grants = {grant};
+    TERRACE_CHECK(world_.engine->Abort(given.id, grants).ok());
+  }
+  // Grants and commits; the handle it can be found by, or none.
+  std::optional<shm::Handle> Put(const SpaceGiven& space, uint64_t key) {
+    const GrantGiven grant = Grant(space, key);
+    if (grant.code != Code::kOk || Commit(grant.grant) != Code::kOk) return std::nullopt;
+    return Find(space, key);
+  }
+  std::optional<shm::Handle> Find(const SpaceGiven& space, uint64_t key, uint32_t part = 0) {
+    const std::optional<LinkedPage> page =
+        world_.engine->index(tenant_).Find({space.slot, space.epoch, part, KeyOf(key)});
+    if (!page) return std::nullopt;
+    return page->handle;
+  }
+
+  ChannelOfTest channel;
+  ClientGiven given;
+  TenantId tenant() const { return tenant_; }
+
+ private:
+  EngineWorld& world_;
+  TenantId tenant_ = 0;
+};
+
+}  // namespace terrace
