@@ -1,5 +1,5 @@
 // The one door to toml++: turns a file into (path, text) pairs for the table of fields.
-#define TOML_EXCEPTIONS 0
+// Debian's library is built with exceptions: they stop here.
 #include <toml++/toml.h>
 
 #include <cerrno>
@@ -49,12 +49,14 @@ Status ReadSection(const toml::table& section, const std::string& name, const st
 }  // namespace
 
 Status ReadConfigText(std::string_view text, const std::string& source, Config* config) {
-  const toml::parse_result parsed = toml::parse(text, source);
-  if (!parsed) {
-    return {Code::kInvalidArgument, Place(source, parsed.error().source()) + ": " +
-                                        std::string(parsed.error().description())};
+  toml::table table;
+  try {
+    table = toml::parse(text, source);
+  } catch (const toml::parse_error& error) {
+    return {Code::kInvalidArgument,
+            Place(source, error.source()) + ": " + std::string(error.description())};
   }
-  for (const auto& [key, node] : parsed.table()) {
+  for (const auto& [key, node] : table) {
     const std::string name(key.str());
     const toml::table* section = node.as_table();
     if (section == nullptr) {

@@ -6,10 +6,13 @@
 
 int main(int argc, char** argv) {
   int exit_code = 0;
-  const auto command_line = terrace::ParseCommandLine(argc, argv, &exit_code);
+  auto command_line = terrace::ParseCommandLine(argc, argv, &exit_code);
   if (!command_line) return exit_code;
   if (command_line->check_config) {
-    std::fputs(terrace::ConfigText(command_line->config).c_str(), stdout);
+    terrace::Config& config = command_line->config;
+    if (config.socket.empty()) config.socket = terrace::DefaultSocketPath();
+    if (config.state_dir.empty()) config.state_dir = terrace::DefaultStateDir();
+    std::fputs(terrace::ConfigText(config).c_str(), stdout);
     return 0;
   }
   terrace::Daemon daemon(command_line->config);
