@@ -1,0 +1,172 @@
+// Test support: pages of plain bytes, and a reader that looks them up and verifies every byte.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/random.h"
+#include "libclient/lookup.h"
+#include "tests/heart/pager.h"
+
+namespace terrace {
+
+// Slots of kPageBytes. Plain memory on purpose: ThreadSanitizer then sees whether the protocol
+// orders a reader's reads and the evictor's next write.
+class PlainPages {
+ public:
+  static constexpr uint32_t kPageBytes = 256;
+  static constexpr size_t kWords = kPageBytes / 8;
+
+  explicit PlainPages(std::span<uint8_t> memory)
+      : words_(reinterpret_cast<uint64_t*>(memory.data())) {}
+
+  void Write(uint32_t slot, const PageContent& content) {
+    uint64_t* const page = words_ + slot * kWords;
+    page[0] = content.key;
+    page[1] = content.generation;
+    page[2] = content.nonce;
+    for (size_t i = 3; i < kWords; ++i)
+      page[i] = Filling(content, i);
+  }
+  // False if not all bytes are of one writing.
+  bool Read(uint32_t slot, PageContent* content) const {
+    const uint64_t* const page = words_ + slot * kWords;
+    *content = {page[0], page[1], page[2]};
+    bool whole = true;
+    for (size_t i = 3; i < kWords; ++i)
+      whole &= page[i] == Filling(*content, i);
+    return whole;
+  }
+
+ private:
+  static uint64_t Filling(const PageContent& content, size_t i) {
+    return (content.key << 40 ^ content.generation << 32 ^ content.nonce) * 0x9e3779b97f4a7c15 + i;
+  }
+
+  uint64_t* words_;
+};
+
+struct ReaderFigures {
+  uint64_t lookups = 0;  // Keys asked for.
+  uint64_t hits = 0;
+  uint64_t wrong = 0;  // Pages that were not what was asked for, or changed while pinned.
+};
+
+// Where a reader gets the newest directory and the open space from.
+class Board {
+ public:
+  virtual ~Board() = default;
+  virtual void Fetch(DirectoryView<>* view, SpaceRef* space) = 0;
+};
+
+class PageReader {
+ public:
+  struct Held {
+    Pinned page;
+    PageContent content;
+  };
+
+  PageReader(Board& board, const PlainPages& pages, Lane<>& lane, uint64_t keys, uint64_t seed)
+      : board_(board), pages_(pages), lane_(lane), keys_(keys), random_(seed) {
+    board_.Fetch(&view_, &space_);
+  }
+
+  // One lookup of some kind, and the release of something held.
+  void Step() {
+    switch (random_.Below(4)) {
+      case 0:
+        LookUp(8, /*holes=*/false);
+        break;
+      case 1:
+        LookUp(8, /*holes=*/true);
+        break;
+      default:
+        LookUp(1, false);
+    }
+    while (held_.size() > 24 || (!held_.empty() && random_.Chance(1, 2)))
+      Release(TakeHeld());
+  }
+  // Verifies once more, then lets go.
+  void Release(const Held& held) {
+    figures_.wrong += Unchanged(held) ? 0 : 1;
+    lane_.Release({&held.page, 1});
+  }
+  // The same, for any other thread.
+  void ReleaseFromElsewhere(const Held& held) {
+    wrong_elsewhere_ += Unchanged(held) ? 0 : 1;
+    lane_.Release({&held.page, 1});
+  }
+  uint64_t wrong_elsewhere() const { return wrong_elsewhere_; }
+  Held TakeHeld() {
+    std::swap(held_[random_.Below(held_.size())], held_.back());
+    const Held held = held_.back();
+    held_.pop_back();
+    return held;
+  }
+  bool holds_any() const { return !held_.empty(); }
+  void ReleaseAll() {
+    while (!held_.empty())
+      Release(TakeHeld());
+    lane_.Trim();
+  }
+
+  const ReaderFigures& figures() const { return figures_; }
+
+ private:
+  void LookUp(size_t count, bool holes) {
+    const uint64_t first = random_.Below(keys_);
+    std::vector<Digest> keys;
+    for (size_t i = 0; i < count; ++i)
+      keys.push_back(KeyOf(first + i));
+    std::vector<Pinned> pages(count);
+    LookupResult result;
+    // A fence or a growth may come again before the next try; each try is a new chance.
+    for (int attempt = 0; attempt < 100; ++attempt) {
+      Lookup<> lookup(view_, lane_, {space_, 0});
+      result = count == 1 ? lookup.One(keys[0], pages.data())
+               : holes    ? lookup.Each(keys, pages)
+                          : lookup.Prefix(keys, pages);
+      if (result.outcome != Outcome::kSuperseded) break;
+      board_.Fetch(&view_, &space_);
+    }
+    if (result.outcome == Outcome::kSuperseded) return;
+    figures_.lookups += count;
+    if (result.outcome == Outcome::kMiss && result.reason == shm::Miss::kStale) {
+      board_.Fetch(&view_, &space_);
+    }
+    for (size_t i = 0; i < count; ++i) {
+      if (pages[i].pin != nullptr) Verify(first + i, pages[i]);
+    }
+  }
+
+  bool Unchanged(const Held& held) const {
+    PageContent now;
+    return pages_.Read(shm::SlotOf(held.page.handle), &now) && now == held.content;
+  }
+
+  void Verify(uint64_t key, const Pinned& page) {
+    Held held{page, {}};
+    const bool whole = pages_.Read(shm::SlotOf(page.handle), &held.content);
+    const bool right = whole && held.content.key == key &&
+                       held.content.generation == space_.generation &&
+                       page.bytes == PlainPages::kPageBytes && page.valid_tokens == 16;
+    ++figures_.hits;
+    figures_.wrong += right ? 0 : 1;
+    held_.push_back(held);
+  }
+
+  Board& board_;
+  const PlainPages& pages_;
+  Lane<>& lane_;
+  const uint64_t keys_;
+  Random random_;
+  DirectoryView<> view_;
+  SpaceRef space_;
+  std::vector<Held> held_;
+  ReaderFigures figures_;
+  std::atomic<uint64_t> wrong_elsewhere_ = 0;
+};
+
+}  // namespace terrace
