@@ -15,6 +15,8 @@ constexpr uint32_t kMaxHeadSize = 1u << 16;
 // Two pages never share a cache line, though they are carved side by side.
 constexpr uint64_t kPageAlignment = 64;
 constexpr uint64_t kMaxPageBytes = 1u << 31;
+// docs/keys.md: a tag fills 32 bytes.
+constexpr std::array<char, 32> kSpaceTag = {"terrace space id v1"};
 
 struct Dtype {
   std::string_view name;
@@ -148,7 +150,7 @@ std::string FirstDifference(const KvLayout& asked, const KvLayout& present) {
 Digest SpaceId(const std::string& tenant, const Digest& weights, const Digest& adapter,
                std::string_view salt, const KvLayout& layout) {
   return Sha256()
-      .UpdateField("terrace space v1")
+      .Update(std::string_view(kSpaceTag.data(), kSpaceTag.size()))
       .UpdateField(tenant)
       .UpdateField(weights.bytes)
       .UpdateField(adapter.bytes)

@@ -22,7 +22,8 @@ struct KvLayout {
   friend bool operator==(const KvLayout&, const KvLayout&) = default;
 };
 
-// Refuses what cannot be a layout, naming the field.
+// Refuses what cannot be a layout, naming the field. A page has at most 2 GiB, a multiple of 64
+// bytes: pages are carved side by side, and two of them never share a cache line.
 Status ValidateLayout(const KvLayout& layout);
 // Of an undivided page (part 0) or of a rank's part: tp_rank | tp_size << 8 | stage << 16 | stages
 // << 24, where tp_size must divide kv_heads (or kv_heads be 1: replicated) and stages the layers.
