@@ -21,9 +21,8 @@ Status ReadPiece(const FilePiece& piece) {
       return SystemError("reading at byte " + std::to_string(offset), errno);
     }
     if (got == 0) {
-      return {Code::kDataLoss, "the file became shorter: it ends at byte " +
-                                   std::to_string(offset) + ", " + std::to_string(left) +
-                                   " bytes before it should"};
+      return {Code::kDataLoss,
+              "the file became shorter: nothing is left at byte " + std::to_string(offset)};
     }
     read += static_cast<size_t>(got);
   }
