@@ -1,0 +1,20 @@
+# terrace_libraries: every library of ours but those of tests, for builds that only want the compiler's
+# opinion.
+function(terrace_add_libraries target folder)
+  get_property(names DIRECTORY ${folder} PROPERTY BUILDSYSTEM_TARGETS)
+  foreach(name ${names})
+    get_target_property(type ${name} TYPE)
+    if(type MATCHES "^(STATIC|SHARED|OBJECT)_LIBRARY$")
+      add_dependencies(${target} ${name})
+    endif()
+  endforeach()
+  get_property(folders DIRECTORY ${folder} PROPERTY SUBDIRECTORIES)
+  foreach(inner ${folders})
+    if(NOT inner STREQUAL "${CMAKE_SOURCE_DIR}/tests")
+      terrace_add_libraries(${target} ${inner})
+    endif()
+  endforeach()
+endfunction()
+
+add_custom_target(terrace_libraries)
+terrace_add_libraries(terrace_libraries ${CMAKE_SOURCE_DIR})
