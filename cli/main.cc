@@ -1,0 +1,171 @@
+// terracectl: the operator's command line.
+#include <CLI/CLI.hpp>
+
+#include "cli/text.h"
+#include "cli/verbs.h"
+
+namespace terrace::cli {
+namespace {
+
+constexpr const char* kFooter = R"(
+SIZE is a number of bytes or one with a unit: 64K, 1.5GiB (powers of 1024), 10MB (powers of 1000).
+--json prints one JSON value on standard output, exact numbers in bytes; errors become an object on
+standard error.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no daemon; 4 no such model, space or page;
+5 --timeout passed first.)";
+
+// Everything that arguments can say; a verb reads its own part.
+struct Arguments {
+  CommonOptions common;
+  std::string model;
+  std::string version;
+  std::string path;
+  PageChoice page;
+  std::string space;
+  uint32_t limit = 100;
+  std::string file;
+  std::string bytes;
+  bool all = false;
+};
+
+CLI::App* AddVerb(CLI::App& app, const char* name, const char* description) {
+  CLI::App* verb = app.add_subcommand(name, description);
+  verb->fallthrough();  // Common options may follow the verb.
+  return verb;
+}
+
+void AddReportVerbs(CLI::App& app, Arguments& arguments) {
+  AddVerb(app, "status", "Memory, tiers, lookups and limits of the daemon");
+  AddVerb(app, "models", "Registered models and what of them is in memory");
+  AddVerb(app, "spaces", "Where KV pages live: layouts and how many pages");
+  AddVerb(app, "clients", "Who is connected, with what they pin and hold");
+  CLI::App* pages = AddVerb(app, "pages", "Pages that can be found now");
+  pages->add_option("--space", arguments.space, "Of this space: its id or the beginning of it");
+  pages->add_option("--limit", arguments.limit, "At most so many")
+      ->check(CLI::Range(1u, 1'000'000u))
+      ->capture_default_str();
+}
+
+void AddModelVerbs(CLI::App& app, Arguments& arguments) {
+  CLI::App* model = AddVerb(app, "model", "Registers and forgets models");
+  model->require_subcommand(1);
+  CLI::App* add = AddVerb(*model, "add",
+                          "Registers a model: a safetensors file, a Hugging Face directory, or a "
+                          "model folder of the hub cache");
+  add->add_option("NAME", arguments.model, "At most 128 of A-Z a-z 0-9 . _ / -")->required();
+  add->add_option("--version", arguments.version, "Your label for these weights")->required();
+  add->add_option("--from", arguments.path, "Where the weights are")
+      ->required()
+      ->check(CLI::ExistingPath);
+  CLI::App* remove = AddVerb(*model, "remove", "Forgets a model, or one version of it");
+  remove->add_option("NAME[@VERSION]", arguments.model, "Without a version: all of them")
+      ->required();
+  CLI::App* load = AddVerb(app, "load", "Brings a model's weights into host memory");
+  load->add_option("NAME[@VERSION]", arguments.model, "Without a version: the one added last")
+      ->required();
+  CLI::App* unload = AddVerb(app, "unload", "Frees a model's weights as clients let go of them");
+  unload->add_option("NAME[@VERSION]", arguments.model, "Without a version: the one added last")
+      ->required();
+}
+
+void AddPageChoice(CLI::App* verb, Arguments& arguments) {
+  verb->add_option("--space", arguments.page.space, "The space's id or the beginning of it")
+      ->required();
+  CLI::Option* key =
+      verb->add_option("--key", arguments.page.key, "The page's key: 64 hexadecimal digits");
+  CLI::Option* tokens = verb->add_option(
+      "--tokens", arguments.page.tokens,
+      "Token ids of the whole prefix up to the end of the page: 1,2,3 or @FILE that lists them");
+  key->excludes(tokens);
+}
+
+void AddPageVerbs(CLI::App& app, Arguments& arguments) {
+  CLI::App* put = AddVerb(app, "put", "Publishes one page");
+  AddPageChoice(put, arguments);
+  put->add_option("FILE", arguments.file, "The page's bytes; - is standard input")->required();
+  CLI::App* get = AddVerb(app, "get", "Writes the bytes of one page");
+  AddPageChoice(get, arguments);
+  get->add_option("-o,--output", arguments.file, "To this file instead of standard output");
+  CLI::App* evict = AddVerb(app, "evict", "Evicts pages and weights that nobody holds");
+  CLI::Option* bytes = evict->add_option("--bytes", arguments.bytes, "At least SIZE");
+  CLI::Option* all = evict->add_flag("--all", arguments.all, "All of it");
+  bytes->excludes(all);
+}
+
+int UsageError(const Session& session, std::string_view message) {
+  return session.Fail(kExitUsage, "invalid_argument", message, "see `terracectl --help`");
+}
+
+bool OneChosen(const PageChoice& page) {
+  return page.key.empty() != page.tokens.empty();
+}
+
+int RunPageVerb(const std::string& verb, Session& session, const Arguments& arguments) {
+  if (verb == "evict") {
+    if (arguments.all) return Evict(session, 0);
+    const auto bytes = ParseSize(arguments.bytes);
+    if (arguments.bytes.empty()) return UsageError(session, "evict needs --bytes SIZE or --all");
+    if (!bytes || *bytes == 0) {
+      return UsageError(session, "--bytes: '" + arguments.bytes + "' is not a size");
+    }
+    return Evict(session, *bytes);
+  }
+  if (!OneChosen(arguments.page)) {
+    return UsageError(session, verb + " needs --key HEX or --tokens LIST");
+  }
+  return verb == "put" ? PutPage(session, arguments.page, arguments.file)
+                       : GetPage(session, arguments.page, arguments.file);
+}
+
+int RunVerb(const CLI::App& app, Session& session, const Arguments& arguments) {
+  const CLI::App* verb = app.get_subcommands().front();
+  const std::string name = verb->get_name();
+  if (name == "status") return ShowStatus(session);
+  if (name == "models") return ShowModels(session);
+  if (name == "spaces") return ShowSpaces(session);
+  if (name == "clients") return ShowClients(session);
+  if (name == "pages") return ShowPages(session, arguments.space, arguments.limit);
+  if (name == "version") return ShowVersion(session);
+  if (name == "load") return LoadModel(session, ParseModelName(arguments.model));
+  if (name == "unload") return UnloadModel(session, ParseModelName(arguments.model));
+  if (name == "model") {
+    if (verb->get_subcommands().front()->get_name() == "add") {
+      return AddModel(session, {arguments.model, arguments.version}, arguments.path);
+    }
+    return RemoveModel(session, ParseModelName(arguments.model));
+  }
+  return RunPageVerb(name, session, arguments);
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("Terrace: the cache daemon of this host, from the operator's side.", "terracectl");
+  app.footer(kFooter);
+  app.require_subcommand(1);
+  Arguments arguments;
+  app.add_option("--socket", arguments.common.socket,
+                 "The daemon's socket; default $XDG_RUNTIME_DIR/terrace/terraced.sock, else "
+                 "/tmp/terrace-UID/terraced.sock");
+  app.add_option("--timeout", arguments.common.timeout_s,
+                 "Deadline of each call in seconds; default 10, for load and model add 3600")
+      ->check(CLI::Range(0.001, 1'000'000.0));
+  app.add_flag("--json", arguments.common.json, "For programs");
+  AddReportVerbs(app, arguments);
+  AddModelVerbs(app, arguments);
+  AddPageVerbs(app, arguments);
+  AddVerb(app, "version", "Versions of this program and of the daemon, if one listens");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+  }
+  Session session(arguments.common);
+  return RunVerb(app, session, arguments);
+}
+
+}  // namespace
+}  // namespace terrace::cli
+
+int main(int argc, char** argv) {
+  return terrace::cli::Main(argc, argv);
+}

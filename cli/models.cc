@@ -1,0 +1,143 @@
+// Verbs on models.
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "cli/progress.h"
+#include "cli/text.h"
+#include "cli/verbs.h"
+
+namespace terrace::cli {
+namespace {
+
+constexpr double kLongCallSeconds = 3600;
+constexpr double kShortCallSeconds = 10;
+constexpr std::string_view kSeeModels = "`terracectl models` lists those that are registered";
+
+const char* OrNull(const std::string& text) {
+  return text.empty() ? nullptr : text.c_str();
+}
+
+std::string Label(const ModelName& model) {
+  return model.version.empty() ? model.name : model.name + "@" + model.version;
+}
+
+int FailOnModel(const Session& session, const kvc_error& error) {
+  return session.Fail(error, error.code == KVC_NOT_FOUND ? kSeeModels : std::string_view());
+}
+
+int Print(const Session& session, const nlohmann::ordered_json& json, const std::string& text) {
+  return PrintOut((session.json() ? json.dump() : text) + "\n") ? kExitOk : session.FailOutput();
+}
+
+std::string HexOf(const kvc_key& key) {
+  std::array<uint8_t, 32> bytes;
+  std::copy(std::begin(key.bytes), std::end(key.bytes), bytes.begin());
+  return Hex(bytes);
+}
+
+}  // namespace
+
+ModelName ParseModelName(const std::string& text) {
+  const size_t at = text.rfind('@');
+  if (at == std::string::npos) return {text, {}};
+  return {text.substr(0, at), text.substr(at + 1)};
+}
+
+int AddModel(Session& session, const ModelName& model, const std::string& path) {
+  // The daemon may run elsewhere: it is told the absolute path.
+  std::error_code failed;
+  const std::string absolute = std::filesystem::absolute(path, failed).string();
+  if (int code = session.Connect(Session::Access::kReadOnly); code != kExitOk) return code;
+  kvc_model_added added{};
+  added.struct_size = sizeof added;
+  kvc_error error{};
+  if (kvc_model_add(session.client(), model.name.c_str(), model.version.c_str(), absolute.c_str(),
+                    session.TimeoutMs(kLongCallSeconds), &added, &error) != KVC_OK) {
+    return session.Fail(error);
+  }
+  const std::string why_not = Printable(added.why_not);
+  std::string text = "added " + Label(model) + ": " + HumanCount(added.tensors) + " tensors, " +
+                     HumanBytes(added.bytes) + " in " + HumanCount(added.files) +
+                     (added.files == 1 ? " file" : " files");
+  if (added.durable == 0) text += "\nwill not survive a restart of the daemon: " + why_not;
+  text += "\nnext: terracectl load " + Label(model);
+  nlohmann::ordered_json json = {{"name", model.name},
+                                 {"version", model.version},
+                                 {"tensors", added.tensors},
+                                 {"bytes", added.bytes},
+                                 {"blocks", added.blocks},
+                                 {"files", added.files},
+                                 {"durable", added.durable != 0},
+                                 {"why_not", why_not}};
+  return Print(session, json, text);
+}
+
+int RemoveModel(Session& session, const ModelName& model) {
+  if (int code = session.Connect(Session::Access::kReadOnly); code != kExitOk) return code;
+  kvc_error error{};
+  if (kvc_model_remove(session.client(), model.name.c_str(), OrNull(model.version),
+                       session.TimeoutMs(kShortCallSeconds), &error) != KVC_OK) {
+    return FailOnModel(session, error);
+  }
+  return Print(session, {{"removed", Label(model)}}, "removed " + Label(model));
+}
+
+int LoadModel(Session& session, const ModelName& model) {
+  if (int code = session.Connect(Session::Access::kReadOnly); code != kExitOk) return code;
+  kvc_loaded loaded{};
+  loaded.struct_size = sizeof loaded;
+  kvc_error error{};
+  const auto start = std::chrono::steady_clock::now();
+  kvc_code code = KVC_OK;
+  {
+    ProgressBar bar("load " + Label(model), !session.json());
+    const auto show = [](void* context, uint64_t done, uint64_t total) {
+      static_cast<ProgressBar*>(context)->Show(done, total);
+    };
+    code = kvc_load(session.client(), model.name.c_str(), OrNull(model.version), show, &bar,
+                    session.TimeoutMs(kLongCallSeconds), &loaded, &error);
+  }
+  if (code != KVC_OK) return FailOnModel(session, error);
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const std::string digest = HexOf(loaded.digest);
+  const uint64_t rate = static_cast<uint64_t>(static_cast<double>(loaded.bytes) / seconds);
+  char took[32];
+  std::snprintf(took, sizeof took, "%.2f s", seconds);
+  nlohmann::ordered_json json = {{"name", model.name},
+                                 {"version", loaded.version},
+                                 {"bytes", loaded.bytes},
+                                 {"digest", digest},
+                                 {"seconds", seconds}};
+  return Print(session, json,
+               "loaded " + Label({model.name, Printable(loaded.version)}) + ": " +
+                   HumanBytes(loaded.bytes) + " in " + took + " (" + HumanBytes(rate) +
+                   "/s), digest " + digest.substr(0, 12));
+}
+
+int UnloadModel(Session& session, const ModelName& model) {
+  if (int code = session.Connect(Session::Access::kReadOnly); code != kExitOk) return code;
+  kvc_unloaded unloaded{};
+  unloaded.struct_size = sizeof unloaded;
+  kvc_error error{};
+  if (kvc_unload(session.client(), model.name.c_str(), OrNull(model.version),
+                 session.TimeoutMs(kShortCallSeconds), &unloaded, &error) != KVC_OK) {
+    return FailOnModel(session, error);
+  }
+  std::string text =
+      "unloaded " + Label(model) + ": " + HumanBytes(unloaded.freed_bytes) + " freed";
+  if (unloaded.held_bytes > 0) {
+    text += ", " + HumanBytes(unloaded.held_bytes) +
+            " still held by clients and freed when they let go (see `terracectl clients`)";
+  }
+  return Print(session,
+               {{"name", model.name},
+                {"version", model.version},
+                {"freed_bytes", unloaded.freed_bytes},
+                {"held_bytes", unloaded.held_bytes}},
+               text);
+}
+
+}  // namespace terrace::cli

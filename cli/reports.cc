@@ -1,0 +1,310 @@
+// Verbs that show what the daemon says of itself. With --json its report goes out as it came.
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "cli/text.h"
+#include "cli/verbs.h"
+
+namespace terrace::cli {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr double kCallSeconds = 10;
+constexpr size_t kShortDigits = 12;  // Of ids and keys in tables.
+
+std::string Short(const std::string& hex) {
+  return hex.substr(0, kShortDigits);
+}
+
+uint64_t Number(const Json& object, const char* pointer) {
+  return object.value(Json::json_pointer(pointer), uint64_t{0});
+}
+std::string Text(const Json& object, const char* pointer) {
+  return object.value(Json::json_pointer(pointer), std::string());
+}
+std::string Bytes(const Json& object, const char* pointer) {
+  return HumanBytes(Number(object, pointer));
+}
+std::string Count(const Json& object, const char* pointer) {
+  return HumanCount(Number(object, pointer));
+}
+
+struct ReportChoice {
+  const char* what;
+  const char* space = nullptr;
+  uint32_t limit = 0;
+};
+
+// The report's text; kExitOk or the exit code of a failure that was told.
+int Ask(Session& session, const ReportChoice& choice, std::string* text) {
+  kvc_report_options options{};
+  options.struct_size = sizeof options;
+  options.what = choice.what;
+  options.space = choice.space;
+  options.limit = choice.limit;
+  char* json = nullptr;
+  kvc_error error{};
+  if (kvc_report(session.client(), &options, session.TimeoutMs(kCallSeconds), &json, &error) !=
+      KVC_OK) {
+    return session.Fail(error);
+  }
+  text->assign(json);
+  kvc_free(json);
+  return kExitOk;
+}
+
+// Reads `text` with `use`, which may meet a member of another type than it expects.
+int Read(const Session& session, const std::string& text,
+         const std::function<int(const Json&)>& use) {
+  try {
+    return use(Json::parse(text));
+  } catch (const Json::exception& error) {
+    return session.Fail(kExitFailed, "data_loss",
+                        std::string("the daemon's report was not understood: ") + error.what(),
+                        "compare the versions with `terracectl version`; --json shows the report");
+  }
+}
+
+int Print(const Session& session, const std::string& text) {
+  return PrintOut(text) ? kExitOk : session.FailOutput();
+}
+
+// Asks, and prints the report itself or what `describe` makes of it.
+int Show(Session& session, const ReportChoice& choice,
+         const std::function<std::string(const Json&)>& describe) {
+  std::string text;
+  if (int code = session.Connect(Session::Access::kReadOnly); code != kExitOk) return code;
+  if (int code = Ask(session, choice, &text); code != kExitOk) return code;
+  if (session.json()) return Print(session, text + "\n");
+  return Read(session, text, [&](const Json& report) { return Print(session, describe(report)); });
+}
+
+uint64_t Sum(const Json& object) {
+  uint64_t sum = 0;
+  for (const Json& value : object)
+    sum += value.get<uint64_t>();
+  return sum;
+}
+
+// "host 12, nvme 3": what is not 0.
+std::string NotZero(const Json& object) {
+  std::string text;
+  for (const auto& [name, value] : object.items()) {
+    if (value.get<uint64_t>() == 0) continue;
+    text += (text.empty() ? "" : ", ") + name + " " + HumanCount(value.get<uint64_t>());
+  }
+  return text;
+}
+
+std::string DescribeMemory(const Json& status) {
+  const uint64_t capacity = Number(status, "/host/capacity_bytes");
+  std::string text = "host memory   " + Bytes(status, "/host/used_bytes") + " of " +
+                     HumanBytes(capacity) + " in use (" +
+                     HumanShare(Number(status, "/host/used_bytes"), capacity) + ")\n";
+  const uint64_t wanted = Number(status, "/host/capacity_wanted_bytes");
+  if (wanted > capacity) {
+    text += "              less than the " + HumanBytes(wanted) +
+            " configured: " + Printable(Text(status, "/host/memory_limit_source")) +
+            " allows no more now\n";
+  }
+  text += "  pages       " + Bytes(status, "/host/linked_bytes") + " in " +
+          Count(status, "/pages/count") + " pages of " + Count(status, "/pages/spaces") +
+          " spaces\n";
+  text += "  weights     " + Bytes(status, "/host/block_bytes") + "\n";
+  text += "  granted     " + Bytes(status, "/host/granted_bytes") + " in " +
+          Count(status, "/pages/grants") + " grants, " + Count(status, "/pages/abandoned_grants") +
+          " of them past their deadline\n";
+  text += "  limbo       " + Bytes(status, "/host/limbo_bytes") + " invalid but still pinned\n";
+  text += "  free slots  " + Bytes(status, "/host/free_bytes") + "\n";
+  if (const uint64_t gone = Number(status, "/host/held_gone_bytes"); gone > 0) {
+    text += "  besides     " + HumanBytes(gone) + " of unloaded weights that clients still map\n";
+  }
+  return text;
+}
+
+std::string DescribeMeans(const Json& status) {
+  const uint64_t target = Number(status, "/host/pretouch/target_bytes");
+  std::string text = "huge pages    " + Printable(Text(status, "/host/huge_pages")) + "\n";
+  text += "locked        " + Printable(Text(status, "/host/locking")) + "\n";
+  text += "ready memory  " + Bytes(status, "/host/pretouch/done_bytes") + " of " +
+          HumanBytes(target) + " touched in advance\n";
+  return text;
+}
+
+std::string DescribeTraffic(const Json& status) {
+  const Json& lookups = status.at("lookups");
+  const uint64_t hits = Sum(lookups.at("hits"));
+  const std::string misses = NotZero(lookups.at("misses"));
+  std::string text = "lookups       " + Count(lookups, "/lookups") + ": " + HumanCount(hits) +
+                     " hits (" + HumanShare(hits, Number(lookups, "/lookups")) + ")";
+  if (!misses.empty()) text += ", misses: " + misses;
+  text += "\nevicted       " + Count(status, "/pages/evicted") + " pages, " +
+          Count(status, "/blocks/evicted") + " blocks of weights; policy " +
+          Printable(Text(status, "/host/policy")) + "\n";
+  text += "clients       " + Count(status, "/clients/count") + " with " +
+          Count(status, "/clients/pins") + " pins; " + Count(status, "/clients/away") +
+          " without a connection\n";
+  return text;
+}
+
+std::string DescribeStatus(const Json& status) {
+  std::string text = "terraced " + Printable(Text(status, "/daemon/version")) + ", pid " +
+                     std::to_string(Number(status, "/daemon/pid")) + ", up " +
+                     HumanSeconds(Number(status, "/daemon/uptime_ms") / 1000) + "\n";
+  text += "socket        " + Printable(Text(status, "/daemon/socket")) + "\n";
+  text += "state         " + Printable(Text(status, "/daemon/state_dir")) + "\n";
+  text += "isolation     " + Printable(Text(status, "/daemon/isolation")) + "\n";
+  return text + DescribeMemory(status) + DescribeMeans(status) + DescribeTraffic(status);
+}
+
+std::string DescribeModels(const Json& report) {
+  Table table({"MODEL", "VERSION", "STATE", ">SIZE", ">TENSORS", ">BLOCKS", ">ATTACHED", "DURABLE",
+               "DIGEST"});
+  for (const Json& model : report.at("models")) {
+    for (const Json& version : model.at("versions")) {
+      std::string state = Text(version, "/state");
+      if (state == "loading") {
+        state += ' ';
+        state += HumanShare(Number(version, "/loading_done_bytes"), Number(version, "/bytes"));
+      }
+      table.Add({Text(model, "/name"), Text(version, "/version"), state, Bytes(version, "/bytes"),
+                 Count(version, "/tensors"),
+                 Count(version, "/blocks_resident") + "/" + Count(version, "/blocks"),
+                 Count(version, "/attachments"), version.value("durable", false) ? "yes" : "no",
+                 Short(Text(version, "/digest"))});
+    }
+  }
+  if (!table.empty()) return table.Text();
+  return "no models: register one with `terracectl model add NAME --version V --from PATH`\n";
+}
+
+std::string DescribeSpaces(const Json& report) {
+  Table table({"SPACE", "TENANT", "MODEL", "DTYPE", ">LAYERS", ">HEADS", ">HEAD SIZE", ">TOKENS",
+               ">PAGE", ">PAGES", ">BYTES", ">OPEN BY"});
+  for (const Json& space : report.at("spaces")) {
+    table.Add({Short(Text(space, "/id")), Text(space, "/tenant"), Text(space, "/model"),
+               Text(space, "/layout/dtype"), Count(space, "/layout/layers"),
+               Count(space, "/layout/kv_heads"), Count(space, "/layout/head_size"),
+               Count(space, "/layout/page_tokens"), Bytes(space, "/page_bytes"),
+               Count(space, "/pages"), Bytes(space, "/bytes"), Count(space, "/open_by")});
+  }
+  return table.empty() ? "no spaces: no engine has opened one yet\n" : table.Text();
+}
+
+std::string DescribeClients(const Json& report) {
+  Table table({">ID", "NAME", ">PID", ">UID", "TENANT", "ROLE", ">PINS", ">PINNED", ">GRANTS",
+               ">GRANTED", ">ATTACHED", ">LOOKUPS", ">HITS"});
+  for (const Json& client : report.at("clients")) {
+    const Json& lookups = client.at("lookups");
+    table.Add({std::to_string(Number(client, "/id")), Text(client, "/name"),
+               std::to_string(client.value("pid", int64_t{0})),
+               std::to_string(Number(client, "/uid")), Text(client, "/tenant"),
+               client.value("writer", false) ? "writer" : "reader", Count(client, "/pins"),
+               Bytes(client, "/pinned_bytes"), Count(client, "/grants"),
+               Bytes(client, "/granted_bytes"), Bytes(client, "/attached_bytes"),
+               Count(lookups, "/lookups"),
+               HumanShare(Sum(lookups.at("hits")), Number(lookups, "/lookups"))});
+  }
+  return table.Text();  // Never empty: this program is a client too.
+}
+
+std::string DescribePages(const Json& report, uint32_t limit) {
+  Table table({"SPACE", "KEY", ">PART", ">BYTES", ">TOKENS", ">ARENA", ">SLOT"});
+  const Json& pages = report.at("pages");
+  for (const Json& page : pages) {
+    table.Add({Short(Text(page, "/space")), Text(page, "/key"),
+               std::to_string(Number(page, "/part")), Bytes(page, "/bytes"),
+               Count(page, "/valid_tokens"), std::to_string(Number(page, "/arena")),
+               std::to_string(Number(page, "/slot"))});
+  }
+  if (table.empty()) return "no pages\n";
+  return table.Text() + (pages.size() < limit
+                             ? ""
+                             : "there may be more: choose a space with --space, or --limit\n");
+}
+
+}  // namespace
+
+int ShowStatus(Session& session) {
+  return Show(session, {"status"}, DescribeStatus);
+}
+int ShowModels(Session& session) {
+  return Show(session, {"models"}, DescribeModels);
+}
+int ShowSpaces(Session& session) {
+  return Show(session, {"spaces"}, DescribeSpaces);
+}
+int ShowClients(Session& session) {
+  return Show(session, {"clients"}, DescribeClients);
+}
+
+int ShowPages(Session& session, const std::string& space, uint32_t limit) {
+  if (int code = session.Connect(Session::Access::kReadOnly); code != kExitOk) return code;
+  std::string id;
+  if (!space.empty()) {
+    if (int code = ResolveSpace(session, space, &id); code != kExitOk) return code;
+  }
+  std::string text;
+  const ReportChoice choice{"pages", id.empty() ? nullptr : id.c_str(), limit};
+  if (int code = Ask(session, choice, &text); code != kExitOk) return code;
+  if (session.json()) return Print(session, text + "\n");
+  return Read(session, text,
+              [&](const Json& report) { return Print(session, DescribePages(report, limit)); });
+}
+
+int ResolveSpace(Session& session, const std::string& prefix, std::string* id) {
+  std::string text;
+  if (int code = Ask(session, {"spaces"}, &text); code != kExitOk) return code;
+  return Read(session, text, [&](const Json& report) -> int {
+    size_t matches = 0;
+    for (const Json& space : report.at("spaces")) {
+      const std::string candidate = Text(space, "/id");
+      if (!candidate.starts_with(prefix) || !ParseKey(candidate)) continue;
+      *id = candidate;
+      ++matches;
+    }
+    if (matches == 1 && !prefix.empty()) return kExitOk;
+    if (matches == 0) {
+      return session.Fail(kExitNotFound, "not_found",
+                          "no space has an id that begins with '" + prefix + "'",
+                          "`terracectl spaces` lists them");
+    }
+    return session.Fail(
+        kExitUsage, "invalid_argument",
+        std::to_string(matches) + " spaces have ids that begin with '" + prefix + "'",
+        "give more digits: `terracectl spaces --json` has all of them");
+  });
+}
+
+int ShowVersion(Session& session) {
+  const bool json = session.json();
+  std::string daemon;
+  // Nobody listening is an answer here and no failure: the question is asked quietly.
+  if (session.TryConnect()) {
+    std::string text;
+    if (int code = Ask(session, {"status"}, &text); code != kExitOk) return code;
+    if (int code = Read(session, text,
+                        [&](const Json& status) {
+                          daemon = Text(status, "/daemon/version");
+                          return kExitOk;
+                        });
+        code != kExitOk) {
+      return code;
+    }
+  }
+  if (json) {
+    const nlohmann::ordered_json versions = {
+        {"terracectl", TERRACE_VERSION},
+        {"libkvclient", kvc_version()},
+        {"abi", kvc_abi_version()},
+        {"terraced", daemon.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(daemon)}};
+    return Print(session, versions.dump() + "\n");
+  }
+  return Print(session, std::string("terracectl   ") + TERRACE_VERSION + "\nlibkvclient  " +
+                            kvc_version() + ", ABI " + std::to_string(kvc_abi_version()) +
+                            "\nterraced     " +
+                            (daemon.empty() ? "no daemon listens" : Printable(daemon)) + "\n");
+}
+
+}  // namespace terrace::cli
