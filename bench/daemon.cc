@@ -1,0 +1,150 @@
+#include "bench/daemon.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "bench/client.h"
+#include "bench/statistics.h"
+
+namespace terrace::bench {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr double kStartSeconds = 30;
+constexpr double kReadySeconds =
+    120;  // Memory that the host has not backed yet costs seconds a GiB.
+constexpr int kStopMs = 10'000;
+
+// Waits for `pidfd` to say that the process ended; false at the deadline. No descriptor: a pause.
+bool Ended(int pidfd, int timeout_ms) {
+  pollfd watched{pidfd, POLLIN, 0};
+  return poll(&watched, 1, timeout_ms) > 0;
+}
+
+}  // namespace
+
+Result<std::string> FindTerraced() {
+  std::error_code failed;
+  const fs::path self = fs::read_symlink("/proc/self/exe", failed).parent_path();
+  for (const char* place : {"terraced", "../daemon/service/terraced", "../daemon/terraced",
+                            "../../daemon/service/terraced"}) {
+    const fs::path candidate = self / place;
+    if (access(candidate.c_str(), X_OK) == 0) return fs::canonical(candidate, failed).string();
+  }
+  return Status(Code::kNotFound, "no terraced beside " + self.string() +
+                                     ": build it, or name it with --terraced PATH");
+}
+
+Result<Daemon> Daemon::Start(const DaemonOptions& options) {
+  std::string binary = options.binary;
+  if (binary.empty()) {
+    ASSIGN_OR_RETURN(binary, FindTerraced());
+  }
+  std::error_code failed;
+  std::string folder = (fs::temp_directory_path(failed) / "terrace-bench-XXXXXX").string();
+  if (mkdtemp(folder.data()) == nullptr) return SystemError("mkdtemp " + folder, errno);
+  Daemon daemon;
+  daemon.folder_ = folder;
+  RETURN_IF_ERROR(daemon.WriteConfig(options));
+  RETURN_IF_ERROR(daemon.Launch(binary));
+  RETURN_IF_ERROR(daemon.AwaitReady(options));
+  return daemon;
+}
+
+Status Daemon::WriteConfig(const DaemonOptions& options) const {
+  std::ofstream config(folder_ + "/terraced.toml");
+  config << "[daemon]\nsocket = \"" << socket() << "\"\nstate_dir = \"" << folder_
+         << "/state\"\nlog_level = \"warning\"\n[host]\ncapacity = \"" << options.capacity_bytes
+         << "\"\n";
+  if (options.pretouch_bytes != UINT64_MAX) {
+    config << "pretouch = \"" << options.pretouch_bytes << "\"\n";
+  }
+  // A client may pin all there is: the suites look at costs, not at budgets.
+  config << "[limits]\npinned_bytes = \"" << options.capacity_bytes << "\"\n";
+  config.close();
+  if (!config) return {Code::kInternal, "the configuration could not be written in " + folder_};
+  return {};
+}
+
+Status Daemon::Launch(const std::string& binary) {
+  const std::string config = folder_ + "/terraced.toml";
+  const pid_t parent = getpid();
+  pid_ = fork();
+  if (pid_ < 0) return SystemError("fork", errno);
+  if (pid_ == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != parent) _exit(1);
+    // Its standard output would mix with the one object that a suite prints.
+    dup2(STDERR_FILENO, STDOUT_FILENO);
+    execl(binary.c_str(), "terraced", "--config", config.c_str(), nullptr);
+    _exit(127);
+  }
+  pidfd_.Reset(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
+  if (!pidfd_) return SystemError("pidfd_open", errno);
+  return {};
+}
+
+Status Daemon::AwaitReady(const DaemonOptions& options) const {
+  const Stopwatch watch;
+  Client client;
+  while (!client) {
+    Result<Client> connected = Connect({.socket = socket(), .name = "bench", .read_only = true});
+    if (connected) {
+      client = *std::move(connected);
+    } else if (Ended(pidfd_.get(), 5)) {
+      return {Code::kUnavailable, "terraced ended at its start: see above"};
+    } else if (watch.Seconds() > kStartSeconds) {
+      return std::move(connected).error().WithContext("terraced does not accept connections");
+    }
+  }
+  if (options.pretouch_bytes == 0) return {};
+  while (watch.Seconds() < kReadySeconds) {
+    ASSIGN_OR_RETURN(const uint64_t done, StatusNumber(client.get(), "/host/pretouch/done_bytes"));
+    ASSIGN_OR_RETURN(const uint64_t target,
+                     StatusNumber(client.get(), "/host/pretouch/target_bytes"));
+    if (target > 0 && done >= target) return {};
+    if (Ended(pidfd_.get(), 50)) return {Code::kUnavailable, "terraced ended: see above"};
+  }
+  return {Code::kDeadlineExceeded, "terraced did not make its memory ready in time"};
+}
+
+Daemon::~Daemon() {
+  (void)Stop();
+}
+
+Status Daemon::Stop() {
+  Status outcome;
+  if (pid_ > 0) {
+    kill(pid_, SIGTERM);
+    if (!Ended(pidfd_.get(), kStopMs)) {
+      outcome = {Code::kDeadlineExceeded, "terraced did not end within ten seconds of SIGTERM"};
+      kill(pid_, SIGKILL);
+    }
+    int state = 0;
+    while (waitpid(pid_, &state, 0) < 0 && errno == EINTR) {
+    }
+    if (outcome.ok() && !(WIFEXITED(state) && WEXITSTATUS(state) == 0)) {
+      outcome = {Code::kInternal,
+                 "terraced did not end well: wait status " + std::to_string(state)};
+    }
+    pid_ = -1;
+  }
+  if (!folder_.empty()) {
+    std::error_code failed;
+    fs::remove_all(std::exchange(folder_, {}), failed);
+  }
+  return outcome;
+}
+
+}  // namespace terrace::bench

@@ -1,0 +1,56 @@
+// A terraced of our own: started in a temporary folder, ended by its pid.
+//
+// One thread uses it.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "base/status.h"
+#include "base/unique_fd.h"
+
+namespace terrace::bench {
+
+struct DaemonOptions {
+  std::string binary;  // terraced; empty: the one beside this program, or of its build tree.
+  uint64_t capacity_bytes = 1u << 30;
+  uint64_t pretouch_bytes = UINT64_MAX;  // Of the capacity, made ready before Start returns.
+};
+
+class Daemon {
+ public:
+  // Returns when it accepts connections and has made its reserve ready, so that what is measured
+  // does not share the processor with that.
+  static Result<Daemon> Start(const DaemonOptions& options);
+  Daemon(Daemon&& other) noexcept
+      : pid_(std::exchange(other.pid_, -1)),
+        pidfd_(std::move(other.pidfd_)),
+        folder_(std::exchange(other.folder_, {})) {}
+  Daemon& operator=(Daemon&&) = delete;
+  ~Daemon();  // Stop, whatever comes of it.
+
+  pid_t pid() const { return pid_; }
+  std::string socket() const { return folder_ + "/terraced.sock"; }
+  // The temporary folder; gone with the daemon.
+  const std::string& folder() const { return folder_; }
+  // SIGTERM, and SIGKILL after ten seconds. Ok if it ended by itself with exit code 0.
+  Status Stop();
+
+ private:
+  Daemon() = default;
+  Status WriteConfig(const DaemonOptions& options) const;
+  Status Launch(const std::string& binary);
+  Status AwaitReady(const DaemonOptions& options) const;
+
+  pid_t pid_ = -1;
+  UniqueFd pidfd_;
+  std::string folder_;
+};
+
+// The terraced that belongs to this program: beside it, or where the build tree has it.
+Result<std::string> FindTerraced();
+
+}  // namespace terrace::bench

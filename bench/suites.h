@@ -1,0 +1,29 @@
+// The suites of terrace-bench. Each starts a daemon of its own, measures against a ceiling or rival
+// in the same run, and answers figures. docs/benchmarks.md says what they must reach.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/status.h"
+#include "bench/figures.h"
+
+namespace terrace::bench {
+
+struct SuiteOptions {
+  std::string terraced;  // Empty: the one that belongs to this program.
+  uint32_t clients = 4;  // RunHitClients: up to so many at once.
+  bool quick = false;    // About a hundredth of the work, for tests: the figures mean nothing.
+};
+
+Result<Figures> RunHit(const SuiteOptions& options);
+Result<Figures> RunHitClients(const SuiteOptions& options);
+Result<Figures> RunEvict(const SuiteOptions& options);
+Result<Figures> RunPrefix(const SuiteOptions& options);
+Result<Figures> RunPut(const SuiteOptions& options);
+Result<Figures> RunAttach(const SuiteOptions& options);
+Result<Figures> RunTouch(const SuiteOptions& options);
+Result<Figures> RunCrash(const SuiteOptions& options);
+Result<Figures> RunControl(const SuiteOptions& options);
+
+}  // namespace terrace::bench
