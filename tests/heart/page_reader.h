@@ -70,17 +70,24 @@ class PageReader {
 
   PageReader(Board& board, const PlainPages& pages, Lane<>& lane, uint64_t keys, uint64_t seed)
       : board_(board), pages_(pages), lane_(lane), keys_(keys), random_(seed) {
+    for (uint64_t key = 0; key < keys + kMaxCount; ++key)
+      digests_.push_back(KeyOf(key));
     board_.Fetch(&view_, &space_);
   }
 
+  // The page of one key, held for no longer than it takes to verify it.
+  void Touch() {
+    LookUp(1, /*holes=*/false);
+    if (!held_.empty()) Release(TakeHeld());
+  }
   // One lookup of some kind, and the release of something held.
   void Step() {
     switch (random_.Below(4)) {
       case 0:
-        LookUp(8, /*holes=*/false);
+        LookUp(kMaxCount, /*holes=*/false);
         break;
       case 1:
-        LookUp(8, /*holes=*/true);
+        LookUp(kMaxCount, /*holes=*/true);
         break;
       default:
         LookUp(1, false);
@@ -115,17 +122,18 @@ class PageReader {
   const ReaderFigures& figures() const { return figures_; }
 
  private:
+  static constexpr size_t kMaxCount = 8;  // Keys of one lookup.
+
   void LookUp(size_t count, bool holes) {
     const uint64_t first = random_.Below(keys_);
-    std::vector<Digest> keys;
-    for (size_t i = 0; i < count; ++i)
-      keys.push_back(KeyOf(first + i));
-    std::vector<Pinned> pages(count);
+    const std::span<const Digest> keys = std::span(digests_).subspan(first, count);
+    Pinned room[kMaxCount];
+    const std::span<Pinned> pages(room, count);
     LookupResult result;
     // A fence or a growth may come again before the next try; each try is a new chance.
     for (int attempt = 0; attempt < 100; ++attempt) {
       Lookup<> lookup(view_, lane_, {space_, 0});
-      result = count == 1 ? lookup.One(keys[0], pages.data())
+      result = count == 1 ? lookup.One(keys[0], room)
                : holes    ? lookup.Each(keys, pages)
                           : lookup.Prefix(keys, pages);
       if (result.outcome != Outcome::kSuperseded) break;
@@ -162,6 +170,7 @@ class PageReader {
   Lane<>& lane_;
   const uint64_t keys_;
   Random random_;
+  std::vector<Digest> digests_;
   DirectoryView<> view_;
   SpaceRef space_;
   std::vector<Held> held_;

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
-#include <unordered_set>
 #include <vector>
 
 #include "base/check.h"
@@ -65,21 +64,21 @@ class Pager {
 
   // Steps 1 to 3 of the evictor. Returns how many slots became free.
   uint32_t Evict(uint32_t wanted) {
-    const auto pinned = Scan();
-    std::vector<uint32_t> victims;
+    Scan();
+    victims_.clear();
     const auto start = static_cast<uint32_t>(random_.Below(slots_.size()));
-    for (uint32_t i = 0; i < slots_.size() && victims.size() < wanted; ++i) {
+    for (uint32_t i = 0; i < slots_.size() && victims_.size() < wanted; ++i) {
       const auto slot = static_cast<uint32_t>((start + i) % slots_.size());
-      if (slots_[slot].state == State::kLinked && !pinned.contains(slot)) victims.push_back(slot);
+      if (slots_[slot].state == State::kLinked && !pinned(slot)) victims_.push_back(slot);
     }
-    if (victims.empty()) return 0;
-    for (const uint32_t slot : victims) {
+    if (victims_.empty()) return 0;
+    for (const uint32_t slot : victims_) {
       TERRACE_CHECK(index_.Unlink(slots_[slot].name, slots_[slot].handle));
     }
-    const auto pinned_now = steps_.scan_after_unlink ? Scan() : decltype(Scan()){};
+    if (steps_.scan_after_unlink) Scan();
     uint32_t freed = 0;
-    for (const uint32_t slot : victims) {
-      if (pinned_now.contains(slot)) {
+    for (const uint32_t slot : victims_) {
+      if (pinned(slot)) {
         Link(slot);
         ++linked_again_;
       } else {
@@ -115,24 +114,27 @@ class Pager {
 
   void ReapLimbo() {
     if (in_limbo() == 0) return;
-    const auto pinned = Scan();
+    Scan();
     for (uint32_t slot = 0; slot < slots_.size(); ++slot) {
-      if (slots_[slot].state == State::kLimbo && !pinned.contains(slot)) {
+      if (slots_[slot].state == State::kLimbo && !pinned(slot)) {
         slots_[slot].state = State::kFree;
       }
     }
   }
 
-  // Slots that some client reads.
-  std::unordered_set<uint32_t> Scan() {
-    std::unordered_set<uint32_t> pinned;
+  // Marks the slots that some client reads; answers how many pins there are.
+  uint64_t Scan() {
+    ++scan_;
+    uint64_t pins = 0;
     index_.ScanPins([&](ClientId, std::span<const uint64_t> extents) {
+      pins += extents.size();
       for (const uint64_t extent : extents) {
         const shm::Handle handle = extent << shm::kSequenceBits;
-        if (shm::ArenaOf(handle) == kArena) pinned.insert(shm::SlotOf(handle));
+        const uint32_t slot = shm::SlotOf(handle);
+        if (shm::ArenaOf(handle) == kArena && slot < slots_.size()) slots_[slot].pinned_at = scan_;
       }
     });
-    return pinned;
+    return pins;
   }
 
  private:
@@ -143,11 +145,13 @@ class Pager {
   struct Slot {
     State state = State::kFree;
     uint32_t sequence = 1;
+    uint64_t pinned_at = 0;  // The last scan that found a pin.
     shm::Handle handle = 0;
     PageName name;
     PageContent content;
   };
 
+  bool pinned(uint32_t slot) const { return slots_[slot].pinned_at == scan_; }
   PageName NameOf(uint64_t key) const { return {space_.slot, space_.epoch, 0, KeyOf(key)}; }
 
   void OpenSpace() {
@@ -187,6 +191,8 @@ class Pager {
   const PagerSteps steps_;
   Random random_;
   std::vector<Slot> slots_;
+  std::vector<uint32_t> victims_;
+  uint64_t scan_ = 0;
   SpaceRef space_;
   uint64_t nonce_ = 0;
   uint64_t evicted_ = 0;
