@@ -2,7 +2,10 @@
 // and by the words of their channels, for the tests of the engine.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -159,6 +162,7 @@ struct EngineWorld {
   SimJournal journal;
   PlainDirectoryMemory directories;
   RecordedEvents events;
+  std::deque<ChannelOfTest> channels;  // Mapped as long as the engine may look at them.
   std::unique_ptr<Engine> engine;
 };
 
@@ -166,7 +170,7 @@ struct EngineWorld {
 class ClientOfTest {
  public:
   ClientOfTest(EngineWorld& world, const std::string& tenant = "t", bool writer = true)
-      : world_(world) {
+      : channel(world.channels.emplace_back()), world_(world) {
     tenant_ = *world.engine->AddTenant(tenant);
     const Result<ClientGiven> arrived = world.engine->ClientArrived(
         {.tenant = tenant_, .name = "test", .writer = writer}, channel.bytes());
@@ -220,7 +224,7 @@ class ClientOfTest {
     return page->handle;
   }
 
-  ChannelOfTest channel;
+  ChannelOfTest& channel;
   ClientGiven given;
   TenantId tenant() const { return tenant_; }
 

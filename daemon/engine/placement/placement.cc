@@ -1,12 +1,10 @@
 #include "daemon/engine/placement/placement.h"
 
 #include <algorithm>
-#include <limits>
 
 namespace terrace {
 namespace {
 
-constexpr MonotonicNs kAnyDemand = std::numeric_limits<MonotonicNs>::max();
 // Passes of one allocation. The second is needed only where pages were pinned during the first; a
 // batch whose victims are pinned anew each time is refused after the last.
 constexpr int kMaxPasses = 8;
@@ -20,6 +18,8 @@ constexpr uint64_t kBatchShare = 16;
 constexpr MonotonicNs kDecayNs = 100 * kNsPerMs;
 constexpr uint64_t kMaxReserveSlots = 4096;
 constexpr uint64_t kReserveShare = 16;
+// Where all is pinned or granted the reserve cannot be filled; looking costs two scans and a walk.
+constexpr MonotonicNs kFutileNs = 100 * kNsPerMs;
 // Populated a turn: without huge pages 4 MiB take some 3 ms.
 constexpr uint64_t kPopulateStepBytes = 4u << 20;
 constexpr uint64_t kShrinkStepBytes = 64u << 20;
@@ -54,7 +54,7 @@ bool Placement::Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses) {
   const uint64_t all = (slots + of.shape.grain_slots - 1) / of.shape.grain_slots * least;
   const auto short_of = [&] { return all > memory_.room() ? all - memory_.room() : 0; };
   if (!tier_refuses) {
-    PunchOthers(&of, short_of(), clock_.Now() - kIdleNs);
+    PunchOthers(&of, short_of(), Take::kSpare);
     if (memory_.room() >= least) return true;
   }
   DrainRings(kRingRecordsAPass);
@@ -64,7 +64,7 @@ bool Placement::Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses) {
                  .own_only = tier_refuses});
   if (of.ready_slots > 0) return true;
   if (tier_refuses) return false;
-  PunchOthers(&of, short_of(), kAnyDemand);
+  PunchOthers(&of, short_of(), Take::kAll);
   return memory_.room() >= least;
 }
 
@@ -72,7 +72,7 @@ bool Placement::MakeRoom(uint64_t bytes) {
   if (bytes > memory_.capacity()) return false;
   const auto short_of = [&] { return bytes > memory_.room() ? bytes - memory_.room() : 0; };
   for (int pass = 0; pass < kMaxPasses && short_of() > 0; ++pass) {
-    PunchOthers(nullptr, short_of(), clock_.Now() - kIdleNs);
+    PunchOthers(nullptr, short_of(), Take::kSpare);
     if (short_of() == 0) return true;
     const uint64_t idle = IdleBytes(nullptr);
     if (short_of() > idle) {
@@ -81,7 +81,7 @@ bool Placement::MakeRoom(uint64_t bytes) {
           evictor_.Pass({.wanted = short_of() - idle, .all_or_nothing = true});
       if (done.pages + done.blocks == 0 && IdleBytes(nullptr) == idle) return false;
     }
-    PunchOthers(nullptr, short_of(), kAnyDemand);
+    PunchOthers(nullptr, short_of(), Take::kAll);
   }
   return short_of() == 0;
 }
@@ -100,13 +100,11 @@ EvictionDone Placement::Evict(uint64_t bytes) {
   return done;
 }
 
-uint64_t Placement::PunchOthers(const SlabClass* spare, uint64_t bytes, MonotonicNs idle_since) {
+uint64_t Placement::PunchOthers(const SlabClass* spare, uint64_t bytes, Take take) {
   if (bytes == 0) return 0;
   std::vector<SlabClass*> classes;
   for (const auto& [key, of] : memory_.classes()) {
-    if (of.get() != spare && !of->with_idle.empty() && of->last_demand < idle_since) {
-      classes.push_back(of.get());
-    }
+    if (of.get() != spare && !of->with_idle.empty()) classes.push_back(of.get());
   }
   std::stable_sort(classes.begin(), classes.end(), [](const SlabClass* a, const SlabClass* b) {
     return a->last_demand < b->last_demand;
@@ -114,9 +112,23 @@ uint64_t Placement::PunchOthers(const SlabClass* spare, uint64_t bytes, Monotoni
   uint64_t punched = 0;
   for (SlabClass* of : classes) {
     if (punched >= bytes) break;
-    punched += memory_.Punch(*of, bytes - punched);
+    punched += memory_.Punch(*of, std::min(bytes - punched, Takeable(*of, take)));
   }
   return punched;
+}
+
+uint64_t Placement::Takeable(const SlabClass& of, Take take) const {
+  switch (take) {
+    case Take::kIdle:
+      return of.last_demand < clock_.Now() - kIdleNs ? UINT64_MAX : 0;
+    case Take::kSpare: {
+      const uint64_t reserve = ReserveOf(of);
+      return of.ready_slots > reserve ? (of.ready_slots - reserve) * of.shape.page_bytes : 0;
+    }
+    case Take::kAll:
+      break;
+  }
+  return UINT64_MAX;
 }
 
 uint64_t Placement::IdleBytes(const SlabClass* spare) const {
@@ -152,7 +164,7 @@ bool Placement::Turn(std::vector<Gone>* gone) {
   DecayDemand(now);
   bool more = Shrink();
   more |= KeepReserve();
-  more |= GiveBack(now);
+  more |= GiveBack();
   ReleaseVacant(now, gone);
   memory_.RaiseReserve();
   return more;
@@ -185,13 +197,17 @@ bool Placement::KeepReserve() {
       populated += room - memory_.room();
     }
     if (of->ready_slots * 2 >= reserve) continue;
-    return Reclaim(*of, reserve - of->ready_slots, memory_.room() >= of->shape.BytesOf(0, 1));
+    if (clock_.Now() < reserve_futile_until_) return false;
+    const bool tier_refuses = memory_.room() >= of->shape.BytesOf(0, 1);
+    if (Reclaim(*of, reserve - of->ready_slots, tier_refuses)) return true;
+    reserve_futile_until_ = clock_.Now() + kFutileNs;
+    return false;
   }
   return false;
 }
 
-bool Placement::GiveBack(MonotonicNs now) {
-  return PunchOthers(nullptr, kGiveBackStepBytes, now - kIdleNs) >= kGiveBackStepBytes;
+bool Placement::GiveBack() {
+  return PunchOthers(nullptr, kGiveBackStepBytes, Take::kIdle) >= kGiveBackStepBytes;
 }
 
 void Placement::ReleaseVacant(MonotonicNs now, std::vector<Gone>* gone) {
@@ -212,11 +228,11 @@ bool Placement::Shrink() {
   const uint64_t used = memory_.books().used();
   if (used <= memory_.capacity()) return false;
   const uint64_t step = std::min(used - memory_.capacity(), kShrinkStepBytes);
-  uint64_t punched = PunchOthers(nullptr, step, kAnyDemand);
+  uint64_t punched = PunchOthers(nullptr, step, Take::kAll);
   if (punched < step) {
     DrainRings(kRingRecordsAPass);
     evictor_.Pass({.wanted = step - punched});
-    punched += PunchOthers(nullptr, step - punched, kAnyDemand);
+    punched += PunchOthers(nullptr, step - punched, Take::kAll);
   }
   return memory_.books().used() < used && memory_.books().used() > memory_.capacity();
 }

@@ -51,16 +51,19 @@ class Placement {
  private:
   // Gets `of` slots or room for slots; false when nothing is left to take.
   bool Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses);
-  // Takes memory without pages from classes other than `spare`; only from those without demand
-  // since `idle_since`, the longest idle first.
-  uint64_t PunchOthers(const SlabClass* spare, uint64_t bytes, MonotonicNs idle_since);
+  // Memory without pages: that of classes whose last demand is long ago, what classes have beyond
+  // their reserve, or all.
+  enum class Take : uint8_t { kIdle, kSpare, kAll };
+  // Takes up to about `bytes` of it from classes other than `spare`, the longest idle first.
+  uint64_t PunchOthers(const SlabClass* spare, uint64_t bytes, Take take);
+  uint64_t Takeable(const SlabClass& of, Take take) const;
   uint64_t IdleBytes(const SlabClass* spare) const;
   // How many pages are worth evicting at once, for the two scans that it costs.
   uint64_t Batch() const;
   void DecayDemand(MonotonicNs now);
   bool KeepReserve();
   uint64_t ReserveOf(const SlabClass& of) const;
-  bool GiveBack(MonotonicNs now);
+  bool GiveBack();
   void ReleaseVacant(MonotonicNs now, std::vector<Gone>* gone);
   bool Shrink();
 
@@ -72,6 +75,7 @@ class Placement {
   const Clock& clock_;
   MonotonicNs decayed_at_ = 0;
   MonotonicNs vacant_looked_at_ = 0;
+  MonotonicNs reserve_futile_until_ = 0;
 };
 
 }  // namespace terrace
