@@ -12,13 +12,15 @@ namespace {
 
 constexpr uint64_t kRingRecordsATurn = 16384;
 constexpr size_t kExpiredATurn = 256;
+constexpr uint64_t kMaxBlockBytes = 512u << 20;
 
 Status CheckOptions(const EngineOptions& options) {
   const auto refuse = [](const std::string& what) { return Status(Code::kInvalidArgument, what); };
   if (options.host_capacity_bytes < 4096) return refuse("host_capacity_bytes is below 4096");
   if (options.slab_bytes < 4096) return refuse("slab_bytes is below 4096");
-  if (options.block_bytes < 4096 || options.block_bytes % 4096 != 0) {
-    return refuse("block_bytes is not a multiple of 4096");
+  if (options.block_bytes < 4096 || options.block_bytes > kMaxBlockBytes ||
+      options.block_bytes % 4096 != 0) {
+    return refuse("block_bytes is not a multiple of 4096 up to 512 MiB");
   }
   if (options.huge_page_bytes < 4096 || options.huge_page_bytes % 4096 != 0) {
     return refuse("huge_page_bytes is not a multiple of 4096");
@@ -111,13 +113,12 @@ void HostEngine::ClientGone(ClientId id) {
 Result<SpaceGiven> HostEngine::OpenSpace(ClientId id, const SpaceSpec& spec) {
   ASSIGN_OR_RETURN(const Client* client, clients_.Serving(id));
   Tenant& tenant = catalog_.At(client->spec.tenant);
-  ASSIGN_OR_RETURN(const Space* space,
-                   catalog_.Open(tenant, id, spec, [this](const std::string& name) {
-                     const std::vector<ModelReport> models = weights_.Models();
-                     return std::any_of(models.begin(), models.end(), [&](const ModelReport& model) {
-                       return model.name == name;
-                     });
-                   }));
+  ASSIGN_OR_RETURN(
+      const Space* space, catalog_.Open(tenant, id, spec, [this](const std::string& name) {
+        const std::vector<ModelReport> models = weights_.Models();
+        return std::any_of(models.begin(), models.end(),
+                           [&](const ModelReport& model) { return model.name == name; });
+      }));
   return GivenOf(tenant, *space);
 }
 
@@ -157,8 +158,7 @@ Result<Space*> HostEngine::OpenedSpace(const Client& client, uint32_t slot, uint
 // ---- Weights
 
 Status HostEngine::Restore() {
-  std::vector<std::string> problems;
-  return weights_.Restore(&problems);
+  return weights_.Restore(&restore_problems_);
 }
 
 void HostEngine::AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done) {

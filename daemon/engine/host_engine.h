@@ -115,6 +115,7 @@ class HostEngine final : public Engine {
   Blocks blocks_;
   Weights weights_;
   Counters counters_;
+  std::vector<std::string> restore_problems_;
 };
 
 }  // namespace terrace

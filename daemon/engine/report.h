@@ -40,6 +40,8 @@ struct StatusReport {
   ChannelTotals lookups;  // All tenants.
   HostReport host;
   std::string policy;
+  // Registered models that could not be read back at the start, one sentence each.
+  std::vector<std::string> restore_problems;
 };
 
 struct ModelVersionReport {

@@ -59,6 +59,7 @@ StatusReport HostEngine::Summary() const {
   report.evicted_blocks = weights.evicted_blocks;
   report.host = host_.Report();
   report.policy = policy_->name();
+  report.restore_problems = restore_problems_;
   return report;
 }
 

@@ -232,6 +232,8 @@ TEST(EngineOptionsTest, EachIsCheckedAndNamed) {
               HasSubstr("host_capacity_bytes"));
   EXPECT_THAT(refusal([](EngineOptions& o) { o.slab_bytes = 1; }), HasSubstr("slab_bytes"));
   EXPECT_THAT(refusal([](EngineOptions& o) { o.block_bytes = 5000; }), HasSubstr("block_bytes"));
+  EXPECT_THAT(refusal([](EngineOptions& o) { o.block_bytes = 1u << 30; }),
+              HasSubstr("block_bytes"));
   EXPECT_THAT(refusal([](EngineOptions& o) { o.huge_page_bytes = 0; }),
               HasSubstr("huge_page_bytes"));
   EXPECT_THAT(refusal([](EngineOptions& o) { o.max_pins = 65537; }), HasSubstr("max_pins"));

@@ -1,0 +1,160 @@
+// Weights and pages under one budget, through the verbs of Engine.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <optional>
+
+#include "tests/engine/engine_world.h"
+
+namespace terrace {
+namespace {
+
+constexpr uint32_t kPage = EngineWorld::kPage;
+
+class BlocksTest : public testing::Test {
+ protected:
+  BlocksTest() : client(world), space(client.Open()) {
+    // Two blocks of four pages' bytes.
+    AddModel("m", 8 * kPage);
+  }
+  ~BlocksTest() override {
+    EXPECT_EQ(world.engine->CheckInvariants(), Status());
+    EXPECT_LE(Summary().used_bytes, world.options.host_capacity_bytes);
+  }
+  StatusReport Summary() const { return world.engine->Summary(); }
+
+  // Runs everything that waits for the tiers or for a turn.
+  void Settle() {
+    for (int quiet = 0; quiet < 3;) {
+      const bool busy = world.sources.RunPending() + world.journal.RunPending() > 0;
+      quiet = world.engine->Turn() || busy ? 0 : quiet + 1;
+    }
+  }
+  void AddModel(const std::string& name, uint64_t bytes) {
+    world.sources.AddFile(
+        "/" + name,
+        {{.name = "w", .dtype = "U8", .shape = {bytes}, .bytes = std::vector<uint8_t>(bytes, 7)}});
+    std::optional<Result<ModelAdded>> added;
+    ModelSpec spec;
+    spec.name = name;
+    spec.version = "1";
+    spec.source.paths = {"/" + name};
+    world.engine->AddModel(std::move(spec), [&](Result<ModelAdded> result) { added = result; });
+    Settle();
+    ASSERT_TRUE(added.has_value() && added->has_value());
+  }
+  Status Load(const std::string& name) {
+    std::optional<Status> loaded;
+    world.engine->Load(name, "", {},
+                       [&](const Result<ModelLoaded>& result) { loaded = result.status(); });
+    Settle();
+    return loaded.value_or(Status(Code::kInternal, "the load never completed"));
+  }
+  Result<Attached> Attach(const std::string& name) {
+    std::optional<Result<Attached>> attached;
+    world.engine->Attach(client.given.id, name, "", false, 0,
+                         [&](const Result<Attached>& result) { attached = result; });
+    Settle();
+    return attached.value_or(Status(Code::kInternal, "the attach never completed"));
+  }
+  void Fill(uint64_t first, uint64_t pages) {
+    for (uint64_t key = first; key < first + pages; ++key)
+      ASSERT_TRUE(client.Put(space, key).has_value()) << key;
+  }
+  uint32_t ResidentBlocks() const {
+    return world.engine->Models().at(0).versions.at(0).blocks_resident;
+  }
+
+  EngineWorld world;
+  ClientOfTest client;
+  SpaceGiven space;
+};
+
+TEST_F(BlocksTest, ALoadTakesThePlaceOfOlderPages) {
+  Fill(0, 16);
+  ASSERT_EQ(Load("m"), Status());
+  EXPECT_EQ(ResidentBlocks(), 2u);
+  EXPECT_GE(Summary().block_bytes, 8 * kPage);
+  EXPECT_FALSE(client.Find(space, 0).has_value());
+  EXPECT_GT(Summary().pages, 0u);
+}
+
+TEST_F(BlocksTest, BlocksNobodyHoldsMakePlaceForPages) {
+  ASSERT_EQ(Load("m"), Status());
+  Fill(0, 100);
+  EXPECT_EQ(ResidentBlocks(), 0u);
+  EXPECT_EQ(Summary().evicted_blocks, 2u);
+  EXPECT_EQ(Load("m"), Status()) << "and can be loaded again";
+}
+
+TEST_F(BlocksTest, AttachedBlocksSurvivePressure) {
+  ASSERT_EQ(Load("m"), Status());
+  const Result<Attached> attached = Attach("m");
+  ASSERT_TRUE(attached.has_value());
+  Fill(0, 100);
+  EXPECT_EQ(ResidentBlocks(), 2u);
+  EXPECT_EQ(world.engine->Clients().at(0).attached_bytes, 8 * kPage);
+  const Result<std::vector<ArenaId>> blocks =
+      world.engine->BlocksOf(client.given.id, attached->attachment, {});
+  ASSERT_TRUE(blocks.has_value());
+  EXPECT_EQ(blocks->size(), 2u);
+  EXPECT_EQ(world.engine->Detach(client.given.id, attached->attachment), Status());
+  Fill(200, 100);
+  EXPECT_EQ(ResidentBlocks(), 0u);
+}
+
+TEST_F(BlocksTest, ALoadFailsWhenTooMuchIsHeld) {
+  Fill(0, 16);
+  for (uint64_t key = 0; key < 10; ++key)
+    client.channel.Pin(client.Find(space, key).value());
+  EXPECT_EQ(Load("m").code(), Code::kExhausted);
+  EXPECT_TRUE(client.Find(space, 9).has_value());
+}
+
+TEST_F(BlocksTest, TheDeadDetach) {
+  ASSERT_EQ(Load("m"), Status());
+  ClientOfTest other(world);
+  ASSERT_TRUE(Attach("m").has_value());
+  world.engine->ClientGone(client.given.id);
+  const SpaceGiven of_other = other.Open();
+  for (uint64_t key = 0; key < 100; ++key)
+    ASSERT_TRUE(other.Put(of_other, key).has_value());
+  EXPECT_EQ(ResidentBlocks(), 0u);
+}
+
+TEST_F(BlocksTest, EvictTakesBlocksToo) {
+  ASSERT_EQ(Load("m"), Status());
+  const Evicted evicted = world.engine->Evict(0);
+  EXPECT_EQ(evicted.blocks, 2u);
+  EXPECT_EQ(evicted.bytes, 8 * kPage);
+}
+
+TEST_F(BlocksTest, SpacesOfAModelShareItsGeneration) {
+  SpaceSpec spec;
+  spec.layout = LayoutOf(kPage);
+  spec.model = "m";
+  spec.salt = {1};
+  const SpaceGiven one = *world.engine->OpenSpace(client.given.id, spec);
+  spec.salt = {2};
+  const SpaceGiven two = *world.engine->OpenSpace(client.given.id, spec);
+  EXPECT_NE(one.generation_index, 0u);
+  EXPECT_EQ(one.generation_index, two.generation_index);
+  spec.model = "";
+  EXPECT_EQ(world.engine->OpenSpace(client.given.id, spec).status().code(), Code::kMismatch)
+      << "it is open as a space of the model";
+  const GrantGiven grant = client.Grant(one, 1);
+  world.engine->index(client.tenant()).SetGeneration(one.generation_index, one.generation + 1);
+  EXPECT_EQ(client.Commit(grant.grant), Code::kStale);
+}
+
+TEST_F(BlocksTest, StrangersAttachNothing) {
+  std::optional<Status> status;
+  world.engine->Attach(999, "m", "", true, 0,
+                       [&](const Result<Attached>& result) { status = result.status(); });
+  EXPECT_EQ(status.value().code(), Code::kNotFound);
+  EXPECT_EQ(world.engine->BlocksOf(999, 1, {}).status().code(), Code::kNotFound);
+  EXPECT_EQ(world.engine->Detach(999, 1).code(), Code::kNotFound);
+}
+
+}  // namespace
+}  // namespace terrace
