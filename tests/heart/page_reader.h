@@ -22,6 +22,7 @@ class PlainPages {
   explicit PlainPages(std::span<uint8_t> memory)
       : words_(reinterpret_cast<uint64_t*>(memory.data())) {}
 
+  static Digest Key(uint64_t number) { return KeyOf(number); }
   void Write(uint32_t slot, const PageContent& content) {
     uint64_t* const page = words_ + slot * kWords;
     page[0] = content.key;

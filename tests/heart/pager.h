@@ -2,7 +2,7 @@
 //
 // Pager owns the slots of one arena and follows the evictor's side of docs/shared_memory.md through
 // TenantIndex: it publishes, evicts, drops and fences pages as chance will have it. What pages
-// consist of is left to `Pages`, which has Write(slot, content) and is told of every reuse.
+// consist of is left to `Pages`, which has kPageBytes, Key(number) and Write(slot, content).
 // PagerSteps can leave out steps of the protocol, for tests that show what each is good for.
 #pragma once
 
@@ -38,6 +38,7 @@ template <class Pages>
 class Pager {
  public:
   static constexpr uint32_t kArena = 1;
+  static constexpr uint32_t kGeneration = 7;  // Index of the generation word.
 
   Pager(TenantIndex& index, Pages& pages, uint32_t slots, uint64_t seed, PagerSteps steps = {})
       : index_(index), pages_(pages), steps_(steps), random_(seed), slots_(slots) {
@@ -103,6 +104,11 @@ class Pager {
   void Fence() {
     index_.SetGeneration(kGeneration, space_.generation + 1);
     ++space_.generation;
+    Reopen();
+  }
+
+  // The space is closed and opened anew; its pages go.
+  void Reopen() {
     index_.RetireSpace(space_.slot);
     for (Slot& slot : slots_) {
       if (slot.state != State::kLinked) continue;
@@ -139,7 +145,6 @@ class Pager {
 
  private:
   static constexpr uint32_t kNone = UINT32_MAX;
-  static constexpr uint32_t kGeneration = 7;
 
   enum class State : uint8_t { kFree, kLinked, kLimbo };
   struct Slot {
@@ -152,7 +157,7 @@ class Pager {
   };
 
   bool pinned(uint32_t slot) const { return slots_[slot].pinned_at == scan_; }
-  PageName NameOf(uint64_t key) const { return {space_.slot, space_.epoch, 0, KeyOf(key)}; }
+  PageName NameOf(uint64_t key) const { return {space_.slot, space_.epoch, 0, Pages::Key(key)}; }
 
   void OpenSpace() {
     auto slot = index_.AddSpace(KeyOf(space_.generation), kGeneration, 4096, &space_.epoch);

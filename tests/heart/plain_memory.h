@@ -4,33 +4,41 @@
 // and can be told to refuse. Descriptors are not served.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <span>
+#include <utility>
 #include <vector>
 
+#include "base/check.h"
 #include "base/digest.h"
 #include "daemon/engine/tenant_index.h"
 #include "proto/shared_memory.h"
 
 namespace terrace {
 
-// Zeroed bytes at a page's alignment.
+// Zeroed bytes at a page's alignment, which cost nothing until they are touched.
 class PlainBytes {
  public:
   explicit PlainBytes(size_t bytes)
-      : bytes_(bytes), data_(new(std::align_val_t{4096}) uint8_t[bytes]()) {}
+      : bytes_(bytes),
+        data_(::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) {
+    TERRACE_CHECK(data_ != MAP_FAILED);
+  }
+  PlainBytes(PlainBytes&& other) noexcept
+      : bytes_(other.bytes_), data_(std::exchange(other.data_, MAP_FAILED)) {}
+  PlainBytes& operator=(PlainBytes&&) = delete;
+  ~PlainBytes() {
+    if (data_ != MAP_FAILED) ::munmap(data_, bytes_);
+  }
 
-  std::span<uint8_t> span() const { return {data_.get(), bytes_}; }
+  std::span<uint8_t> span() const { return {static_cast<uint8_t*>(data_), bytes_}; }
 
  private:
-  struct Delete {
-    void operator()(uint8_t* data) const { ::operator delete[](data, std::align_val_t{4096}); }
-  };
   size_t bytes_;
-  std::unique_ptr<uint8_t[], Delete> data_;
+  void* data_;
 };
 
 class PlainDirectory final : public DirectoryMemory {
