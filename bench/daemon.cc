@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
@@ -24,6 +25,7 @@ namespace fs = std::filesystem;
 constexpr double kStartSeconds = 30;
 constexpr double kReadySeconds =
     120;  // Memory that the host has not backed yet costs seconds a GiB.
+constexpr uint64_t kMiB = 1u << 20;
 constexpr int kStopMs = 10'000;
 
 // Waits for `pidfd` to say that the process ended; false at the deadline. No descriptor: a pause.
@@ -67,6 +69,10 @@ Status Daemon::WriteConfig(const DaemonOptions& options) const {
   config << "[daemon]\nsocket = \"" << socket() << "\"\nstate_dir = \"" << folder_
          << "/state\"\nlog_level = \"warning\"\n[host]\ncapacity = \"" << options.capacity_bytes
          << "\"\n";
+  // A small tier gets small slabs and blocks, so that it still has several of each.
+  const uint64_t eighth = options.capacity_bytes / 8 / kMiB;
+  config << "slab = \"" << std::clamp<uint64_t>(eighth, 1, 64) << "MiB\"\nblock = \""
+         << std::clamp<uint64_t>(eighth, 2, 64) << "MiB\"\n";
   if (options.pretouch_bytes != UINT64_MAX) {
     config << "pretouch = \"" << options.pretouch_bytes << "\"\n";
   }
