@@ -57,7 +57,8 @@ class HostTier {
   // that of its neighbours.
   virtual Status Populate(const Extent& extent) = 0;
   // Gives the range's memory back; it reads as zeros. Slabs only. The engine has made sure that
-  // nobody reads, writes or has registered it.
+  // nobody reads, writes or has registered it: whoever touches it, even reading, brings memory back
+  // that no report counts.
   virtual Status Punch(const Extent& extent) = 0;
   // Blocks only: from here on nobody can make a writable mapping, whatever its uid.
   virtual Status Seal(ArenaId arena) = 0;

@@ -76,11 +76,23 @@ Status HostArena::Prepare(const HostArenaOptions& options) {
   wants_huge_pages_ = options.huge_pages;
   RETURN_IF_ERROR(CallStatus("madvise(DONTFORK)", system_.Advise(data_, bytes_, MADV_DONTFORK)));
   RETURN_IF_ERROR(CallStatus("madvise(DONTDUMP)", system_.Advise(data_, bytes_, MADV_DONTDUMP)));
+  KeepTailSmall();
   if (options.lock) {
     lock_error_ = system_.LockOnFault(data_, bytes_);
     locked_ = lock_error_ == 0;
   }
   return {};
+}
+
+// MADV_HUGEPAGE is not asked for: where shared memory gets huge pages on advice, khugepaged would
+// fill punched holes behind our back; collapsing gives the same pages. What shall stay on small
+// pages says so, or a machine where all shared memory gets huge ones would put one under a short
+// last chunk, beyond the arena's end. A kernel that does not know the advice has no huge pages to
+// give.
+void HostArena::KeepTailSmall() {
+  if (hugetlb_) return;
+  const size_t start = wants_huge_pages_ ? bytes_ / kHugePageBytes * kHugePageBytes : 0;
+  if (start < bytes_) (void)system_.Advise(data_ + start, bytes_ - start, MADV_NOHUGEPAGE);
 }
 
 Status HostArena::CheckInside(size_t offset, size_t bytes) const {
@@ -265,6 +277,7 @@ Status HostArena::ShrinkTo(size_t bytes) {
   system_.Unmap(data_ + bytes, bytes_ - bytes);
   bytes_ = bytes;
   residency_.Truncate(bytes);
+  KeepTailSmall();
   return {};
 }
 

@@ -64,6 +64,7 @@ class HostArena {
   static Result<std::unique_ptr<HostArena>> MakeOn(HostSystem& system, size_t bytes, bool hugetlb);
 
   Status Prepare(const HostArenaOptions& options);
+  void KeepTailSmall();
   bool WantsHugePage(size_t chunk, PageRange range) const;
   void PopulateHuge(PageRange range);
   void Collapse(size_t first_chunk, size_t end_chunk);

@@ -68,7 +68,7 @@ class MemfdHostTier final : public HostTier {
   }
   ArenaPtr TakeBlank(size_t bytes);
   void MakeBlanks();
-  void BlankArrived(Result<ArenaPtr> blank);
+  void BlankArrived(Result<ArenaPtr> blank, uint64_t request);
   std::string ReserveSentence() const;
 
   const HostTierOptions options_;
@@ -85,6 +85,7 @@ class MemfdHostTier final : public HostTier {
   size_t blank_target_ = 0;  // Blanks wanted.
   size_t making_ = 0;        // Blanks being made now.
   Status reserve_error_;     // Why no more are being made; cleared by the next SetReserve.
+  uint64_t request_ = 0;     // Of SetReserve: failures of an older one's blanks stop nothing.
 };
 
 Result<HostTier::Created> MemfdHostTier::Create(size_t bytes, ArenaUse use) {
@@ -133,6 +134,7 @@ void MemfdHostTier::SetReserve(size_t bytes) {
   blank_target_ = bytes / options_.blank_bytes;
   if (blanks_.size() > blank_target_) blanks_.resize(blank_target_);
   reserve_error_ = Status();
+  ++request_;
   MakeBlanks();
 }
 
@@ -141,7 +143,7 @@ void MemfdHostTier::MakeBlanks() {
   while (reserve_error_.ok() && blanks_.size() + making_ < blank_target_ &&
          making_ < static_cast<size_t>(pool_.threads())) {
     auto task = [life = life_, &system = system_, &owner = owner_, bytes = options_.blank_bytes,
-                 options = arena_options()] {
+                 options = arena_options(), request = request_] {
       if (life->ended.load(std::memory_order_relaxed)) return;
       Result<ArenaPtr> made = HostArena::Make(system, bytes, options);
       if (made) {
@@ -149,8 +151,8 @@ void MemfdHostTier::MakeBlanks() {
       }
       // std::function wants something that can be copied.
       auto blank = std::make_shared<Result<ArenaPtr>>(std::move(made));
-      owner.Post([life, blank] {
-        if (life->tier != nullptr) life->tier->BlankArrived(std::move(*blank));
+      owner.Post([life, blank, request] {
+        if (life->tier != nullptr) life->tier->BlankArrived(std::move(*blank), request);
       });
     };
     reserve_error_ = pool_.Submit(std::move(task));
@@ -158,10 +160,10 @@ void MemfdHostTier::MakeBlanks() {
   }
 }
 
-void MemfdHostTier::BlankArrived(Result<ArenaPtr> blank) {
+void MemfdHostTier::BlankArrived(Result<ArenaPtr> blank, uint64_t request) {
   --making_;
   if (!blank) {
-    reserve_error_ = std::move(blank).error();
+    if (request == request_) reserve_error_ = std::move(blank).error();
   } else if (blanks_.size() < blank_target_) {
     blanks_.push_back(*std::move(blank));
   }

@@ -49,7 +49,8 @@ rocksdb::Options SmallOptions() {
   options.stats_dump_period_sec = 0;
   options.stats_persist_period_sec = 0;
   // A write that was cut off at the end of the log was never acknowledged; anything else that does
-  // not check out is damage, and not a reason to drop what comes after it.
+  // not check out is damage, and not a reason to drop what comes after it. (Damage that makes a
+  // record look longer than the rest of the log cannot be told from a cut.)
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
   rocksdb::BlockBasedTableOptions table;
   table.block_cache = rocksdb::NewLRUCache(1u << 20);
