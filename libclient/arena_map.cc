@@ -3,7 +3,7 @@
 #include <string>
 #include <utility>
 
-namespace terrace {
+namespace terrace::client {
 namespace {
 
 Status Check(const messages::Arena& arena) {
@@ -35,6 +35,10 @@ ArenaMap::Place* ArenaMap::PlaceOf(uint32_t arena) const {
 bool ArenaMap::Has(uint32_t arena) const {
   const Place* place = arena < shm::kMaxArenas ? PlaceOf(arena) : nullptr;
   return place != nullptr && place->base.load(std::memory_order_acquire) != nullptr;
+}
+
+uint32_t ArenaMap::PageBytes(uint32_t arena) const {
+  return Has(arena) ? PlaceOf(arena)->page_bytes : 0;
 }
 
 Status ArenaMap::Add(const messages::Arena& arena, const UniqueFd& fd) {
@@ -92,4 +96,4 @@ void ArenaMap::Remove(std::span<const uint32_t> arenas, const std::set<uint32_t>
   gone_ = std::move(kept);
 }
 
-}  // namespace terrace
+}  // namespace terrace::client

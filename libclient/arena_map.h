@@ -21,7 +21,7 @@
 #include "libclient/page_range.h"
 #include "proto/shared_memory.h"
 
-namespace terrace {
+namespace terrace::client {
 
 class ArenaMap {
  public:
@@ -42,6 +42,8 @@ class ArenaMap {
   }
   // Whether the arena is mapped for reading.
   bool Has(uint32_t arena) const;
+  // 0: not mapped.
+  uint32_t PageBytes(uint32_t arena) const;
   // The same page for writing; nullptr: not mapped so.
   uint8_t* WritableAt(shm::Handle handle) const EXCLUDES(mu_);
 
@@ -77,4 +79,4 @@ class ArenaMap {
   std::vector<uint32_t> gone_ GUARDED_BY(mu_);  // Removed by the daemon and still mapped.
 };
 
-}  // namespace terrace
+}  // namespace terrace::client

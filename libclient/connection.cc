@@ -10,7 +10,7 @@
 
 #include "libclient/admin_messages.h"
 
-namespace terrace {
+namespace terrace::client {
 namespace {
 
 wire::Type ReplyOf(wire::Type request) {
@@ -94,7 +94,7 @@ void Connection::Break(const Status& why) {
       slot->changed.notify_one();
   }
   socket_.Shutdown();
-  events_.Broken();
+  events_.Broken(*this);
 }
 
 Result<std::vector<Frame>> Connection::Exchange(wire::Type type, std::string_view body,
@@ -131,7 +131,8 @@ Status Connection::Send(const Slot& slot, std::string_view body, std::span<const
                         Deadline deadline) {
   {
     MutexLock lock(mu_);
-    while (sending_ && !deadline.passed()) sent_.wait_until(mu_, deadline.point());
+    while (sending_ && !deadline.passed())
+      sent_.wait_until(mu_, deadline.point());
     if (sending_) return {Code::kDeadlineExceeded, "the daemon does not read its socket"};
     sending_ = true;
   }
@@ -234,9 +235,9 @@ void Connection::Dispatch(Frame frame) {
     late = late_.erase(frame.header.request) > 0;
   }
   if (late) {
-    events_.LateReply(frame);
+    events_.LateReply(*this, frame);
   } else {
-    events_.Event(frame);
+    events_.Event(*this, frame);
   }
 }
 
@@ -264,4 +265,4 @@ void Connection::Serve() {
   }
 }
 
-}  // namespace terrace
+}  // namespace terrace::client

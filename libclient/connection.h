@@ -13,9 +13,11 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/mutex.h"
@@ -25,16 +27,18 @@
 #include "libclient/frame_socket.h"
 #include "libclient/messages.h"
 
-namespace terrace {
+namespace terrace::client {
+
+class Connection;
 
 // What a connection tells its client. Called on whichever thread receives, without locks held;
 // must not wait for calls of this connection.
 class ConnectionEvents {
  public:
   virtual ~ConnectionEvents() = default;
-  virtual void Event(const Frame& frame) = 0;
-  virtual void LateReply(const Frame& frame) = 0;
-  virtual void Broken() = 0;  // Once.
+  virtual void Event(const Connection& from, const Frame& frame) = 0;
+  virtual void LateReply(const Connection& from, const Frame& frame) = 0;
+  virtual void Broken(const Connection& which) = 0;  // Once a connection.
 };
 
 template <class Reply>
@@ -112,4 +116,4 @@ class Connection {
   std::map<uint64_t, wire::Type> late_ GUARDED_BY(mu_);
 };
 
-}  // namespace terrace
+}  // namespace terrace::client

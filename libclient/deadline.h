@@ -8,7 +8,7 @@
 #include <chrono>
 #include <cstdint>
 
-namespace terrace {
+namespace terrace::client {
 
 class Deadline {
  public:
@@ -35,4 +35,4 @@ class Deadline {
   Clock::time_point point_;
 };
 
-}  // namespace terrace
+}  // namespace terrace::client

@@ -12,7 +12,7 @@
 #include <cstring>
 #include <utility>
 
-namespace terrace {
+namespace terrace::client {
 namespace {
 
 constexpr size_t kReadBytes = 64 << 10;
@@ -193,4 +193,4 @@ void FrameSocket::Shutdown() {
   ::shutdown(socket_.get(), SHUT_RDWR);
 }
 
-}  // namespace terrace
+}  // namespace terrace::client

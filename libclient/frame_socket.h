@@ -20,7 +20,7 @@
 #include "libclient/deadline.h"
 #include "proto/frame.h"
 
-namespace terrace {
+namespace terrace::client {
 
 struct Frame {
   wire::FrameHeader header;
@@ -58,4 +58,4 @@ class FrameSocket {
   std::deque<UniqueFd> fds_;  // Received and not yet handed out.
 };
 
-}  // namespace terrace
+}  // namespace terrace::client

@@ -78,7 +78,8 @@ class alignas(shm::kLineBytes) Lane {
       Atomics::Store(*page.pin, 0, std::memory_order_release);
       claims += Claim(page.bytes);
     }
-    released_.fetch_add(claims, std::memory_order_relaxed);
+    // The last access to the lane: whoever sees with it that no pin is left may end the lane.
+    released_.fetch_add(claims, std::memory_order_release);
   }
 
   // Gives back every line and byte of the budget that is not in use. Owner only; for lanes that
@@ -142,7 +143,7 @@ class alignas(shm::kLineBytes) Lane {
   }
   // Never less than what is pinned: a release that is not seen yet still counts.
   uint64_t Outstanding() const {
-    const uint64_t released = released_.load(std::memory_order_relaxed);
+    const uint64_t released = released_.load(std::memory_order_acquire);
     return acquired_.load(std::memory_order_relaxed) - released;
   }
 

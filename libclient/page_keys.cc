@@ -8,7 +8,7 @@
 #include <string_view>
 #include <utility>
 
-namespace terrace {
+namespace terrace::client {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "token ids are hashed as they lie");
@@ -99,4 +99,4 @@ std::optional<PageSequence::Partial> PageSequence::partial() const {
   return Partial{Hash(keys_.size(), rest), static_cast<uint32_t>(rest)};
 }
 
-}  // namespace terrace
+}  // namespace terrace::client

@@ -15,7 +15,7 @@
 #include "base/digest.h"
 #include "base/status.h"
 
-namespace terrace {
+namespace terrace::client {
 
 class KeyHasher {
  public:
@@ -63,4 +63,4 @@ class PageSequence {
   std::map<size_t, std::vector<uint8_t>> extras_;
 };
 
-}  // namespace terrace
+}  // namespace terrace::client

@@ -5,7 +5,7 @@
 #include <string>
 #include <utility>
 
-namespace terrace {
+namespace terrace::client {
 namespace {
 
 constexpr uint64_t kHugePage = 2 << 20;
@@ -74,4 +74,4 @@ Result<PageRange*> PageRanges::Of(uint32_t page_bytes, uint64_t capacity_bytes) 
   return range.get();
 }
 
-}  // namespace terrace
+}  // namespace terrace::client

@@ -13,7 +13,7 @@
 #include "base/status.h"
 #include "libclient/private_mapping.h"
 
-namespace terrace {
+namespace terrace::client {
 
 class PageRange {
  public:
@@ -49,4 +49,4 @@ class PageRanges {
   std::map<uint32_t, std::unique_ptr<PageRange>> ranges_ GUARDED_BY(mu_);
 };
 
-}  // namespace terrace
+}  // namespace terrace::client

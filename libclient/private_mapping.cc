@@ -7,7 +7,7 @@
 #include <string>
 #include <utility>
 
-namespace terrace {
+namespace terrace::client {
 namespace {
 
 constexpr uint64_t kHugePage = 2 << 20;
@@ -81,4 +81,4 @@ void Reservation::UnmapAt(uint64_t offset, uint64_t bytes) {
   if (place != MAP_FAILED) static_cast<void>(MakePrivate(place, bytes));
 }
 
-}  // namespace terrace
+}  // namespace terrace::client

@@ -8,7 +8,7 @@
 #include "base/status.h"
 #include "base/unique_fd.h"
 
-namespace terrace {
+namespace terrace::client {
 
 // Keeps [data, data + bytes) out of forks and dumps.
 Status MakePrivate(void* data, size_t bytes);
@@ -40,4 +40,4 @@ class Reservation {
   uint64_t size_ = 0;
 };
 
-}  // namespace terrace
+}  // namespace terrace::client

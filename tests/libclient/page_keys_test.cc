@@ -9,7 +9,7 @@
 
 #include "base/random.h"
 
-namespace terrace {
+namespace terrace::client {
 namespace {
 
 Digest SpaceA() {
@@ -202,4 +202,4 @@ TEST(PageSequence, TruncationKeepsTheExtraOfThePageThatIsCut) {
 }
 
 }  // namespace
-}  // namespace terrace
+}  // namespace terrace::client

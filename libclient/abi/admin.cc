@@ -1,0 +1,171 @@
+// The C ABI: the operator's verbs.
+#include <kvclient/admin.h>
+
+#include <cstdlib>
+#include <string>
+#include <utility>
+
+#include "libclient/abi/abi.h"
+#include "libclient/admin_messages.h"
+#include "libclient/model_files/model_files.h"
+
+using namespace terrace;               // NOLINT(google-build-using-namespace)
+using namespace terrace::client::abi;  // NOLINT(google-build-using-namespace)
+using terrace::client::Client;
+using terrace::client::Connection;
+using terrace::client::Deadline;
+
+namespace {
+
+constexpr size_t kMaxModelName = 128;
+
+// Name and version of a model as its verbs take them.
+struct ModelName {
+  std::string name;
+  std::string version;
+};
+Result<ModelName> NameOf(const kvc_client* client, const char* name, const char* version) {
+  if (client == nullptr || name == nullptr) return Invalid("client or name is NULL");
+  RETURN_IF_ERROR(CheckClient(*Of(client)->client));
+  ModelName model;
+  ASSIGN_OR_RETURN(model.name, TextOf("name", name, kMaxModelName));
+  ASSIGN_OR_RETURN(model.version, TextOf("version", version, kMaxModelName));
+  return model;
+}
+
+// Into an array of a result struct: cut if longer.
+template <size_t kSize>
+void CopyText(const std::string& text, char (&out)[kSize]) {
+  const size_t bytes = std::min(text.size(), kSize - 1);
+  std::memcpy(out, text.data(), bytes);
+  out[bytes] = 0;
+}
+
+}  // namespace
+
+void kvc_free(void* memory) {
+  std::free(memory);
+}
+
+kvc_code kvc_report(kvc_client* client, const kvc_report_options* options, int32_t timeout_ms,
+                    char** json, kvc_error* error) {
+  return Run(error, [&]() -> Status {
+    if (client == nullptr || options == nullptr || json == nullptr) {
+      return Invalid("client, options or json is NULL");
+    }
+    Client& core = *Of(client)->client;
+    RETURN_IF_ERROR(CheckClient(core));
+    ASSIGN_OR_RETURN(const kvc_report_options asked, Read(options));
+    messages::Report request;
+    ASSIGN_OR_RETURN(request.what, TextOf("what", asked.what, 64));
+    ASSIGN_OR_RETURN(request.space, TextOf("space", asked.space, 64));
+    request.limit = asked.limit;
+    ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
+    ASSIGN_OR_RETURN(const auto answer, core.Call(request, deadline));
+    *json = ::strdup(answer.reply.json.c_str());
+    if (*json == nullptr) return Status(Code::kExhausted, "out of memory");
+    return {};
+  });
+}
+
+kvc_code kvc_model_add(kvc_client* client, const char* name, const char* version, const char* path,
+                       int32_t timeout_ms, kvc_model_added* added, kvc_error* error) {
+  return Run(error, [&]() -> Status {
+    if (version == nullptr || path == nullptr) return Invalid("version or path is NULL");
+    ASSIGN_OR_RETURN(ModelName model, NameOf(client, name, version));
+    Client& core = *Of(client)->client;
+    ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
+    ASSIGN_OR_RETURN(ModelFiles files, FindModelFiles(path));
+    std::vector<UniqueFd> opened;
+    // More descriptors than a message may have: the daemon opens such a model by its paths.
+    if (files.paths.size() <= wire::kMaxFds) {
+      ASSIGN_OR_RETURN(opened, OpenModelFiles(files));
+    }
+    std::vector<int> fds;
+    for (const UniqueFd& fd : opened)
+      fds.push_back(fd.get());
+    const messages::ModelAdd request{.name = std::move(model.name),
+                                     .version = std::move(model.version),
+                                     .files = std::move(files.paths),
+                                     .index = std::move(files.index)};
+    ASSIGN_OR_RETURN(const auto answer, core.Call(request, deadline, fds));
+    if (added == nullptr) return {};
+    kvc_model_added result{};
+    result.tensors = answer.reply.tensors;
+    result.blocks = answer.reply.blocks;
+    result.bytes = answer.reply.bytes;
+    result.files = static_cast<uint32_t>(request.files.size());
+    result.durable = answer.reply.durable ? 1 : 0;
+    CopyText(answer.reply.why_not, result.why_not);
+    return Write(result, added);
+  });
+}
+
+kvc_code kvc_model_remove(kvc_client* client, const char* name, const char* version,
+                          int32_t timeout_ms, kvc_error* error) {
+  return Run(error, [&]() -> Status {
+    ASSIGN_OR_RETURN(ModelName model, NameOf(client, name, version));
+    Client& core = *Of(client)->client;
+    ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
+    const messages::ModelRemove request{.name = std::move(model.name),
+                                        .version = std::move(model.version)};
+    return core.Call(request, deadline).status();
+  });
+}
+
+kvc_code kvc_load(kvc_client* client, const char* name, const char* version, kvc_progress progress,
+                  void* context, int32_t timeout_ms, kvc_loaded* loaded, kvc_error* error) {
+  return Run(error, [&]() -> Status {
+    ASSIGN_OR_RETURN(ModelName model, NameOf(client, name, version));
+    Client& core = *Of(client)->client;
+    ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
+    const messages::Load request{.name = std::move(model.name),
+                                 .version = std::move(model.version)};
+    Connection::Progress tell;
+    if (progress != nullptr) {
+      tell = [=](uint64_t done, uint64_t total) { progress(context, done, total); };
+    }
+    ASSIGN_OR_RETURN(const auto answer, core.Call(request, deadline, {}, tell));
+    if (loaded == nullptr) return {};
+    kvc_loaded result{};
+    result.bytes = answer.reply.bytes;
+    std::memcpy(result.digest.bytes, answer.reply.digest.data(),
+                std::min(answer.reply.digest.size(), sizeof result.digest.bytes));
+    CopyText(answer.reply.version, result.version);
+    return Write(result, loaded);
+  });
+}
+
+kvc_code kvc_unload(kvc_client* client, const char* name, const char* version, int32_t timeout_ms,
+                    kvc_unloaded* unloaded, kvc_error* error) {
+  return Run(error, [&]() -> Status {
+    ASSIGN_OR_RETURN(ModelName model, NameOf(client, name, version));
+    Client& core = *Of(client)->client;
+    ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
+    const messages::Unload request{.name = std::move(model.name),
+                                   .version = std::move(model.version)};
+    ASSIGN_OR_RETURN(const auto answer, core.Call(request, deadline));
+    if (unloaded == nullptr) return {};
+    return Write(kvc_unloaded{.struct_size = 0,
+                              .freed_bytes = answer.reply.freed_bytes,
+                              .held_bytes = answer.reply.held_bytes},
+                 unloaded);
+  });
+}
+
+kvc_code kvc_evict(kvc_client* client, uint64_t bytes, int32_t timeout_ms, kvc_evicted* evicted,
+                   kvc_error* error) {
+  return Run(error, [&]() -> Status {
+    if (client == nullptr) return Invalid("client is NULL");
+    Client& core = *Of(client)->client;
+    RETURN_IF_ERROR(CheckClient(core));
+    ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
+    ASSIGN_OR_RETURN(const auto answer, core.Call(messages::Evict{.bytes = bytes}, deadline));
+    if (evicted == nullptr) return {};
+    return Write(kvc_evicted{.struct_size = 0,
+                             .pages = answer.reply.pages,
+                             .blocks = answer.reply.blocks,
+                             .bytes = answer.reply.bytes},
+                 evicted);
+  });
+}

@@ -1,0 +1,316 @@
+#include "libclient/client.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+namespace terrace::client {
+namespace {
+
+constexpr size_t kArenasAMessage = 128;
+constexpr int32_t kGoodbyeMs = 1000;
+
+template <class T>
+void AddBounded(const std::vector<T>& from, size_t limit, std::vector<T>* to) {
+  to->insert(to->end(), from.begin(),
+             from.begin() + static_cast<ptrdiff_t>(std::min(from.size(), limit - to->size())));
+}
+
+}  // namespace
+
+Result<Deadline> Client::DeadlineOf(int32_t timeout_ms) const {
+  if (timeout_ms < 0) return Status(Code::kInvalidArgument, "timeout_ms is negative");
+  return Deadline::In(timeout_ms == 0 ? options_.timeout_ms : timeout_ms);
+}
+
+Result<Session> Client::session() const {
+  MutexLock lock(mu_);
+  if (connected_.load(std::memory_order_relaxed) == 0) {
+    return Status(Code::kUnavailable,
+                  stopping_ ? "the client is closed" : "there is no connection to the daemon now");
+  }
+  return Session{connection_, life_};
+}
+
+std::shared_ptr<Life> Client::life() const {
+  MutexLock lock(mu_);
+  return life_;
+}
+
+Status Client::WaitConnected(Deadline deadline) {
+  MutexLock lock(mu_);
+  while (connected_.load(std::memory_order_relaxed) == 0) {
+    if (stopping_ || gone_) return {Code::kUnavailable, "the client will not connect again"};
+    if (deadline.passed()) return {Code::kDeadlineExceeded, "no daemon in time"};
+    changed_.wait_until(mu_, deadline.point());
+  }
+  return {};
+}
+
+// ---- Spaces
+
+bool Client::TakeSpaceTurn(Deadline deadline) {
+  MutexLock lock(mu_);
+  while (space_turn_taken_ && !deadline.passed())
+    changed_.wait_until(mu_, deadline.point());
+  if (space_turn_taken_) return false;
+  space_turn_taken_ = true;
+  return true;
+}
+
+void Client::GiveSpaceTurn() {
+  MutexLock lock(mu_);
+  space_turn_taken_ = false;
+  changed_.notify_all();
+}
+
+Result<std::shared_ptr<Space>> Client::OpenSpace(
+    const messages::OpenSpace& request, uint32_t part,
+    const std::function<uint32_t(uint32_t)>& part_bytes, Deadline deadline) {
+  if (!TakeSpaceTurn(deadline)) {
+    return Status(Code::kDeadlineExceeded, "another space is still being opened or closed");
+  }
+  const auto open = [&]() -> Result<std::shared_ptr<Space>> {
+    ASSIGN_OR_RETURN(const Session now, session());
+    ASSIGN_OR_RETURN(const auto answer, now.connection->Call(request, deadline));
+    const messages::OpenSpaceReply& reply = answer.reply;
+    ASSIGN_OR_RETURN(const Binding binding, BindingOf(reply, now.life->epoch()));
+    SpaceFacts facts{.id = DigestOf(reply.space_id), .part = part};
+    facts.page_tokens = reply.layout ? reply.layout->page_tokens : 0;
+    facts.page_bytes = part_bytes(reply.page_bytes);
+    if (facts.page_tokens == 0) {
+      return Status(Code::kDataLoss, "the daemon describes the space wrongly");
+    }
+    ASSIGN_OR_RETURN(facts.range,
+                     ranges_->Of(facts.page_bytes, now.life->hello().host_capacity_bytes));
+    auto space = std::make_shared<Space>(facts, request);
+    space->Bind(binding);
+    MutexLock lock(mu_);
+    if (life_ != now.life) return Status(Code::kUnavailable, "the daemon was lost meanwhile");
+    spaces_.insert(space);
+    return space;
+  };
+  auto space = open();
+  GiveSpaceTurn();
+  return space;
+}
+
+void Client::CloseSpace(const std::shared_ptr<Space>& space, Deadline deadline) {
+  // Without a turn in time the space counts as open until this client ends.
+  const bool turn = TakeSpaceTurn(deadline);
+  const Binding binding = space->binding();
+  Session now;
+  bool last = turn;
+  {
+    MutexLock lock(mu_);
+    spaces_.erase(space);
+    for (const auto& other : spaces_) {
+      const Binding its = other->binding();
+      last = last && (its.life_epoch != binding.life_epoch || its.ref.word() != binding.ref.word());
+    }
+    if (connected_.load(std::memory_order_relaxed) == binding.life_epoch) {
+      now = {connection_, life_};
+    }
+  }
+  if (last && now.connection != nullptr) {
+    const messages::CloseSpace request{.slot = binding.ref.slot, .epoch = binding.ref.epoch};
+    // Nothing is lost if it fails: the space is closed with the client.
+    static_cast<void>(now.connection->Call(request, deadline).status());
+  }
+  if (turn) GiveSpaceTurn();
+}
+
+bool Client::AddReader() {
+  MutexLock lock(mu_);
+  if (readers_ == shm::kMaxLanes) return false;
+  ++readers_;
+  return true;
+}
+
+void Client::RemoveReader() {
+  MutexLock lock(mu_);
+  --readers_;
+}
+
+// ---- Directory and arenas
+
+Result<std::shared_ptr<const Directory>> Client::NewerDirectory(Life& life, uint64_t seen,
+                                                                Deadline deadline) {
+  Session now;
+  {
+    MutexLock lock(mu_);
+    for (;;) {
+      std::shared_ptr<const Directory> directory = life.directory();
+      if (directory->view.id() > seen) return directory;
+      if (connected_.load(std::memory_order_relaxed) != life.epoch()) {
+        return Status(Code::kUnavailable, "there is no connection to the daemon now");
+      }
+      if (!fetching_directory_) break;
+      if (deadline.passed()) return Status(Code::kDeadlineExceeded, "no directory in time");
+      changed_.wait_until(mu_, deadline.point());
+    }
+    fetching_directory_ = true;
+    now = {connection_, life_};
+  }
+  const auto fetch = [&]() -> Result<std::shared_ptr<const Directory>> {
+    ASSIGN_OR_RETURN(const auto answer, now.connection->Call(messages::Directory(), deadline));
+    if (answer.fds.size() != 1) {
+      return Status(Code::kDataLoss, "the daemon sent no descriptor of its directory");
+    }
+    RETURN_IF_ERROR(life.SetDirectory(answer.fds[0]));
+    std::shared_ptr<const Directory> directory = life.directory();
+    if (directory->view.id() > seen) return directory;
+    return Status(Code::kDataLoss, "the daemon has no newer directory");
+  };
+  auto directory = fetch();
+  MutexLock lock(mu_);
+  fetching_directory_ = false;
+  changed_.notify_all();
+  return directory;
+}
+
+Status Client::MapArenas(Life& life, const std::vector<uint32_t>& arenas, bool writable,
+                         Deadline deadline) {
+  ASSIGN_OR_RETURN(const Session now, session());
+  if (now.life.get() != &life) return {Code::kUnavailable, "the daemon was lost meanwhile"};
+  for (size_t first = 0; first < arenas.size(); first += kArenasAMessage) {
+    messages::Arenas request{.ids = {}, .writable = writable};
+    for (size_t i = first; i < std::min(arenas.size(), first + kArenasAMessage); ++i) {
+      request.ids.push_back(arenas[i]);
+    }
+    ASSIGN_OR_RETURN(const auto answer, now.connection->Call(request, deadline));
+    if (answer.fds.size() != answer.reply.arenas.size()) {
+      return {Code::kDataLoss, "the daemon sent another number of descriptors than of arenas"};
+    }
+    for (size_t i = 0; i < answer.fds.size(); ++i) {
+      const messages::Arena& arena = answer.reply.arenas[i];
+      RETURN_IF_ERROR(writable ? life.arenas().AddWritable(arena, answer.fds[i])
+                               : life.arenas().Add(arena, answer.fds[i]));
+    }
+  }
+  return {};
+}
+
+// ---- What comes unasked
+
+void Client::BeginGrant() {
+  MutexLock lock(mu_);
+  ++granting_;
+}
+
+void Client::EndGrant() {
+  MutexLock lock(mu_);
+  if (--granting_ == 0 && !chores_.expired.empty()) Wake();
+}
+
+void Client::Wake() {
+  const uint64_t one = 1;
+  static_cast<void>(!::write(wake_.get(), &one, sizeof one));  // Fails only if it is awake already.
+}
+
+void Client::Broken(const Connection& which) {
+  MutexLock lock(mu_);
+  // A connection may be told broken after the next one is there.
+  if (connection_.get() != &which) return;
+  connected_.store(0, std::memory_order_release);
+  changed_.notify_all();
+  Wake();
+}
+
+void Client::Event(const Connection& from, const Frame& frame) {
+  std::shared_ptr<Life> life;
+  {
+    MutexLock lock(mu_);
+    if (connection_.get() != &from) return;
+    if (connected_.load(std::memory_order_relaxed) == 0) {
+      // It follows the answer to the hello so closely that the life is not there yet.
+      if (early_.size() < kMaxEarly) early_.push_back({frame.header, frame.body, {}});
+      return;
+    }
+    life = life_;
+  }
+  if (frame.header.type == wire::Type::kUnmapEvent) {
+    messages::UnmapEvent event;
+    if (messages::Decode(frame.body, &event)) life->RemoveArenas(event.arenas);
+  } else if (frame.header.type == wire::Type::kGrantExpiredEvent) {
+    messages::GrantExpiredEvent event;
+    if (!messages::Decode(frame.body, &event)) return;
+    MutexLock lock(mu_);
+    AddBounded(event.grants, kMaxChores, &chores_.expired);
+    Wake();
+  }
+  // Other events are of a newer daemon, or replies to calls that were given up long ago.
+}
+
+void Client::LateReply(const Connection& from, const Frame& frame) {
+  messages::GrantReply granted;
+  messages::AttachReply attached;
+  MutexLock lock(mu_);
+  if (connection_.get() != &from) return;
+  if (frame.header.type == wire::Type::kGrantReply && messages::Decode(frame.body, &granted)) {
+    AddBounded(granted.grants, kMaxChores, &chores_.aborts);
+  } else if (frame.header.type == wire::Type::kAttachReply &&
+             messages::Decode(frame.body, &attached)) {
+    AddBounded({attached.attachment}, kMaxChores, &chores_.detaches);
+  } else {
+    return;  // A space counts as open until the client ends, once however often it was opened.
+  }
+  Wake();
+}
+
+void Client::DoChores(const Session& now) {
+  Chores chores;
+  {
+    MutexLock lock(mu_);
+    chores.aborts.swap(chores_.aborts);
+    chores.detaches.swap(chores_.detaches);
+    // While a call for grants is under way, what is unknown may be just about to be known.
+    if (granting_ == 0) chores.expired.swap(chores_.expired);
+  }
+  AddBounded(now.life->UnknownOf(chores.expired), 2 * kMaxChores, &chores.aborts);
+  std::erase(chores.aborts, uint64_t{0});
+  const Deadline deadline = Deadline::In(options_.timeout_ms);
+  // A failure breaks the connection or leaves these to the end of the process.
+  for (size_t first = 0; first < chores.aborts.size(); first += kMaxBatch) {
+    const auto begin = chores.aborts.begin() + static_cast<ptrdiff_t>(first);
+    const auto count = static_cast<ptrdiff_t>(std::min(kMaxBatch, chores.aborts.size() - first));
+    const messages::Abort request{.grants = {begin, begin + count}};
+    static_cast<void>(now.connection->Call(request, deadline).status());
+  }
+  for (const uint64_t attachment : chores.detaches) {
+    const messages::Detach request{.attachment = attachment};
+    static_cast<void>(now.connection->Call(request, deadline).status());
+  }
+}
+
+// ---- The end
+
+void Client::Close() {
+  std::shared_ptr<Connection> connection;
+  std::shared_ptr<Life> life;
+  bool connected = false;
+  {
+    MutexLock lock(mu_);
+    stopping_ = true;
+    connected = connected_.exchange(0, std::memory_order_acq_rel) != 0;
+    connection = connection_;
+    life.swap(life_);
+    changed_.notify_all();
+  }
+  life.reset();  // Before the goodbye, which says that this is unmapped.
+  if (connected) {
+    const Deadline deadline = Deadline::In(std::min(options_.timeout_ms, kGoodbyeMs));
+    static_cast<void>(connection->Call(messages::Goodbye(), deadline).status());
+  }
+  if (connection != nullptr) connection->Break({Code::kUnavailable, "the client is closed"});
+  Wake();
+  if (thread_.joinable()) thread_.join();
+}
+
+Client::~Client() {
+  if (thread_.joinable()) Close();
+}
+
+}  // namespace terrace::client

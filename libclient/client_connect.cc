@@ -1,0 +1,173 @@
+// Connecting, and connecting again: Client's background thread.
+#include <pthread.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "libclient/client.h"
+
+namespace terrace::client {
+namespace {
+
+constexpr int kFirstPauseMs = 5;
+constexpr int kLongestPauseMs = 500;
+// Of one attempt to reach the listener; the answer to the hello has the client's default deadline.
+constexpr int32_t kAttemptMs = 250;
+
+}  // namespace
+
+Result<std::shared_ptr<Client>> Client::Connect(ClientOptions options) {
+  ASSIGN_OR_RETURN(std::shared_ptr<ForkWord> fork_word, ForkWord::Make());
+  UniqueFd wake(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake) return SystemError("eventfd", errno);
+  std::shared_ptr<Client> client(
+      new Client(std::move(options), std::move(fork_word), std::move(wake)));
+  const Deadline deadline = Deadline::In(client->options_.timeout_ms);
+  RETURN_IF_ERROR(client->Establish(deadline, deadline));
+  // The thread takes no signals: their handlers are the program's.
+  sigset_t all;
+  sigset_t before;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  client->thread_ = std::thread([raw = client.get()] { raw->Run(); });
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  ::pthread_setname_np(client->thread_.native_handle(), "kvclient");
+  return client;
+}
+
+Result<std::shared_ptr<Connection>> Client::OpenConnection(Deadline deadline) {
+  ASSIGN_OR_RETURN(FrameSocket socket, FrameSocket::Connect(options_.socket_path, deadline));
+  ASSIGN_OR_RETURN(std::shared_ptr<Connection> connection,
+                   Connection::Make(std::move(socket), wake_.get(), *this));
+  MutexLock lock(mu_);
+  if (stopping_) return Status(Code::kUnavailable, "the client is closed");
+  connection_ = connection;  // From here on Close reaches it.
+  early_.clear();
+  return connection;
+}
+
+Result<std::shared_ptr<Life>> Client::SayHello(Connection& connection, Deadline deadline) {
+  std::shared_ptr<Life> before;
+  uint64_t epoch = 0;
+  {
+    MutexLock lock(mu_);
+    before = life_;
+    epoch = lives_ + 1;
+  }
+  messages::Hello hello{.version_min = wire::kProtocolVersion,
+                        .version_max = wire::kProtocolVersion,
+                        .name = options_.name,
+                        .writer = options_.writer,
+                        .max_pins = options_.max_pins};
+  if (before != nullptr) {
+    hello.resume_client = before->hello().client;
+    hello.resume_token = before->hello().token;
+    const auto resumed = connection.Call(hello, deadline);
+    if (resumed) {
+      if (!resumed->reply.resumed || resumed->reply.life != before->hello().life ||
+          resumed->fds.size() != 1) {
+        return Status(Code::kDataLoss, "the daemon took this client up again in another way");
+      }
+      RETURN_IF_ERROR(before->SetDirectory(resumed->fds[0]));
+      return before;
+    }
+    // Another daemon life, or one that has given this client up.
+    RETURN_IF_ERROR(connection.broken());
+    hello.resume_client = 0;
+    hello.resume_token = 0;
+  }
+  ASSIGN_OR_RETURN(const auto answer, connection.Call(hello, deadline));
+  if (answer.reply.version != wire::kProtocolVersion) {
+    return Status(Code::kMismatch, "the daemon speaks another version of the protocol");
+  }
+  if (answer.fds.size() != 2) {
+    return Status(Code::kDataLoss, "the daemon sent no channel or no directory");
+  }
+  return Life::Make(epoch, answer.reply, answer.fds[0], answer.fds[1],
+                    {.ranges = ranges_, .fork_word = fork_word_});
+}
+
+void Client::ReopenSpaces(Connection& connection, const Life& life, Deadline deadline) {
+  std::set<std::shared_ptr<Space>> spaces;
+  {
+    MutexLock lock(mu_);
+    spaces = spaces_;
+  }
+  // A space that cannot be opened again keeps its binding to a life that is over: its lookups miss
+  // as stale, and its owner learns the reason by opening it anew.
+  for (const auto& space : spaces) {
+    const auto answer = connection.Call(space->request(), deadline);
+    if (!answer) continue;
+    const auto binding = BindingOf(answer->reply, life.epoch());
+    if (binding && DigestOf(answer->reply.space_id) == space->facts().id) space->Bind(*binding);
+  }
+}
+
+Status Client::Establish(Deadline reach, Deadline deadline) {
+  ASSIGN_OR_RETURN(const std::shared_ptr<Connection> connection, OpenConnection(reach));
+  std::vector<Frame> early;
+  const auto finish = [&]() -> Status {
+    ASSIGN_OR_RETURN(std::shared_ptr<Life> life, SayHello(*connection, deadline));
+    std::shared_ptr<Life> before;
+    {
+      MutexLock lock(mu_);
+      before = life_;
+    }
+    if (life != before) ReopenSpaces(*connection, *life, deadline);
+    MutexLock lock(mu_);
+    if (stopping_) return {Code::kUnavailable, "the client is closed"};
+    RETURN_IF_ERROR(connection->broken());
+    if (life != life_) chores_ = {};  // They were the old life's.
+    lives_ = life->epoch();
+    life_ = std::move(life);
+    connected_.store(lives_, std::memory_order_release);
+    early.swap(early_);
+    changed_.notify_all();
+    return {};
+  };
+  const Status status = finish();
+  if (!status.ok()) connection->Break(status);
+  for (const Frame& frame : early)
+    Event(*connection, frame);
+  return status;
+}
+
+void Client::Pause(int ms) {
+  const Deadline deadline = Deadline::In(ms);
+  MutexLock lock(mu_);
+  while (!stopping_ && !deadline.passed())
+    changed_.wait_until(mu_, deadline.point());
+}
+
+void Client::Run() {
+  int pause_ms = kFirstPauseMs;
+  for (;;) {
+    Session now;
+    {
+      MutexLock lock(mu_);
+      if (stopping_) return;
+      if (connected_.load(std::memory_order_relaxed) != 0) now = {connection_, life_};
+    }
+    if (now.connection != nullptr) {
+      pause_ms = kFirstPauseMs;
+      DoChores(now);
+      now.connection->Serve();
+    } else if (!options_.reconnect) {
+      MutexLock lock(mu_);
+      gone_ = true;
+      changed_.notify_all();
+      return;
+    } else if (!Establish(Deadline::In(kAttemptMs), Deadline::In(options_.timeout_ms)).ok()) {
+      Pause(pause_ms);
+      pause_ms = std::min(2 * pause_ms, kLongestPauseMs);
+    }
+    uint64_t count;
+    static_cast<void>(!::read(wake_.get(), &count, sizeof count));  // Nothing to read is fine.
+  }
+}
+
+}  // namespace terrace::client

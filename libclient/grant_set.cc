@@ -1,0 +1,137 @@
+#include "libclient/grant_set.h"
+
+#include <algorithm>
+#include <set>
+#include <string>
+#include <utility>
+
+namespace terrace::client {
+namespace {
+
+// Numbers of a newer daemon count as internal.
+Code CodeOf(uint32_t number) {
+  return number < static_cast<uint32_t>(kCodeCount) ? static_cast<Code>(number) : Code::kInternal;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<GrantSet>> GrantSet::Ask(std::shared_ptr<Client> client, const Space& space,
+                                                std::span<const Digest> keys, uint32_t deadline_ms,
+                                                Deadline deadline) {
+  ASSIGN_OR_RETURN(const Session now, client->session());
+  const Binding binding = space.binding();
+  if (binding.life_epoch != now.life->epoch()) {
+    return Status(Code::kStale, "the space could not be opened again after a reconnect");
+  }
+  messages::Grant request{.slot = binding.ref.slot,
+                          .epoch = binding.ref.epoch,
+                          .part = space.facts().part,
+                          .keys = {reinterpret_cast<const char*>(keys.data()), keys.size_bytes()},
+                          .deadline_ms = deadline_ms};
+  std::unique_ptr<GrantSet> set(new GrantSet(client, now.life));
+  client->BeginGrant();
+  const auto answer = now.connection->Call(request, deadline);
+  Status status = answer.status();
+  if (status.ok()) status = set->Take(answer->reply, keys.size());
+  client->EndGrant();
+  RETURN_IF_ERROR(status);
+  RETURN_IF_ERROR(set->Map(*answer, deadline));
+  return set;
+}
+
+Status GrantSet::Take(const messages::GrantReply& reply, size_t count) {
+  pages_.resize(reply.grants.size());
+  for (size_t i = 0; i < pages_.size(); ++i)
+    pages_[i].grant = reply.grants[i];
+  life_->KnowGrants(Held());
+  if (reply.codes.size() != count || reply.grants.size() != count ||
+      reply.handles.size() != count) {
+    return {Code::kDataLoss, "the daemon answered for another number of pages"};
+  }
+  for (size_t i = 0; i < count; ++i) {
+    pages_[i].code = CodeOf(reply.codes[i]);
+    pages_[i].handle = reply.handles[i];
+  }
+  return {};
+}
+
+Status GrantSet::Map(const Answer<messages::GrantReply>& answer, Deadline deadline) {
+  if (answer.fds.size() != answer.reply.arenas.size()) {
+    return {Code::kDataLoss, "the daemon sent another number of descriptors than of arenas"};
+  }
+  for (size_t i = 0; i < answer.fds.size(); ++i) {
+    RETURN_IF_ERROR(life_->arenas().AddWritable(answer.reply.arenas[i], answer.fds[i]));
+  }
+  std::set<uint32_t> missing;
+  const auto find = [&](Page& page) {
+    if (page.code != Code::kOk) return true;
+    page.data = life_->arenas().WritableAt(page.handle);
+    return page.data != nullptr;
+  };
+  for (Page& page : pages_) {
+    if (!find(page)) missing.insert(shm::ArenaOf(page.handle));
+  }
+  if (missing.empty()) return {};
+  // Their descriptors went with a reply that came too late, or did not fit into this one.
+  RETURN_IF_ERROR(client_->MapArenas(*life_, {missing.begin(), missing.end()}, true, deadline));
+  if (std::ranges::all_of(pages_, find)) return {};
+  return {Code::kDataLoss, "the daemon granted pages in memory that it does not have"};
+}
+
+std::vector<uint64_t> GrantSet::Held() const {
+  std::vector<uint64_t> held;
+  for (const Page& page : pages_) {
+    if (page.grant != 0) held.push_back(page.grant);
+  }
+  return held;
+}
+
+Status GrantSet::Commit(std::span<const uint32_t> valid_tokens, Deadline deadline) {
+  messages::Commit request;
+  std::vector<Page*> pages;
+  for (size_t i = 0; i < pages_.size(); ++i) {
+    if (pages_[i].data == nullptr) continue;
+    pages.push_back(&pages_[i]);
+    request.grants.push_back(pages_[i].grant);
+    if (!valid_tokens.empty()) request.valid_tokens.push_back(valid_tokens[i]);
+  }
+  if (pages.empty()) return {};
+  ASSIGN_OR_RETURN(const Session now, client_->session());
+  if (now.life != life_) {
+    for (Page* page : pages)
+      *page = {.code = Code::kStale};
+    return {Code::kStale, "the grants are of daemon life " + std::to_string(life_->epoch()) +
+                              ", which is over: ask for new ones"};
+  }
+  ASSIGN_OR_RETURN(const auto answer, now.connection->Call(request, deadline));
+  if (answer.reply.codes.size() != pages.size()) {
+    return {Code::kDataLoss, "the daemon answered for another number of pages"};
+  }
+  std::vector<uint64_t> over;
+  for (size_t i = 0; i < pages.size(); ++i) {
+    Page& page = *pages[i];
+    page.code = CodeOf(answer.reply.codes[i]);
+    page.data = nullptr;
+    // What was refused is the writer's until it gives it back.
+    if (page.code == Code::kOk || page.code == Code::kAlreadyExists ||
+        page.code == Code::kNotFound) {
+      over.push_back(std::exchange(page.grant, 0));
+    }
+  }
+  life_->ForgetGrants(over);
+  return {};
+}
+
+GrantSet::~GrantSet() {
+  messages::Abort request{.grants = Held()};
+  if (request.grants.empty()) return;
+  const Result<Session> now = client_->session();
+  if (now && now->life == life_) {
+    const Deadline deadline = Deadline::In(client_->options().timeout_ms);
+    // If it fails, the daemon asks for them again when their deadline passes.
+    static_cast<void>(now->connection->Call(request, deadline).status());
+  }
+  life_->ForgetGrants(request.grants);
+}
+
+}  // namespace terrace::client

@@ -1,0 +1,126 @@
+#include "libclient/life.h"
+
+#include <algorithm>
+#include <bit>
+#include <string>
+#include <utility>
+
+#include "libclient/private_mapping.h"
+
+namespace terrace::client {
+
+Result<std::shared_ptr<const Directory>> Directory::Map(const UniqueFd& fd) {
+  ASSIGN_OR_RETURN(const size_t bytes, FileBytes(fd.get()));
+  auto directory = std::make_shared<Directory>();
+  ASSIGN_OR_RETURN(directory->mapping, MapPrivate(fd.get(), bytes, Protection::kRead));
+  ASSIGN_OR_RETURN(directory->view, DirectoryView<>::Of(directory->mapping.bytes()));
+  return std::shared_ptr<const Directory>(std::move(directory));
+}
+
+Result<std::shared_ptr<Life>> Life::Make(uint64_t epoch, const messages::HelloReply& hello,
+                                         const UniqueFd& channel, const UniqueFd& directory,
+                                         LifeParts parts) {
+  ASSIGN_OR_RETURN(Mapping mapping,
+                   MapPrivate(channel.get(), shm::kChannelBytes, Protection::kReadWrite));
+  const auto& words = *reinterpret_cast<const shm::Channel*>(mapping.data());
+  if (words.magic.load(std::memory_order_acquire) != shm::kChannelMagic ||
+      words.version.load(std::memory_order_acquire) != shm::kLayoutVersion) {
+    return Status(Code::kMismatch, "the daemon's channel has another layout than this library");
+  }
+  std::shared_ptr<Life> life(new Life(epoch, hello, std::move(mapping), std::move(parts)));
+  RETURN_IF_ERROR(life->SetDirectory(directory));
+  return life;
+}
+
+Life::Life(uint64_t epoch, const messages::HelloReply& hello, Mapping channel, LifeParts parts)
+    : epoch_(epoch),
+      hello_(hello),
+      fork_word_(std::move(parts.fork_word)),
+      channel_(std::move(channel)),
+      pins_(*reinterpret_cast<shm::Channel*>(channel_.data()), hello.max_pinned_bytes),
+      arenas_(std::move(parts.ranges), hello.host_capacity_bytes) {}
+
+std::shared_ptr<const Directory> Life::directory() const {
+  MutexLock lock(mu_);
+  return directory_;
+}
+
+Status Life::SetDirectory(const UniqueFd& fd) {
+  ASSIGN_OR_RETURN(std::shared_ptr<const Directory> directory, Directory::Map(fd));
+  MutexLock lock(mu_);
+  // Two readers may have asked; the answer to the first may come last.
+  if (directory_ == nullptr || directory_->view.id() <= directory->view.id()) {
+    directory_.swap(directory);
+  }
+  return {};
+}
+
+std::optional<uint32_t> Life::TakeLane() {
+  MutexLock lock(mu_);
+  const auto lane = static_cast<uint32_t>(std::countr_one(lanes_));
+  if (lane >= shm::kMaxLanes) return std::nullopt;
+  lanes_ |= uint64_t{1} << lane;
+  return lane;
+}
+
+void Life::ReturnLane(uint32_t lane) {
+  MutexLock lock(mu_);
+  lanes_ &= ~(uint64_t{1} << lane);
+}
+
+void Life::KnowGrants(std::span<const uint64_t> grants) {
+  MutexLock lock(mu_);
+  grants_.insert(grants.begin(), grants.end());
+}
+
+void Life::ForgetGrants(std::span<const uint64_t> grants) {
+  MutexLock lock(mu_);
+  for (const uint64_t grant : grants)
+    grants_.erase(grant);
+}
+
+std::vector<uint64_t> Life::UnknownOf(std::span<const uint64_t> grants) const {
+  MutexLock lock(mu_);
+  std::vector<uint64_t> unknown;
+  std::ranges::copy_if(grants, std::back_inserter(unknown),
+                       [&](uint64_t grant) { return !grants_.contains(grant); });
+  return unknown;
+}
+
+void Life::RemoveArenas(std::span<const uint32_t> arenas) {
+  arenas_.Remove(arenas, PinsNow().arenas);
+}
+
+Life::Counts Life::counts() const {
+  constexpr auto kRelaxed = std::memory_order_relaxed;
+  Counts counts;
+  const uint64_t used = channel().lanes.load(kRelaxed);
+  for (uint32_t lane = 0; lane < shm::kMaxLanes; ++lane) {
+    if ((used >> lane & 1) == 0) continue;
+    const shm::LaneCounters& counters = channel().counters[lane];
+    for (const shm::Word& hits : counters.hits)
+      counts.hits += hits.load(kRelaxed);
+    for (const shm::Word& misses : counters.misses)
+      counts.misses += misses.load(kRelaxed);
+  }
+  counts.lookups = counts.hits + counts.misses;
+  return counts;
+}
+
+Life::Pins Life::PinsNow() const {
+  constexpr auto kRelaxed = std::memory_order_relaxed;
+  Pins pins;
+  for (uint32_t line = 0; line < shm::kMaxPinLines; ++line) {
+    if ((channel().summary[line / 64].load(kRelaxed) >> line % 64 & 1) == 0) continue;
+    for (const shm::Word& word : channel().lines[line].pins) {
+      const shm::Handle handle = word.load(kRelaxed);
+      if (handle == 0) continue;
+      pins.arenas.insert(shm::ArenaOf(handle));
+      ++pins.count;
+      pins.bytes += arenas_.PageBytes(shm::ArenaOf(handle));
+    }
+  }
+  return pins;
+}
+
+}  // namespace terrace::client

@@ -1,0 +1,111 @@
+#include "libclient/weight_set.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace terrace::client {
+
+Result<std::unique_ptr<WeightSet>> WeightSet::Attach(std::shared_ptr<Client> client,
+                                                     const AttachSpec& spec, Deadline deadline) {
+  ASSIGN_OR_RETURN(const Session now, client->session());
+  const messages::Attach request{.name = spec.model,
+                                 .version = spec.version,
+                                 .load = spec.load,
+                                 .deadline_ms = static_cast<uint32_t>(deadline.left_ms())};
+  std::unique_ptr<WeightSet> set(new WeightSet(std::move(client), spec.model));
+  ASSIGN_OR_RETURN(const auto answer, now.connection->Call(request, deadline));
+  set->life_epoch_ = now.life->epoch();
+  set->attachment_ = answer.reply.attachment;  // From here on the destructor detaches it.
+  RETURN_IF_ERROR(set->ReadManifest(answer));
+  std::vector<uint32_t> wanted = set->WantedBlocks(spec);
+  if (wanted.empty() && spec.layer_count != 0) {
+    return Status(Code::kNotFound, "model '" + spec.model + "' has no tensor in the chosen layers");
+  }
+  RETURN_IF_ERROR(set->MapBlocks(*now.connection, std::move(wanted), deadline));
+  return set;
+}
+
+Status WeightSet::ReadManifest(const Answer<messages::AttachReply>& answer) {
+  if (answer.fds.size() != 1 || answer.reply.digest.size() != digest_.bytes.size()) {
+    return {Code::kDataLoss, "the daemon sent no manifest"};
+  }
+  version_ = answer.reply.version;
+  digest_ = DigestOf(answer.reply.digest);
+  ASSIGN_OR_RETURN(manifest_,
+                   MapPrivate(answer.fds[0].get(), answer.reply.manifest_bytes, Protection::kRead));
+  ASSIGN_OR_RETURN(view_, ManifestView::Of(manifest_.bytes()));
+  ASSIGN_OR_RETURN(image_, Reservation::Of(std::max<uint64_t>(view_.header().image_bytes, 1)));
+  mapped_.resize(view_.header().blocks);
+  return {};
+}
+
+std::vector<uint32_t> WeightSet::WantedBlocks(const AttachSpec& spec) const {
+  if (spec.layer_count == 0) return {};
+  std::vector<bool> wanted(view_.header().blocks);
+  for (const manifest::TensorRecord& record : view_.records()) {
+    const bool chosen = record.layer == manifest::kNoLayer
+                            ? spec.with_rest
+                            : record.layer >= spec.first_layer &&
+                                  record.layer - spec.first_layer < spec.layer_count;
+    if (!chosen) continue;
+    const auto [first, end] = view_.BlocksOf(record);
+    std::fill(wanted.begin() + first, wanted.begin() + end, true);
+  }
+  std::vector<uint32_t> blocks;
+  for (uint32_t block = 0; block < wanted.size(); ++block) {
+    if (wanted[block]) blocks.push_back(block);
+  }
+  return blocks;
+}
+
+Status WeightSet::MapBlocks(Connection& connection, std::vector<uint32_t> wanted,
+                            Deadline deadline) {
+  if (view_.header().blocks == 0) return {};
+  const size_t expected = wanted.empty() ? view_.header().blocks : wanted.size();
+  const messages::AttachBlocks request{.attachment = attachment_, .blocks = std::move(wanted)};
+  std::string body;
+  messages::Encode(request, &body);
+  ASSIGN_OR_RETURN(const std::vector<Frame> frames,
+                   connection.Exchange(wire::Type::kAttachBlocks, body, {}, deadline, {}));
+  size_t count = 0;
+  for (const Frame& frame : frames) {
+    messages::AttachBlocksReply reply;
+    if (!messages::Decode(frame.body, &reply) || reply.blocks.size() != frame.fds.size()) {
+      return {Code::kDataLoss, "the daemon sent another number of descriptors than of blocks"};
+    }
+    for (size_t i = 0; i < reply.blocks.size(); ++i) {
+      const uint32_t block = reply.blocks[i];
+      if (block >= mapped_.size() || mapped_[block]) {
+        return {Code::kDataLoss, "the daemon sent a block that was not asked for"};
+      }
+      const uint64_t bytes = view_.BlockBytes(block);
+      RETURN_IF_ERROR(image_.MapAt(block * view_.header().block_bytes, frame.fds[i].get(), bytes));
+      mapped_[block] = true;
+      mapped_bytes_ += bytes;
+      ++count;
+    }
+  }
+  if (count != expected) return {Code::kDataLoss, "the daemon left out blocks of the model"};
+  return {};
+}
+
+const uint8_t* WeightSet::DataOf(const manifest::TensorRecord& record) const {
+  const auto [first, end] = view_.BlocksOf(record);
+  if (!std::all_of(mapped_.begin() + first, mapped_.begin() + end, [](bool m) { return m; })) {
+    return nullptr;
+  }
+  return image_.data() + record.offset;
+}
+
+WeightSet::~WeightSet() {
+  if (attachment_ == 0) return;
+  image_ = Reservation();  // Unmapped before the daemon is told so.
+  const Result<Session> now = client_->session();
+  if (!now || now->life->epoch() != life_epoch_) return;
+  const Deadline deadline = Deadline::In(client_->options().timeout_ms);
+  // If it fails, the daemon holds the model for this client until it ends.
+  static_cast<void>(
+      now->connection->Call(messages::Detach{.attachment = attachment_}, deadline).status());
+}
+
+}  // namespace terrace::client
