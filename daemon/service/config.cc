@@ -209,9 +209,9 @@ std::vector<Field> MakeFields() {
   fields.push_back(AutoOrNever("host.huge_pages", &Config::huge_pages));
   fields.push_back(AutoOrNever("host.lock", &Config::lock));
   fields.push_back(
-      CountField("limits.clients", "a number from 1 to 16384", &Config::clients, 1, 16384));
-  fields.push_back(CountField("limits.clients_per_process", "a number from 1 to 16384",
-                              &Config::clients_per_process, 1, 16384));
+      CountField("limits.clients", "a number from 1 to 4096", &Config::clients, 1, 4096));
+  fields.push_back(CountField("limits.clients_per_process", "a number from 1 to 4096",
+                              &Config::clients_per_process, 1, 4096));
   fields.push_back(
       CountField("limits.connections", "a number from 1 to 32768", &Config::connections, 1, 32768));
   fields.push_back(CountField("limits.pins", "a number from 8 to 65536", &Config::pins, 8, 65536));

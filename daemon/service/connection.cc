@@ -23,6 +23,42 @@ void CountFrame(std::array<uint64_t, Traffic::kTypes>& counters, wire::Type type
   if (number < counters.size()) ++counters[number];
 }
 
+// The bytes of the UTF-8 character at the start of `text`; 0 if there is none.
+size_t CharacterBytes(std::string_view text) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const size_t bytes = byte(0) < 0x80                      ? 1
+                       : byte(0) >= 0xc2 && byte(0) < 0xe0 ? 2
+                       : byte(0) >= 0xe0 && byte(0) < 0xf0 ? 3
+                       : byte(0) >= 0xf0 && byte(0) < 0xf5 ? 4
+                                                           : 0;
+  if (bytes > text.size()) return 0;
+  for (size_t i = 1; i < bytes; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return 0;
+  }
+  // Overlong forms, surrogates, and beyond U+10FFFF.
+  if (bytes == 3 && ((byte(0) == 0xe0 && byte(1) < 0xa0) || (byte(0) == 0xed && byte(1) > 0x9f))) {
+    return 0;
+  }
+  if (bytes == 4 && ((byte(0) == 0xf0 && byte(1) < 0x90) || (byte(0) == 0xf4 && byte(1) > 0x8f))) {
+    return 0;
+  }
+  return bytes;
+}
+
+// Messages quote what came from outside, perhaps cut; a peer refuses a string that is no UTF-8.
+wire::Error ErrorOf(const Status& status) {
+  wire::Error error;
+  error.set_code(static_cast<uint32_t>(status.code()));
+  std::string& message = *error.mutable_message();
+  message = status.message();
+  for (size_t at = 0; at < message.size();) {
+    const size_t bytes = CharacterBytes(std::string_view(message).substr(at));
+    if (bytes == 0) message[at] = '?';
+    at += std::max<size_t>(bytes, 1);
+  }
+  return error;
+}
+
 }  // namespace
 
 Connection::~Connection() {
@@ -42,7 +78,7 @@ Status Connection::Open(UniqueFd socket) {
 
 void Connection::OnReadable() {
   if (closing_) return;
-  for (int i = 0; i < kReadsPerWake && open() && !MustWait(); ++i) {
+  for (int i = 0; i < kReadsPerWake && open() && !closing_ && !MustWait(); ++i) {
     const Received received = ReceiveOnce();
     if (received == Received::kClosed) return;
     HandleFrames();
@@ -239,16 +275,11 @@ void Connection::Send(wire::Type type, uint64_t request,
 }
 
 void Connection::SendError(uint64_t request, const Status& status) {
-  wire::Error error;
-  error.set_code(static_cast<uint32_t>(status.code()));
-  error.set_message(status.message());
-  Send(wire::Type::kError, request, error);
+  Send(wire::Type::kError, request, ErrorOf(status));
 }
 
 void Connection::SendLastWord(int socket, const Status& why) {
-  wire::Error error;
-  error.set_code(static_cast<uint32_t>(why.code()));
-  error.set_message(why.message());
+  const wire::Error error = ErrorOf(why);
   wire::FrameHeader header;
   header.length = static_cast<uint32_t>(error.ByteSizeLong());
   header.type = wire::Type::kError;

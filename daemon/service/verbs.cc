@@ -1,5 +1,7 @@
 #include "daemon/service/verbs.h"
 
+#include <google/protobuf/stubs/logging.h>
+
 #include <array>
 
 #include "daemon/service/log.h"
@@ -7,7 +9,10 @@
 
 namespace terrace {
 
-Verbs::Verbs(Parts parts) : parts_(std::move(parts)), messages_(std::make_unique<Messages>()) {}
+Verbs::Verbs(Parts parts) : parts_(std::move(parts)), messages_(std::make_unique<Messages>()) {
+  // It would write a line for each malformed message of whoever sends them.
+  google::protobuf::SetLogHandler(nullptr);
+}
 Verbs::~Verbs() = default;
 
 const Verbs::Verb* Verbs::FindVerb(wire::Type type) {

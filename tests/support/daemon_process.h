@@ -23,7 +23,7 @@ struct DaemonProcessOptions {
   std::string pretouch = "none";
   std::string log_level = "debug";
   std::string limits;                  // Lines of the [limits] section.
-  std::vector<std::string> arguments;  // After --config FILE.
+  std::vector<std::string> arguments{};  // After --config FILE.
 };
 
 class DaemonProcess {

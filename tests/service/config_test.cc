@@ -1,0 +1,182 @@
+#include "daemon/service/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+
+namespace terrace {
+namespace {
+
+using testing::HasSubstr;
+using testing::StartsWith;
+
+Status Set(std::string_view path, std::string_view text) {
+  Config config;
+  return SetConfigField(&config, path, text);
+}
+
+struct Choices {
+  std::string_view path;
+  std::vector<std::string_view> good;
+  std::vector<std::string_view> bad;
+};
+
+const std::vector<Choices>& AllChoices() {
+  static const std::vector<Choices> all = {
+      {"daemon.socket", {"/run/t.sock"}, {"", "t.sock", "./t.sock", "/a\nb"}},
+      {"daemon.socket_mode", {"0600", "0660", "777"}, {"", "0800", "0400", "01777", "rw", "0600 "}},
+      {"daemon.state_dir", {"/var/lib/terrace"}, {"", "state"}},
+      {"daemon.log_level",
+       {"debug", "info", "warning", "error", "off"},
+       {"", "INFO", "trace", "1"}},
+      {"host.capacity",
+       {"16GiB", "0.25", "1", "1.0", "16777216"},
+       {"", "0", "0.0", "1.5", "-1", "1MiB", "lots", "1e-400", "nan", "16GB"}},
+      {"host.slab", {"64MiB", "1MiB", "1GiB"}, {"", "512KiB", "2GiB", "1048577", "0.5"}},
+      {"host.block", {"64MiB", "2MiB", "512MiB"}, {"", "1MiB", "513MiB", "2097153"}},
+      {"host.pretouch", {"all", "none", "4GiB", "0"}, {"", "some", "-1", "true"}},
+      {"host.huge_pages", {"auto", "never"}, {"", "always", "true"}},
+      {"host.lock", {"auto", "never"}, {"", "yes"}},
+      {"limits.clients", {"1", "1024", "4096"}, {"", "0", "4097", "-1", "1.5", "many"}},
+      {"limits.clients_per_process", {"1", "64"}, {"0", "4097", "x"}},
+      {"limits.connections", {"1", "32768"}, {"0", "32769", ""}},
+      {"limits.pins", {"8", "65536"}, {"7", "65537", "0"}},
+      {"limits.pinned_bytes", {"0", "8GiB"}, {"", "half", "-5"}},
+      {"limits.grants", {"1", "1048576"}, {"0", "1048577"}},
+      {"limits.grant_deadline", {"30s", "1ms"}, {"", "0s", "30", "25h", "1441min"}},
+      {"limits.grant_deadline_max", {"10min"}, {"0ms", "x"}},
+      {"limits.hello_deadline", {"10s", "100ms"}, {"99ms", "10"}},
+      {"limits.reader_stall", {"30s", "100ms"}, {"99ms", ""}},
+  };
+  return all;
+}
+
+TEST(Config, EveryFieldTakesWhatItSaysAndNamesItselfWhenItRefuses) {
+  for (const Choices& choices : AllChoices()) {
+    for (const std::string_view text : choices.good) {
+      EXPECT_EQ(Set(choices.path, text), Status()) << choices.path << " = " << text;
+    }
+    for (const std::string_view text : choices.bad) {
+      const Status status = Set(choices.path, text);
+      EXPECT_EQ(status.code(), Code::kInvalidArgument) << choices.path << " = " << text;
+      EXPECT_THAT(status.message(), StartsWith(std::string(choices.path) + ": expected "));
+      EXPECT_THAT(status.message(), HasSubstr("got \"" + std::string(text) + "\""));
+    }
+  }
+}
+
+TEST(Config, NoFieldIsWithoutTheTestAboveOrWithoutItsLineInTheDocumentation) {
+  std::ifstream stream(TERRACE_DOCS "/configuration.md");
+  std::ostringstream page;
+  page << stream.rdbuf();
+  for (const ConfigField& field : ConfigFields()) {
+    bool tested = false;
+    for (const Choices& choices : AllChoices())
+      tested = tested || choices.path == field.path;
+    EXPECT_TRUE(tested) << field.path;
+    EXPECT_THAT(page.str(), HasSubstr("`" + std::string(field.path) + "`"));
+  }
+  EXPECT_EQ(ConfigFields().size(), AllChoices().size());
+}
+
+TEST(Config, CapacityIsASizeOrAShare) {
+  Config config;
+  ASSERT_EQ(SetConfigField(&config, "host.capacity", "16GiB"), Status());
+  EXPECT_EQ(config.capacity.bytes, 16ull << 30);
+  ASSERT_EQ(SetConfigField(&config, "host.capacity", "0.5"), Status());
+  EXPECT_EQ(config.capacity.bytes, 0u);
+  EXPECT_EQ(config.capacity.fraction, 0.5);
+  EXPECT_EQ(
+      Set("host.capacity", "lots").message(),
+      "host.capacity: expected a size such as \"16GiB\", at least 16MiB, or a fraction such as "
+      "0.25, above 0 and at most 1, got \"lots\"");
+}
+
+TEST(Config, TomlValuesReachTheirFields) {
+  Config config;
+  ASSERT_EQ(ReadConfigText("[daemon]\nsocket = \"/run/x.sock\"\nlog_level = \"error\"\n"
+                           "[host]\ncapacity = 0.5\npretouch = \"none\"\n"
+                           "[limits]\npins = 800\npinned_bytes = 4096\ngrant_deadline = \"5s\"\n",
+                           "t.toml", &config),
+            Status());
+  EXPECT_EQ(config.socket, "/run/x.sock");
+  EXPECT_EQ(config.log_level, LogLevel::kError);
+  EXPECT_EQ(config.capacity.fraction, 0.5);
+  EXPECT_EQ(config.pretouch_bytes, 0u);
+  EXPECT_EQ(config.pins, 800u);
+  EXPECT_EQ(config.pinned_bytes, 4096u);
+  EXPECT_EQ(config.grant_deadline_ms, 5000u);
+}
+
+TEST(Config, WhatTheFileGetsWrongIsToldWithItsLine) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"[host]\n\ncapacity = \"lots\"", "t.toml:3: host.capacity: expected"},
+      {"[host]\ncapasity = \"1GiB\"", "t.toml:2: host.capasity: there is no such field"},
+      {"[hosts]\ncapacity = 1", "t.toml:1: [hosts]: there is no such section"},
+      {"socket = \"/x\"", "t.toml:1: socket: fields stand in a section"},
+      {"[host]\ncapacity = [1]", "t.toml:2: host.capacity: expected a string or a number"},
+      {"[host]\ncapacity = {a = 1}", "host.capacity: expected a string or a number"},
+      {"[host]\nlock = true", "host.lock: expected \"auto\" or \"never\", got \"true\""},
+      {"[host\n", "t.toml:1: "},
+      {"[limits]\npins = 1\npins = 2", "t.toml:"},
+      {"\xff\xfe", "t.toml:"},
+  };
+  for (const auto& [text, expected] : cases) {
+    Config config;
+    const Status status = ReadConfigText(text, "t.toml", &config);
+    EXPECT_EQ(status.code(), Code::kInvalidArgument) << text;
+    EXPECT_THAT(status.message(), HasSubstr(expected)) << text;
+  }
+}
+
+TEST(Config, AFileThatIsMissingOrHugeIsRefused) {
+  Config config;
+  EXPECT_EQ(ReadConfigFile("/nonexistent/terraced.toml", &config).code(), Code::kNotFound);
+  EXPECT_THAT(ReadConfigFile("/dev/zero", &config).message(), HasSubstr("longer than 1MiB"));
+}
+
+TEST(Config, FieldsThatContradictEachOtherAreRefused) {
+  Config config;
+  EXPECT_EQ(CheckConfig(config), Status());
+  config.grant_deadline_ms = config.grant_deadline_max_ms + 1;
+  EXPECT_THAT(CheckConfig(config).message(), StartsWith("limits.grant_deadline: "));
+  config = Config();
+  config.connections = config.clients - 1;
+  EXPECT_THAT(CheckConfig(config).message(), StartsWith("limits.connections: "));
+}
+
+TEST(Config, TheTextOfAConfigurationGivesTheSameConfiguration) {
+  Config config;
+  config.socket = "/run/a \"quoted\" \\ path.sock";
+  config.state_dir = "/s";
+  config.socket_mode = 0660;
+  config.capacity = {1536u << 20, 0};
+  config.pretouch_bytes = 3u << 30;
+  config.lock = LockChoice::kNever;
+  config.grant_deadline_ms = 1500;
+  Config again;
+  ASSERT_EQ(ReadConfigText(ConfigText(config), "again", &again), Status());
+  EXPECT_EQ(ConfigText(again), ConfigText(config));
+  EXPECT_EQ(again.socket, config.socket);
+  EXPECT_EQ(again.capacity.bytes, config.capacity.bytes);
+}
+
+TEST(Config, DefaultPlacesFollowTheXdgFolders) {
+  ::setenv("XDG_RUNTIME_DIR", "/run/user/7", 1);
+  ::setenv("XDG_STATE_HOME", "/home/x/.state", 1);
+  EXPECT_EQ(DefaultSocketPath(), "/run/user/7/terrace/terraced.sock");
+  EXPECT_EQ(DefaultStateDir(), "/home/x/.state/terrace");
+  ::unsetenv("XDG_STATE_HOME");
+  ::setenv("HOME", "/home/x", 1);
+  EXPECT_EQ(DefaultStateDir(), "/home/x/.local/state/terrace");
+  ::setenv("XDG_RUNTIME_DIR", "relative", 1);  // Which the XDG specification says to ignore.
+  EXPECT_THAT(DefaultSocketPath(), StartsWith("/tmp/terrace-"));
+  ::unsetenv("HOME");
+  EXPECT_EQ(DefaultStateDir(), "");
+}
+
+}  // namespace
+}  // namespace terrace
