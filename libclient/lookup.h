@@ -123,7 +123,8 @@ class Lookup {
         }
         const Digest& key = keys[looked_at];
         const uint64_t home = view_.Home(spec_.space, spec_.part, key);
-        tally.Add(PinPage(key, home, &pages[looked_at]), pages[looked_at].tier);
+        const Step step = PinPage(key, home, &pages[looked_at]);
+        tally.Add(step, pages[looked_at].tier);
         ++looked_at;
       }
       standing = view_.StandingOf(spec_.space);
