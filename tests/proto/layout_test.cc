@@ -89,11 +89,13 @@ TEST(Layout, HomeLinesOfOneKeyDifferBySpaceEpochAndPart) {
   EXPECT_EQ(homes.size(), 24u);
 }
 
-TEST(Layout, HomeLineHasAKnownValue) {
-  EXPECT_EQ(
-      HomeLine(0x0123456789abcdef, PackPair(7, 3), 0x0802, 1u << 20),
-      ((0x0123456789abcdef ^ ((0x0000000300000007u ^ 0x80200000u) * 0x9e3779b97f4a7c15 >> 32)) &
-       0xfffff));
+TEST(Layout, HomeLineHasTheDocumentedValue) {
+  EXPECT_EQ(HomeLine(0x0123456789abcdef, PackPair(7, 3), 0x0802, 1u << 20), 0x32244u);
+}
+
+TEST(Layout, SizesAreAsDocumented) {
+  EXPECT_EQ(kEntriesOffset, 274'432u);
+  EXPECT_EQ(kChannelBytes, 2'641'920u);
 }
 
 }  // namespace
