@@ -95,6 +95,19 @@ TEST_F(Loading, ProgressGrowsToTheTotalAndLateComersHearWhereItIs) {
   EXPECT_EQ(second.back(), first.back());
 }
 
+TEST_F(Loading, ProgressFunctionKeepsWhatItRemembers) {
+  world_.AddRandom("m", 1, /*layers=*/40);
+  int calls = 0;
+  int seen = 0;
+  Outcomes outcomes;
+  world_.weights->Load(
+      "m", "", [&seen, &calls, mine = 0](uint64_t, uint64_t) mutable { seen = ++mine, ++calls; },
+      outcomes.Loaded());
+  world_.Run();
+  EXPECT_GT(calls, 3);
+  EXPECT_EQ(seen, calls);
+}
+
 TEST_F(Loading, PopulatesABoundedPieceATurn) {
   WeightsWorld world({.capacity = 256u << 20, .block_bytes = 32u << 20});
   world.MakeFile("/m", WeightsWorld::MakeTensors(1, 4, 10u << 20));

@@ -193,9 +193,11 @@ TEST_F(Registering, RemovedModelsDoNotComeBack) {
   ASSERT_TRUE(world_.Add("a", "2", {"/b"}).has_value());
   ASSERT_TRUE(world_.Remove("a", "1").ok());
   EXPECT_THAT(Registered(), ElementsAre("b@1", "a@2"));
+  EXPECT_TRUE(world_.weights->Knows("a"));
   ASSERT_TRUE(world_.Remove("a").ok());
   world_.Restart();
   EXPECT_THAT(Registered(), ElementsAre("b@1"));
+  EXPECT_FALSE(world_.weights->Knows("a"));
   EXPECT_EQ(world_.Remove("a").code(), Code::kNotFound);
   EXPECT_THAT(world_.Remove("b", "9").message(), HasSubstr("has no version '9'"));
 }

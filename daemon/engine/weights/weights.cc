@@ -96,6 +96,11 @@ Result<Weights::VersionPtr> Weights::Find(const std::string& name,
   return Status(Code::kNotFound, "model '" + name + "' is not registered");
 }
 
+bool Weights::Knows(const std::string& name) const {
+  return std::any_of(versions_.begin(), versions_.end(),
+                     [&name](const VersionPtr& version) { return version->name == name; });
+}
+
 void Weights::AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done) {
   Status allowed = weights::CheckName("name", spec.name);
   if (allowed.ok()) allowed = weights::CheckName("version", spec.version);
@@ -243,7 +248,13 @@ void Weights::Load(const std::string& name, const std::string& version, Engine::
     return finish(Status());
   }
   Waiter waiter;
-  waiter.progress = std::move(progress);
+  if (progress) {
+    // Copies of a function would each have what it remembers; there shall be one.
+    waiter.progress = [shared = std::make_shared<Engine::Progress>(std::move(progress))](
+                          uint64_t done_bytes, uint64_t total_bytes) {
+      (*shared)(done_bytes, total_bytes);
+    };
+  }
   waiter.done = std::move(finish);
   if (Status status = Await(target, std::move(waiter)); !status.ok()) done(std::move(status));
 }

@@ -125,6 +125,7 @@ class Weights {
   void Evict(ArenaId arena);
 
   // ---- Reports
+  bool Knows(const std::string& name) const;  // A version of it is registered.
   std::vector<ModelReport> Models() const;
   struct Holdings {
     uint64_t attachments = 0;
