@@ -266,6 +266,21 @@ TEST_F(Lookups, SetToleratesHoles) {
   EXPECT_EQ(lane_->pins(), 0u);
 }
 
+TEST_F(Lookups, HitsAreCountedByTheTierOfEachPage) {
+  for (uint64_t key = 0; key < 6; ++key) {
+    LinkedPage page = Page(key);
+    page.tier = key < 2 ? shm::Tier::kDevice : shm::Tier::kRemote;
+    ASSERT_TRUE(index_->Link(page).ok());
+  }
+  // What the caller's room holds before must not matter.
+  std::vector<Pinned> pages(6, Pinned{.handle = UINT64_MAX, .tier = static_cast<shm::Tier>(77)});
+  EXPECT_EQ(Look().Prefix(Keys(6), pages).hits, 6u);
+  EXPECT_EQ(Look().One(KeyOf(0), pages.data()).hits, 1u);
+  const ChannelTotals totals = index_->totals();
+  EXPECT_THAT(totals.hits, testing::ElementsAre(3, 0, 0, 4));
+  EXPECT_EQ(totals.lookups, 7u);
+}
+
 TEST_F(Lookups, PrefixAcrossAFenceIsAllOrNothing) {
   for (uint64_t key = 0; key < 5; ++key)
     Link(key);
