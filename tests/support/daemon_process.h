@@ -22,7 +22,7 @@ struct DaemonProcessOptions {
   std::string block = "2MiB";
   std::string pretouch = "none";
   std::string log_level = "debug";
-  std::string limits;                  // Lines of the [limits] section.
+  std::string limits{};                  // Lines of the [limits] section.
   std::vector<std::string> arguments{};  // After --config FILE.
 };
 
