@@ -3,12 +3,12 @@
 // Joins the present table, the larger one that is being filled while the tenant grows, the space
 // slots and the channels. Owner thread only.
 //
-// Growth. Every Link carries it one bounded step further: memory is made resident 2 MiB at a time,
-// then kLinesAStep lines are copied. Until it is complete readers know the present table alone,
-// and links and unlinks are made in both: the one being filled has what lies in the lines below
-// copied_lines_. When all lines are copied the present table is marked superseded, which is before
-// anything can be unlinked in the new one only. A growth that finds no memory or no place for a
-// page is given up and tried again some links later; links go on until the table is full to
+// Growth. Every eighth Link carries it one bounded step further: memory is made resident 2 MiB at a
+// time, then kLinesAStep lines are copied. Until it is complete readers know the present table
+// alone, and links and unlinks are made in both: the one being filled has what lies in the lines
+// below copied_lines_. When all lines are copied the present table is marked superseded, which is
+// before anything can be unlinked in the new one only. A growth that finds no memory or no place
+// for a page is given up and tried again some links later; links go on until the table is full to
 // kRefuseAt.
 #pragma once
 
@@ -158,11 +158,13 @@ class IndexOn final : public TenantIndex {
   };
 
   // Linear probing: at 45% a search ends after one or two lines and no probe sequence of a million
-  // pages comes near kMaxProbe. A growth takes a link for every 256 lines and every 2 MiB, which is
-  // over before the load has risen by one percent. Parts of 1024 of the capacity.
+  // pages comes near kMaxProbe. Only some links carry a step, so that a batch of commits does not
+  // pay for 2 MiB of fresh memory with each page; all steps are done before the load has risen by
+  // four percent (a small table: ten). Shares are of 1024 parts of the capacity.
   static constexpr uint64_t kGrowAt = 460;
-  static constexpr uint64_t kRetryAfter = 32;  // Calls of Link after a growth was given up.
   static constexpr uint64_t kRefuseAt = 768;
+  static constexpr uint64_t kRetryAfter = 32;  // Links, as a share, after a growth was given up.
+  static constexpr uint64_t kLinksAStep = 8;
   static constexpr uint64_t kLinesAStep = 256;
 
   IndexOn(DirectoryMemory& memory, std::unique_ptr<Table> table)
@@ -193,10 +195,14 @@ class IndexOn final : public TenantIndex {
 
   // One step of growth, if one is due.
   void Grow() {
-    if (!next_) {
-      if (linked_ < Share(kGrowAt)) return;
-      if (links_to_wait_ == 0) return StartGrowth();
+    if (!next_ && linked_ < Share(kGrowAt)) return;
+    if (links_to_wait_ > 0) {
       --links_to_wait_;
+      return;
+    }
+    links_to_wait_ = kLinksAStep - 1;
+    if (!next_) {
+      StartGrowth();
     } else if (populated_bytes_ < next_->bytes()) {
       memory_.Populate(next_->token(), populated_bytes_);
       populated_bytes_ += DirectoryMemory::kStepBytes;
@@ -240,7 +246,7 @@ class IndexOn final : public TenantIndex {
   std::unique_ptr<Table> next_;   // While growing.
   uint64_t populated_bytes_ = 0;  // Of next_.
   uint64_t copied_lines_ = 0;     // Of table_, into next_.
-  uint64_t links_to_wait_ = 0;    // Before a growth that was given up is tried again.
+  uint64_t links_to_wait_ = 0;    // Before the next step of growth.
 
   uint64_t linked_ = 0;
   std::vector<Space> spaces_;

@@ -40,7 +40,7 @@ StepsWorld::StepsWorld(uint64_t seed, Omitted omitted)
   steps.new_sequence = omitted != Omitted::kSameSequenceAgain;
   steps.limbo = omitted != Omitted::kNoLimbo;
   pager_ = std::make_unique<Pager<StepsWorld>>(*index_, *this, kSlots, seed, steps);
-  growth_ = std::make_unique<Growth>(*index_, kPagesBefore + 20);
+  growth_ = std::make_unique<Growth>(*index_, kPagesBefore + 200);
   growth_->Link(kPagesBefore + random_.Below(15));
   for (size_t i = 0; i < channels_.size(); ++i) {
     index_->AddChannel(i + 1, channels_[i].span(), 3);
@@ -111,7 +111,7 @@ void StepsWorld::Owner() {
     } else if (dice < 86) {
       pager_->ReapLimbo();
     } else if (dice < 95) {
-      growth_->Link(1);
+      growth_->Link(8);
     } else if (dice < 98) {
       pager_->Fence();
     } else {
