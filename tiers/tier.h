@@ -34,7 +34,7 @@ struct HostReport {
   size_t hugetlb_bytes = 0;    // Of populated memory, by the means that gave it.
   size_t thp_bytes = 0;
   size_t small_page_bytes = 0;
-  size_t locked_bytes = 0;     // By mlock.
+  size_t locked_bytes = 0;     // By mlock, or by nature (hugetlb).
   std::string huge_pages;      // One sentence: what was obtained and by which means, or why not.
   std::string locking;         // Likewise for mlock.
   std::string reserve;         // "complete", "being filled", or "stopped: " and why.

@@ -197,9 +197,12 @@ class HostHugetlb : public HostTierTest {
 
 TEST_F(HostHugetlb, ArenaOfWholeHugePagesTakesReservedOnes) {
   const ArenaId slab = Create(4 * kMiB);
-  ASSERT_TRUE(tier_->Populate({slab, 0, kMiB}).ok());
-  EXPECT_EQ(tier_->Report().hugetlb_bytes, kHuge);
   const UniqueFd read_fd = Open(slab, Protection::kRead);
+  EXPECT_EQ(AllocatedBytes(read_fd.get()), 0u);
+  ASSERT_TRUE(tier_->Populate({slab, 0, kMiB}).ok());
+  EXPECT_EQ(AllocatedBytes(read_fd.get()), kHuge);
+  EXPECT_EQ(tier_->Report().hugetlb_bytes, kHuge);
+  EXPECT_EQ(tier_->Report().locked_bytes, kHuge);
   EXPECT_EQ(::mmap(nullptr, 4 * kMiB, PROT_READ | PROT_WRITE, MAP_SHARED, read_fd.get(), 0),
             MAP_FAILED);
   EXPECT_EQ(errno, EACCES);

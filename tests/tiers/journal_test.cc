@@ -186,6 +186,7 @@ TEST_F(JournalTest, SecondDaemonIsToldWhoHasIt) {
     (void)!::read(end[0], &byte, 1);
     ::_exit(0);
   }
+  ::close(ready[1]);
   char opened = 0;
   ASSERT_EQ(::read(ready[0], &opened, 1), 1);
   ASSERT_EQ(opened, 'y');

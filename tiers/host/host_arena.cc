@@ -78,7 +78,8 @@ Status HostArena::Prepare(const HostArenaOptions& options) {
   RETURN_IF_ERROR(CallStatus("madvise(DONTDUMP)", system_.Advise(data_, bytes_, MADV_DONTDUMP)));
   KeepTailSmall();
   if (options.lock) {
-    lock_error_ = system_.LockOnFault(data_, bytes_);
+    // Reserved huge pages are never swapped; locking would only fault all of them in, here and now.
+    lock_error_ = hugetlb_ ? 0 : system_.LockOnFault(data_, bytes_);
     locked_ = lock_error_ == 0;
   }
   return {};
