@@ -26,14 +26,17 @@ EvictionDone Evictor::Pass(const EvictionGoal& goal) {
 bool Evictor::Satisfied() const {
   if (goal_.of == nullptr) return freed_bytes_ >= goal_.wanted;
   const SlabShape& shape = goal_.of->shape;
-  const uint64_t elsewhere = goal_.own_only ? 0 : goal_.have_bytes + freed_bytes_;
-  return own_slots_ + elsewhere / shape.grain_bytes() * shape.grain_slots >= goal_.wanted;
+  return own_slots_ + Elsewhere() / shape.grain_bytes() * shape.grain_slots >= goal_.wanted;
+}
+
+uint64_t Evictor::Elsewhere() const {
+  const int64_t bytes = goal_.have_bytes + static_cast<int64_t>(freed_bytes_);
+  return goal_.own_only || bytes < 0 ? 0 : static_cast<uint64_t>(bytes);
 }
 
 bool Evictor::Useful() const {
   if (goal_.of == nullptr) return !goal_.all_or_nothing || Satisfied();
-  return own_slots_ > 0 ||
-         (!goal_.own_only && goal_.have_bytes + freed_bytes_ >= goal_.of->shape.BytesOf(0, 1));
+  return own_slots_ > 0 || Elsewhere() >= goal_.of->shape.BytesOf(0, 1);
 }
 
 Verdict Evictor::Offer(ItemId id) {

@@ -34,8 +34,9 @@ struct EvictionGoal {
   SlabClass* of = nullptr;
   // Of the class; or bytes of whole grains and blocks.
   uint64_t wanted = 0;
-  // What it has without evicting: memory that can be turned into slots.
-  uint64_t have_bytes = 0;
+  // What it has without evicting: memory that can be turned into slots. Negative while the capacity
+  // is exceeded by more.
+  int64_t have_bytes = 0;
   // Memory of others is of no use (the tier refuses to populate).
   bool own_only = false;
   // Without `of`: nothing is evicted unless all that is wanted can be.
@@ -66,6 +67,8 @@ class Evictor {
   Policy::Verdict OfferBlock(ArenaId arena);
   Policy::Verdict OfferPage(SlotRef slot);
   bool Satisfied() const;
+  // Memory that `of` can get from elsewhere once the choice is carried out.
+  uint64_t Elsewhere() const;
   // Whether carrying the choice out brings anything.
   bool Useful() const;
   bool Evictable(SlotRef slot);

@@ -101,6 +101,11 @@ class HostMemory {
   uint64_t capacity() const { return options_.capacity_bytes; }
   void SetCapacity(uint64_t bytes);
   uint64_t room() const { return books_.used() < capacity() ? capacity() - books_.used() : 0; }
+  // What is missing for `bytes` of room; more than `bytes` while the capacity is exceeded.
+  uint64_t MissingFor(uint64_t bytes) const {
+    const uint64_t wanted = books_.used() + bytes;
+    return wanted > capacity() ? wanted - capacity() : 0;
+  }
   // Lets the tier keep blanks for what is unused. Cheap when nothing much changed.
   void RaiseReserve();
   const HostBooks& books() const { return books_; }

@@ -115,6 +115,14 @@ void Pins::TurnLimbo() {
   }
 }
 
+bool Pins::SettleLimbo() {
+  const uint64_t before = limbo_pages();
+  for (TenantId tenant = 1; tenant < tenants_.size(); ++tenant) {
+    if (!tenants_[tenant].limbo.empty()) Scan(tenant);
+  }
+  return limbo_pages() < before;
+}
+
 uint64_t Pins::limbo_pages() const {
   uint64_t pages = 0;
   for (const OfTenant& of : tenants_)

@@ -52,38 +52,38 @@ std::vector<SlotRef> Placement::Allocate(SlabClass& of, uint64_t count) {
 bool Placement::Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses) {
   const uint64_t least = of.shape.BytesOf(0, 1);
   const uint64_t all = (slots + of.shape.grain_slots - 1) / of.shape.grain_slots * least;
-  const auto short_of = [&] { return all > memory_.room() ? all - memory_.room() : 0; };
-  if (!tier_refuses) {
-    PunchOthers(&of, short_of(), Take::kSpare);
-    if (memory_.room() >= least) return true;
-  }
+  const auto got = [&] { return of.ready_slots > 0 || (!tier_refuses && memory_.room() >= least); };
+  if (!tier_refuses) PunchOthers(&of, memory_.MissingFor(all), Take::kSpare);
+  if (got()) return true;
   DrainRings(kRingRecordsAPass);
   evictor_.Pass({.of = &of,
                  .wanted = std::max(slots, Batch()),
-                 .have_bytes = memory_.room() + IdleBytes(&of),
+                 .have_bytes = static_cast<int64_t>(memory_.capacity() + IdleBytes(&of)) -
+                               static_cast<int64_t>(memory_.books().used()),
                  .own_only = tier_refuses});
-  if (of.ready_slots > 0) return true;
-  if (tier_refuses) return false;
-  PunchOthers(&of, short_of(), Take::kAll);
-  return memory_.room() >= least;
+  if (of.ready_slots == 0 && !tier_refuses) {
+    PunchOthers(&of, memory_.MissingFor(all), Take::kAll);
+  }
+  // Where nothing can be evicted, what was dropped may still be read no more.
+  return got() || pins_.SettleLimbo();
 }
 
 bool Placement::MakeRoom(uint64_t bytes) {
   if (bytes > memory_.capacity()) return false;
-  const auto short_of = [&] { return bytes > memory_.room() ? bytes - memory_.room() : 0; };
-  for (int pass = 0; pass < kMaxPasses && short_of() > 0; ++pass) {
-    PunchOthers(nullptr, short_of(), Take::kSpare);
-    if (short_of() == 0) return true;
+  for (int pass = 0; pass < kMaxPasses && memory_.MissingFor(bytes) > 0; ++pass) {
+    PunchOthers(nullptr, memory_.MissingFor(bytes), Take::kSpare);
+    const uint64_t missing = memory_.MissingFor(bytes);
     const uint64_t idle = IdleBytes(nullptr);
-    if (short_of() > idle) {
+    if (missing > idle) {
       DrainRings(kRingRecordsAPass);
-      const EvictionDone done =
-          evictor_.Pass({.wanted = short_of() - idle, .all_or_nothing = true});
-      if (done.pages + done.blocks == 0 && IdleBytes(nullptr) == idle) return false;
+      const EvictionDone done = evictor_.Pass({.wanted = missing - idle, .all_or_nothing = true});
+      if (done.pages + done.blocks == 0 && IdleBytes(nullptr) == idle && !pins_.SettleLimbo()) {
+        return false;
+      }
     }
-    PunchOthers(nullptr, short_of(), Take::kAll);
+    PunchOthers(nullptr, memory_.MissingFor(bytes), Take::kAll);
   }
-  return short_of() == 0;
+  return memory_.MissingFor(bytes) == 0;
 }
 
 EvictionDone Placement::Evict(uint64_t bytes) {
