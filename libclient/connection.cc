@@ -1,6 +1,5 @@
 #include "libclient/connection.h"
 
-#include <poll.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
@@ -189,27 +188,22 @@ Result<std::vector<Frame>> Connection::Wait(Slot& slot, Deadline deadline,
 }
 
 void Connection::ReceiveFor(const Slot& slot, Deadline deadline) {
-  for (;;) {
-    // Waiting first: the reply is hardly ever there already.
-    pollfd item{.fd = socket_.fd(), .events = POLLIN, .revents = 0};
-    const timespec left = deadline.left();
-    ::ppoll(&item, 1, &left, nullptr);
-    if (!ReceiveAvailable()) return;
+  while (Receive(deadline)) {
     MutexLock lock(mu_);
     if (slot.done || slot.progressed || !broken_.ok() || deadline.passed()) return;
   }
 }
 
-bool Connection::ReceiveAvailable() {
-  for (;;) {
-    Result<std::optional<Frame>> frame = socket_.Receive();
-    if (!frame) {
-      Break(frame.error());
-      return false;
-    }
-    if (!*frame) return true;
-    Dispatch(std::move(**frame));
+bool Connection::Receive(std::optional<Deadline> deadline) {
+  Status status = socket_.Read(deadline);
+  while (status.ok()) {
+    Result<std::optional<Frame>> frame = socket_.Next();
+    if (frame && !*frame) return true;
+    status = frame.status();
+    if (frame) Dispatch(std::move(**frame));
   }
+  Break(status);
+  return false;
 }
 
 void Connection::Dispatch(Frame frame) {
@@ -256,7 +250,7 @@ void Connection::Serve() {
       if (mine) receiving_ = true;
       mu_.unlock();
       if (mine) {
-        ReceiveAvailable();
+        Receive(std::nullopt);
         MutexLock lock(mu_);
         GiveRole();
       }

@@ -14,6 +14,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -95,8 +96,9 @@ class Connection {
   Result<std::vector<Frame>> Wait(Slot& slot, Deadline deadline, const Progress& progress);
   // Receives for everybody until `slot` has news, the deadline passes or the connection is broken.
   void ReceiveFor(const Slot& slot, Deadline deadline);
-  // Receives what is there. False: broken.
-  bool ReceiveAvailable();
+  // Reads once and hands out all frames that are there: none may stay behind when the role is given
+  // up, for nothing would tell of it. False: broken.
+  bool Receive(std::optional<Deadline> deadline);
   void Dispatch(Frame frame) EXCLUDES(mu_);
   void TakeRole() REQUIRES(mu_);
   void GiveRole() REQUIRES(mu_);

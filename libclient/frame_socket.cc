@@ -1,6 +1,5 @@
 #include "libclient/frame_socket.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -17,13 +16,23 @@ namespace {
 
 constexpr size_t kReadBytes = 64 << 10;
 
-Status WaitWritable(int fd, Deadline deadline) {
-  pollfd item{.fd = fd, .events = POLLOUT, .revents = 0};
+// A read that blocks gives up after this long (SO_RCVTIMEO): it saves the poll before it, as long
+// as the deadline is not nearer.
+constexpr int kReadSliceMs = 100;
+
+// False: the deadline passed first.
+Result<bool> WaitFor(int fd, short events, Deadline deadline) {
+  pollfd item{.fd = fd, .events = events, .revents = 0};
   const timespec left = deadline.left();
   const int ready = ::ppoll(&item, 1, &left, nullptr);
   if (ready < 0 && errno != EINTR) return SystemError("poll", errno);
-  if (ready == 0) return {Code::kDeadlineExceeded, "the daemon does not read its socket"};
-  return {};
+  return ready != 0;
+}
+
+Status SetTimeout(int fd, int option, int64_t microseconds) {
+  const timeval limit{.tv_sec = microseconds / 1'000'000, .tv_usec = microseconds % 1'000'000};
+  if (::setsockopt(fd, SOL_SOCKET, option, &limit, sizeof limit) == 0) return {};
+  return SystemError("socket timeout", errno);
 }
 
 }  // namespace
@@ -40,11 +49,8 @@ Result<FrameSocket> FrameSocket::Connect(const std::string& path, Deadline deadl
   if (!fd) return SystemError("socket", errno);
   // Connecting waits while the listener's queue is full; poll cannot wait for that, but the send
   // timeout bounds it.
-  const timespec left = deadline.left();
-  const timeval limit{.tv_sec = left.tv_sec, .tv_usec = left.tv_nsec / 1000 + 1};
-  if (::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) != 0) {
-    return SystemError("SO_SNDTIMEO", errno);
-  }
+  RETURN_IF_ERROR(SetTimeout(fd.get(), SO_SNDTIMEO, deadline.left_ms() * 1000 + 1));
+  RETURN_IF_ERROR(SetTimeout(fd.get(), SO_RCVTIMEO, int64_t{kReadSliceMs} * 1000));
   if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
     const int error = errno;
     if (error == EAGAIN || error == EINTR) {
@@ -54,7 +60,6 @@ Result<FrameSocket> FrameSocket::Connect(const std::string& path, Deadline deadl
     if (error != ENOENT && error != ECONNREFUSED) return why;
     return Status(Code::kUnavailable, why.message() + "; is terraced running?");
   }
-  if (::fcntl(fd.get(), F_SETFL, O_NONBLOCK) != 0) return SystemError("O_NONBLOCK", errno);
   return FrameSocket(std::move(fd));
 }
 
@@ -98,7 +103,8 @@ Status FrameSocket::Send(wire::FrameHeader header, std::string_view body, std::s
     if (bytes > 0) {
       sent += static_cast<size_t>(bytes);
     } else if (errno == EAGAIN) {
-      RETURN_IF_ERROR(WaitWritable(socket_.get(), deadline));
+      ASSIGN_OR_RETURN(const bool writable, WaitFor(socket_.get(), POLLOUT, deadline));
+      if (!writable) return {Code::kDeadlineExceeded, "the daemon does not read its socket"};
     } else if (errno != EINTR) {
       return {Code::kUnavailable, SystemError("send to the daemon", errno).message()};
     }
@@ -106,8 +112,31 @@ Status FrameSocket::Send(wire::FrameHeader header, std::string_view body, std::s
   return {};
 }
 
-Result<bool> FrameSocket::Fill() {
+// For the rest of a frame that is there in part.
+void FrameSocket::MakeRoom() {
+  if (begin_ > 0) {
+    std::copy(buffer_.begin() + static_cast<ptrdiff_t>(begin_),
+              buffer_.begin() + static_cast<ptrdiff_t>(end_), buffer_.begin());
+    end_ -= begin_;
+    begin_ = 0;
+    if (end_ == 0 && buffer_.size() > 16 * kReadBytes) {  // A rare long reply is not kept.
+      buffer_.resize(kReadBytes);
+      buffer_.shrink_to_fit();
+    }
+  }
   if (end_ == buffer_.size()) buffer_.resize(buffer_.size() + kReadBytes);
+}
+
+Status FrameSocket::Read(std::optional<Deadline> deadline) {
+  MakeRoom();
+  int flags = MSG_CMSG_CLOEXEC;
+  if (!deadline) {
+    flags |= MSG_DONTWAIT;
+  } else if (deadline->left_ms() <= kReadSliceMs) {
+    ASSIGN_OR_RETURN(const bool readable, WaitFor(socket_.get(), POLLIN, *deadline));
+    if (!readable) return {};
+    flags |= MSG_DONTWAIT;
+  }
   iovec part{buffer_.data() + end_, buffer_.size() - end_};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * wire::kMaxFds)> control;
   msghdr message{};
@@ -115,9 +144,9 @@ Result<bool> FrameSocket::Fill() {
   message.msg_iovlen = 1;
   message.msg_control = control.data();
   message.msg_controllen = control.size();
-  const ssize_t bytes = ::recvmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  const ssize_t bytes = ::recvmsg(socket_.get(), &message, flags);
   if (bytes < 0) {
-    if (errno == EAGAIN || errno == EINTR) return false;
+    if (errno == EAGAIN || errno == EINTR) return {};
     return Status(Code::kUnavailable, SystemError("receive from the daemon", errno).message());
   }
   // Every descriptor is taken over before anything can go wrong with them.
@@ -136,10 +165,10 @@ Result<bool> FrameSocket::Fill() {
     return Status(Code::kExhausted, "descriptors of the daemon were lost: too many open files");
   }
   end_ += static_cast<size_t>(bytes);
-  return true;
+  return {};
 }
 
-Result<std::optional<Frame>> FrameSocket::Parse() {
+Result<std::optional<Frame>> FrameSocket::Next() {
   const size_t have = end_ - begin_;
   if (have < wire::kFrameHeaderBytes) {
     // Descriptors travel with a frame's first byte: without one they belong to nothing.
@@ -168,25 +197,6 @@ Result<std::optional<Frame>> FrameSocket::Parse() {
   }
   begin_ += bytes;
   return std::optional<Frame>(std::move(frame));
-}
-
-Result<std::optional<Frame>> FrameSocket::Receive() {
-  for (;;) {
-    ASSIGN_OR_RETURN(std::optional<Frame> frame, Parse());
-    if (frame) return std::optional<Frame>(std::move(frame));
-    if (begin_ > 0) {  // Room for the rest of a frame that is there in part.
-      std::copy(buffer_.begin() + static_cast<ptrdiff_t>(begin_),
-                buffer_.begin() + static_cast<ptrdiff_t>(end_), buffer_.begin());
-      end_ -= begin_;
-      begin_ = 0;
-      if (end_ == 0 && buffer_.size() > 16 * kReadBytes) {  // A rare long reply is not kept.
-        buffer_.resize(kReadBytes);
-        buffer_.shrink_to_fit();
-      }
-    }
-    ASSIGN_OR_RETURN(const bool more, Fill());
-    if (!more) return std::optional<Frame>();
-  }
 }
 
 void FrameSocket::Shutdown() {

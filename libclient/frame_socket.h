@@ -39,17 +39,16 @@ class FrameSocket {
   // Sends a whole frame; header.length and header.fds are filled in.
   Status Send(wire::FrameHeader header, std::string_view body, std::span<const int> fds,
               Deadline deadline);
-  // The next frame if it has arrived whole, without blocking; nullopt: not yet. kUnavailable: the
-  // other end is closed; kDataLoss: it does not speak the protocol.
-  Result<std::optional<Frame>> Receive();
+  // Reads once what has arrived, waiting for it until the deadline; without one it does not wait.
+  // kUnavailable: the other end is closed; kDataLoss: it does not speak the protocol.
+  Status Read(std::optional<Deadline> deadline);
+  // The next of the frames that were read whole.
+  Result<std::optional<Frame>> Next();
   // Ends the stream both ways: whoever waits on it wakes up. Any thread.
   void Shutdown();
 
  private:
-  // Cuts a frame from what was read.
-  Result<std::optional<Frame>> Parse();
-  // Reads once; false: nothing there now.
-  Result<bool> Fill();
+  void MakeRoom();
 
   UniqueFd socket_;
   std::vector<uint8_t> buffer_;  // [begin_, end_) was read and not yet handed out.
