@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <numeric>
 #include <utility>
 
 #include "base/check.h"
@@ -48,27 +47,26 @@ Status TooLarge(std::string what) {
 
 }  // namespace
 
-bool NaturalLess(std::string_view a, std::string_view b) {
-  size_t i = 0;
-  size_t j = 0;
-  while (i < a.size() && j < b.size()) {
-    if (!IsDigit(a[i]) || !IsDigit(b[j])) {
-      if (a[i] != b[j]) return static_cast<uint8_t>(a[i]) < static_cast<uint8_t>(b[j]);
-      ++i;
-      ++j;
+std::string NaturalKey(std::string_view name) {
+  std::string key;
+  key.reserve(name.size() + 16);
+  while (!name.empty()) {
+    const std::string_view digits = Digits(name);
+    if (digits.empty()) {
+      key += name.front();
+      name.remove_prefix(1);
       continue;
     }
-    const std::string_view left = Digits(a.substr(i));
-    const std::string_view right = Digits(b.substr(j));
-    const std::string_view x = WithoutZeros(left);
-    const std::string_view y = WithoutZeros(right);
-    if (x.size() != y.size()) return x.size() < y.size();
-    if (x != y) return x < y;
-    i += left.size();
-    j += right.size();
+    // A digit first, so that numbers keep their place among the other characters; then the longer
+    // number is the larger one.
+    const std::string_view number = WithoutZeros(digits);
+    key += '0';
+    key += static_cast<char>(number.size() >> 8);
+    key += static_cast<char>(number.size() & 0xff);
+    key += number;
+    name.remove_prefix(digits.size());
   }
-  if ((i < a.size()) != (j < b.size())) return j < b.size();
-  return a < b;  // Equal but for leading zeros.
+  return key;
 }
 
 uint32_t LayerOf(std::string_view name) {
@@ -108,15 +106,20 @@ uint64_t ChooseBlockBytes(uint64_t image_bytes, uint64_t wanted) {
 Result<Image> PlanImage(const std::vector<TensorSpec>& specs, uint64_t wanted_block_bytes) {
   TERRACE_CHECK(wanted_block_bytes > 0 && wanted_block_bytes % kBlockGranularity == 0);
   constexpr uint64_t kMaxU32 = std::numeric_limits<uint32_t>::max();
-  std::vector<uint32_t> order(specs.size());
-  std::iota(order.begin(), order.end(), 0u);
-  std::sort(order.begin(), order.end(),
-            [&specs](uint32_t a, uint32_t b) { return NaturalLess(specs[a].name, specs[b].name); });
+  // Keys that differ only in leading zeros are equal: the names decide.
+  std::vector<std::pair<std::string, uint32_t>> order;
+  order.reserve(specs.size());
+  for (uint32_t i = 0; i < specs.size(); ++i)
+    order.emplace_back(NaturalKey(specs[i].name), i);
+  std::sort(order.begin(), order.end(), [&specs](const auto& a, const auto& b) {
+    if (const int compared = a.first.compare(b.first); compared != 0) return compared < 0;
+    return specs[a.second].name < specs[b.second].name;
+  });
 
   Image image;
   image.tensors.reserve(specs.size());
   uint64_t name_bytes = 0;
-  for (const uint32_t index : order) {
+  for (const auto& [key, index] : order) {
     const TensorSpec& spec = specs[index];
     if (spec.bytes > kMaxImageBytes || image.bytes + spec.bytes > kMaxImageBytes) {
       return TooLarge("more than 2^48 bytes in all");
@@ -129,11 +132,14 @@ Result<Image> PlanImage(const std::vector<TensorSpec>& specs, uint64_t wanted_bl
   if (image.bytes == 0) return TooLarge("none has a byte");
   if (name_bytes > kMaxU32) return TooLarge("more than 2^32 bytes of names");
 
-  image.by_name.resize(specs.size());
-  std::iota(image.by_name.begin(), image.by_name.end(), 0u);
-  std::sort(image.by_name.begin(), image.by_name.end(), [&](uint32_t a, uint32_t b) {
-    return specs[image.tensors[a].spec].name < specs[image.tensors[b].spec].name;
-  });
+  std::vector<std::pair<std::string_view, uint32_t>> by_name;
+  by_name.reserve(specs.size());
+  for (uint32_t i = 0; i < image.tensors.size(); ++i)
+    by_name.emplace_back(specs[image.tensors[i].spec].name, i);
+  std::sort(by_name.begin(), by_name.end());
+  image.by_name.reserve(by_name.size());
+  for (const auto& [name, index] : by_name)
+    image.by_name.push_back(index);
   image.block_bytes = ChooseBlockBytes(image.bytes, wanted_block_bytes);
   return image;
 }

@@ -59,8 +59,9 @@ Result<Image> PlanImage(const std::vector<TensorSpec>& specs, uint64_t wanted_bl
 
 // "model.layers.7.mlp.up_proj.weight" is of layer 7; manifest::kNoLayer for names without a layer.
 uint32_t LayerOf(std::string_view name);
-// Whether `a` comes before `b` where runs of digits count as numbers.
-bool NaturalLess(std::string_view a, std::string_view b);
+// Sorts bytewise as `name` does where runs of digits count as numbers. Names have less than 2^16
+// bytes.
+std::string NaturalKey(std::string_view name);
 
 // What the headers say: names, dtypes and shapes, in bytewise order of the names.
 Digest ListingDigest(const std::vector<TensorSpec>& specs, const Image& image);
