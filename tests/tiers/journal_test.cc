@@ -135,6 +135,12 @@ TEST_F(JournalTest, EmptyDirectoryThatIsThereAlreadyIsUsed) {
   EXPECT_TRUE(Put("a", "1").ok());
 }
 
+TEST_F(JournalTest, SlashAtTheEndOfThePathChangesNothing) {
+  ASSERT_TRUE(OpenJournal(path() + "//", owner_).has_value());
+  EXPECT_TRUE(fs::exists(path() + "/CURRENT"));
+  EXPECT_TRUE(Open().ok());
+}
+
 TEST_F(JournalTest, LeftoverOfACrashWhileCreatingIsReplaced) {
   fs::create_directory(path() + ".new");
   std::ofstream(path() + ".new/LOCK").flush();

@@ -81,6 +81,10 @@ pid_t LockHolder(const std::string& directory) {
   return lock.l_pid;
 }
 
+Status InUse(const std::string& directory, pid_t holder) {
+  return {Code::kUnavailable, directory + ": is in use by process " + std::to_string(holder)};
+}
+
 class RocksJournal final : public Journal {
  public:
   RocksJournal(std::unique_ptr<rocksdb::DB> db, std::unique_ptr<WorkerPool> writer, Executor& owner,
@@ -187,10 +191,7 @@ Result<std::unique_ptr<rocksdb::DB>> OpenDatabase(const std::string& directory,
     // (closing any descriptor of a file ends POSIX locks on it); RocksDB knows that case by itself.
     const bool ours = status.ToString().find("lock hold by current process") != std::string::npos;
     const pid_t holder = ours ? ::getpid() : LockHolder(directory);
-    if (holder != 0) {
-      return Status(Code::kUnavailable,
-                    directory + ": is in use by process " + std::to_string(holder));
-    }
+    if (holder != 0) return InUse(directory, holder);
   }
   return FromRocks(status, directory);
 }
@@ -226,10 +227,17 @@ Status CreateDatabase(const std::string& directory) {
 
 }  // namespace
 
-Result<std::unique_ptr<Journal>> OpenJournal(const std::string& directory, Executor& owner) {
+Result<std::unique_ptr<Journal>> OpenJournal(const std::string& path, Executor& owner) {
+  std::string directory = path;
+  while (directory.size() > 1 && directory.back() == '/')
+    directory.pop_back();
   ASSIGN_OR_RETURN(const bool present, HoldsDatabase(directory));
   if (!present) RETURN_IF_ERROR(CreateDatabase(directory));
-  RETURN_IF_ERROR(CheckMarker(directory));
+  if (Status status = CheckMarker(directory); !status.ok()) {
+    // Reading beside a daemon that is just replacing its files may look like damage.
+    const pid_t holder = status.code() == Code::kMismatch ? 0 : LockHolder(directory);
+    return holder == 0 ? status : InUse(directory, holder);
+  }
   ASSIGN_OR_RETURN(auto db, OpenDatabase(directory, SmallOptions()));
   ASSIGN_OR_RETURN(
       auto writer,
