@@ -14,8 +14,10 @@ struct Malformed {
   std::string name;
   std::string contents;
   std::string says;  // Part of the message.
-  Code code = Code::kInvalidArgument;
 };
+void PrintTo(const Malformed& malformed, std::ostream* out) {
+  *out << malformed.name;
+}
 
 std::string Header(const std::vector<std::string>& entries) {
   std::string header = "{";
@@ -162,7 +164,7 @@ TEST_P(MalformedFile, IsRefusedNamingFileAndField) {
   const std::string path = directory.Write("m.safetensors", GetParam().contents);
   const auto opened = opener.OpenPaths({path});
   ASSERT_FALSE(opened.has_value());
-  EXPECT_EQ(opened.error().code(), GetParam().code);
+  EXPECT_EQ(opened.error().code(), Code::kInvalidArgument);
   EXPECT_THAT(opened.error().message(), StartsWith(path + ": "));
   EXPECT_THAT(opened.error().message(), HasSubstr(GetParam().says));
   EXPECT_LT(opened.error().message().size(), 1000u);
