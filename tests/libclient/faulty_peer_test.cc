@@ -1,0 +1,528 @@
+// A daemon's end of the socket that does everything wrong: errors, never a crash, never a leak.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <kvclient/admin.h>
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <kvclient/kvclient.hpp>
+#include <thread>
+#include <vector>
+
+#include "proto/shared_memory.h"
+#include "tests/libclient/scripted_peer.h"
+
+namespace terrace::client {
+namespace {
+
+using Act = ScriptedPeer::Act;
+using wire::Type;
+
+bool Await(const std::function<bool()>& met) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  while (!met()) {
+    if (std::chrono::steady_clock::now() > end) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return true;
+}
+
+kvc::Result<kvc::Client> Connect(const ScriptedPeer& peer, int32_t timeout_ms = 10'000) {
+  kvc_client_options options{};
+  options.socket_path = peer.socket().c_str();
+  options.timeout_ms = timeout_ms;
+  return kvc::Client::Connect(options);
+}
+
+// A script for one type of request; the rest is answered as by a daemon.
+ScriptedPeer::Script On(Type type, std::function<Act(ScriptedPeer&, const Frame&)> act) {
+  return [type, act = std::move(act)](ScriptedPeer& peer, const Frame& frame) {
+    return frame.header.type == type ? act(peer, frame) : Act::kDefault;
+  };
+}
+
+std::string Header(uint32_t length, Type type, uint16_t fds, uint64_t request) {
+  std::array<uint8_t, wire::kFrameHeaderBytes> bytes;
+  wire::EncodeHeader({.length = length, .type = type, .fds = fds, .request = request}, bytes);
+  return {bytes.begin(), bytes.end()};
+}
+
+int OpenDescriptors() {
+  int open = 0;
+  for (int fd = 0; fd < 1024; ++fd)
+    open += ::fcntl(fd, F_GETFD) >= 0 ? 1 : 0;
+  return open;
+}
+
+// ---- Hello
+
+struct BadHello {
+  const char* name;
+  kvc_code code;
+  std::function<Act(ScriptedPeer&, const Frame&)> act;
+};
+
+wire::HelloReply GoodReply() {
+  wire::HelloReply reply;
+  reply.set_version(1);
+  reply.set_client(1);
+  reply.set_max_pinned_bytes(1 << 30);
+  reply.set_host_capacity_bytes(1 << 30);
+  return reply;
+}
+
+std::vector<BadHello> BadHellos() {
+  return {
+      {"refused", KVC_PERMISSION_DENIED,
+       [](ScriptedPeer& peer, const Frame& f) {
+         peer.SendError(f.header.request, 9, "not you");
+         return Act::kHandled;
+       }},
+      {"error code of a newer daemon", KVC_INTERNAL,
+       [](ScriptedPeer& peer, const Frame& f) {
+         peer.SendError(f.header.request, 77, "?");
+         return Act::kHandled;
+       }},
+      {"error that is none", KVC_INTERNAL,
+       [](ScriptedPeer& peer, const Frame& f) {
+         peer.SendError(f.header.request, 0, "ok?");
+         return Act::kHandled;
+       }},
+      {"hung up", KVC_UNAVAILABLE, [](ScriptedPeer&, const Frame&) { return Act::kHangUp; }},
+      {"hung up in the middle of a header", KVC_UNAVAILABLE,
+       [](ScriptedPeer& peer, const Frame& f) {
+         peer.SendRaw(Header(10, Type::kHelloReply, 0, f.header.request).substr(0, 7));
+         return Act::kHangUp;
+       }},
+      {"hung up in the middle of a body", KVC_UNAVAILABLE,
+       [](ScriptedPeer& peer, const Frame& f) {
+         peer.SendRaw(Header(10, Type::kHelloReply, 0, f.header.request) + "abc");
+         return Act::kHangUp;
+       }},
+      {"frame over the limit", KVC_DATA_LOSS,
+       [](ScriptedPeer& peer, const Frame& f) {
+         peer.SendRaw(Header(0xffffffff, Type::kHelloReply, 0, f.header.request));
+         return Act::kHandled;
+       }},
+      {"more descriptors than there can be", KVC_DATA_LOSS,
+       [](ScriptedPeer& peer, const Frame& f) {
+         peer.SendRaw(Header(0, Type::kHelloReply, 300, f.header.request));
+         return Act::kHandled;
+       }},
+      {"descriptors announced and not sent", KVC_DATA_LOSS,
+       [](ScriptedPeer& peer, const Frame& f) {
+         peer.SendRaw(Header(0, Type::kHelloReply, 2, f.header.request));
+         return Act::kHandled;
+       }},
+      {"descriptors sent and not announced", KVC_DATA_LOSS,
+       [](ScriptedPeer& peer, const Frame& f) {
+         peer.SendRaw(Header(0, Type::kPingReply, 0, f.header.request + 7), {0, 0, 0});
+         return Act::kHandled;
+       }},
+      {"reply of another kind", KVC_DATA_LOSS,
+       [](ScriptedPeer& peer, const Frame& f) {
+         peer.Send(Type::kPingReply, f.header.request, wire::PingReply());
+         return Act::kHandled;
+       }},
+      {"body that is no message", KVC_DATA_LOSS,
+       [](ScriptedPeer& peer, const Frame& f) {
+         peer.SendBody(Type::kHelloReply, f.header.request, "\x0a\xff");
+         return Act::kHandled;
+       }},
+      {"no channel", KVC_DATA_LOSS,
+       [](ScriptedPeer& peer, const Frame& f) {
+         const UniqueFd directory = ScriptedPeer::MakeDirectory(1);
+         peer.Send(Type::kHelloReply, f.header.request, GoodReply(), {directory.get()});
+         return Act::kHandled;
+       }},
+      {"channel that is too short", KVC_DATA_LOSS,
+       [](ScriptedPeer& peer, const Frame& f) {
+         const UniqueFd channel = ScriptedPeer::MakeChannel(4096);
+         const UniqueFd directory = ScriptedPeer::MakeDirectory(1);
+         peer.Send(Type::kHelloReply, f.header.request, GoodReply(),
+                   {channel.get(), directory.get()});
+         return Act::kHandled;
+       }},
+      {"channel of another layout", KVC_MISMATCH,
+       [](ScriptedPeer& peer, const Frame& f) {
+         const auto channel = CreateMemfd("x", shm::kChannelBytes);
+         const UniqueFd directory = ScriptedPeer::MakeDirectory(1);
+         peer.Send(Type::kHelloReply, f.header.request, GoodReply(),
+                   {channel->get(), directory.get()});
+         return Act::kHandled;
+       }},
+      {"directory that is none", KVC_INVALID_ARGUMENT,
+       [](ScriptedPeer& peer, const Frame& f) {
+         const UniqueFd channel = ScriptedPeer::MakeChannel(shm::kChannelBytes);
+         const auto directory = CreateMemfd("x", shm::DirectoryBytes(shm::kMinCapacity));
+         peer.Send(Type::kHelloReply, f.header.request, GoodReply(),
+                   {channel.get(), directory->get()});
+         return Act::kHandled;
+       }},
+      {"another protocol", KVC_MISMATCH,
+       [](ScriptedPeer& peer, const Frame& f) {
+         wire::HelloReply reply = GoodReply();
+         reply.set_version(9);
+         const UniqueFd channel = ScriptedPeer::MakeChannel(shm::kChannelBytes);
+         const UniqueFd directory = ScriptedPeer::MakeDirectory(1);
+         peer.Send(Type::kHelloReply, f.header.request, reply, {channel.get(), directory.get()});
+         return Act::kHandled;
+       }},
+  };
+}
+
+TEST(FaultyPeer, EveryBadHelloIsAnErrorAndLeavesNoDescriptor) {
+  for (const BadHello& bad : BadHellos()) {
+    ScriptedPeer peer(On(Type::kHello, bad.act));
+    const int before = OpenDescriptors();
+    const auto client = Connect(peer);
+    ASSERT_FALSE(client) << bad.name;
+    EXPECT_EQ(client.error().code(), bad.code) << bad.name << ": " << client.error().ToString();
+    EXPECT_FALSE(client.error().message().empty()) << bad.name;
+    // The peer closes its own end a moment later.
+    EXPECT_TRUE(Await([&] { return OpenDescriptors() <= before; })) << bad.name;
+  }
+}
+
+TEST(FaultyPeer, SilentPeerIsADeadline) {
+  ScriptedPeer peer(On(Type::kHello, [](auto&, auto&) { return Act::kHandled; }));
+  EXPECT_EQ(Connect(peer, 50).error().code(), KVC_DEADLINE_EXCEEDED);
+}
+
+// ---- Calls
+
+TEST(FaultyPeer, ReplyOfAnotherKindEndsTheConnectionAndTheClientComesBack) {
+  ScriptedPeer peer;
+  auto client = Connect(peer);
+  ASSERT_TRUE(client);
+  std::atomic<int> wrong = 1;
+  peer.SetScript(On(Type::kPing, [&](ScriptedPeer& p, const Frame& f) {
+    if (wrong.fetch_sub(1) <= 0) return Act::kDefault;
+    p.Send(Type::kCommitReply, f.header.request, wire::CommitReply());
+    return Act::kHandled;
+  }));
+  EXPECT_EQ(client->Ping().code(), KVC_DATA_LOSS);
+  ASSERT_TRUE(client->WaitConnected().ok());
+  EXPECT_TRUE(Await([&] { return client->Ping().ok(); }));
+  EXPECT_EQ(client->epoch(), 1u) << "resumed";
+}
+
+TEST(FaultyPeer, LossDuringACallIsToldAtOnce) {
+  ScriptedPeer peer;
+  auto client = Connect(peer, 3'600'000);
+  ASSERT_TRUE(client);
+  peer.SetScript(On(Type::kPing, [](auto&, auto&) { return Act::kHangUp; }));
+  EXPECT_EQ(client->Ping().code(), KVC_UNAVAILABLE);
+}
+
+TEST(FaultyPeer, LateReplyIsNotTakenForAnother) {
+  ScriptedPeer peer;
+  auto client = Connect(peer);
+  ASSERT_TRUE(client);
+  std::atomic<uint64_t> late = 0;
+  peer.SetScript(On(Type::kPing, [&](ScriptedPeer& p, const Frame& f) {
+    if (late == 0) {
+      late = f.header.request;
+      return Act::kHandled;
+    }
+    // Now the late one, as an error, and then the right one.
+    p.SendError(late, 11, "late");
+    p.SendError(f.header.request + 1000, 11, "to nobody");
+    return Act::kDefault;
+  }));
+  EXPECT_EQ(client->Ping(20).code(), KVC_DEADLINE_EXCEEDED);
+  EXPECT_TRUE(client->Ping().ok());
+  EXPECT_TRUE(client->Ping().ok());
+}
+
+TEST(FaultyPeer, RepliesInAnotherOrderReachTheirCallers) {
+  constexpr size_t kCalls = 8;
+  constexpr int kRounds = 50;
+  ScriptedPeer peer;
+  auto client = Connect(peer);
+  ASSERT_TRUE(client);
+  std::vector<std::pair<uint64_t, std::string>> waiting;  // The peer's thread only.
+  peer.SetScript(On(Type::kReport, [&](ScriptedPeer& p, const Frame& f) {
+    wire::Report request;
+    EXPECT_TRUE(request.ParseFromString(f.body));
+    waiting.emplace_back(f.header.request, request.what());
+    if (waiting.size() < kCalls) return Act::kHandled;
+    for (auto it = waiting.rbegin(); it != waiting.rend(); ++it) {
+      wire::ReportReply reply;
+      reply.set_json("answer to " + it->second);
+      p.Send(Type::kReportReply, it->first, reply);
+    }
+    waiting.clear();
+    return Act::kHandled;
+  }));
+  std::atomic<int> right = 0;
+  std::vector<std::thread> callers;
+  for (size_t i = 0; i < kCalls; ++i) {
+    callers.emplace_back([&, i] {
+      for (int round = 0; round < kRounds; ++round) {
+        const std::string what = std::to_string(i) + "/" + std::to_string(round);
+        kvc_report_options options{};
+        options.struct_size = sizeof options;
+        options.what = what.c_str();
+        char* json = nullptr;
+        if (kvc_report(client->get(), &options, 0, &json, nullptr) != KVC_OK) continue;
+        right += json == "answer to " + what ? 1 : 0;
+        kvc_free(json);
+      }
+    });
+  }
+  for (std::thread& caller : callers)
+    caller.join();
+  EXPECT_EQ(right.load(), static_cast<int>(kCalls) * kRounds);
+}
+
+// ---- What a caller gave up is given back
+
+void AnswerGrant(ScriptedPeer& peer, uint64_t request, const std::vector<uint64_t>& grants) {
+  wire::GrantReply reply;
+  for (const uint64_t grant : grants) {
+    reply.add_codes(0);
+    reply.add_grants(grant);
+    reply.add_handles(shm::MakeHandle(1, static_cast<uint32_t>(grant), 0));
+  }
+  auto arena = CreateMemfd("arena", 1 << 20);
+  wire::Arena* described = reply.add_arenas();
+  described->set_id(1);
+  described->set_bytes(1 << 20);
+  described->set_page_bytes(4096);
+  described->set_writable(true);
+  peer.Send(Type::kGrantReply, request, reply, {arena->get()});
+}
+
+void AnswerOpen(ScriptedPeer& peer, uint64_t request) {
+  wire::OpenSpaceReply reply;
+  reply.set_space_id(std::string(32, 'x'));
+  reply.set_slot(1);
+  reply.set_epoch(1);
+  reply.set_page_bytes(4096);
+  reply.mutable_layout()->set_page_tokens(16);
+  peer.Send(Type::kOpenSpaceReply, request, reply);
+}
+
+class GivenBack : public testing::Test {
+ protected:
+  void SetUp() override {
+    peer_.SetScript([this](ScriptedPeer& p, const Frame& f) {
+      if (f.header.type == Type::kOpenSpace) {
+        AnswerOpen(p, f.header.request);
+        return Act::kHandled;
+      }
+      if (f.header.type == Type::kGrant) {
+        if (hold_) {
+          held_ = f.header.request;
+        } else {
+          AnswerGrant(p, f.header.request, {next_, next_ + 1});
+        }
+        return Act::kHandled;
+      }
+      if (f.header.type == Type::kAbort) {
+        wire::Abort abort;
+        EXPECT_TRUE(abort.ParseFromString(f.body));
+        MutexLock lock(mu_);
+        aborted_.insert(aborted_.end(), abort.grants().begin(), abort.grants().end());
+      }
+      return Act::kDefault;
+    });
+    auto client = Connect(peer_);
+    ASSERT_TRUE(client);
+    client_ = std::make_unique<kvc::Client>(*std::move(client));
+    auto space = client_->OpenExistingSpace(kvc_key{});
+    ASSERT_TRUE(space) << space.error().ToString();
+    space_ = std::make_unique<kvc::Space>(*std::move(space));
+  }
+  void TearDown() override {
+    space_.reset();
+    client_.reset();
+  }
+
+  std::vector<uint64_t> aborted() {
+    MutexLock lock(mu_);
+    return aborted_;
+  }
+
+  std::atomic<bool> hold_ = false;
+  std::atomic<uint64_t> held_ = 0;
+  std::atomic<uint64_t> next_ = 10;
+  Mutex mu_;
+  std::vector<uint64_t> aborted_;
+  ScriptedPeer peer_;
+  std::unique_ptr<kvc::Client> client_;
+  std::unique_ptr<kvc::Space> space_;
+};
+
+TEST_F(GivenBack, GrantsOfALateReply) {
+  hold_ = true;
+  const std::vector<kvc_key> keys(2);
+  EXPECT_EQ(client_->Grant(*space_, {keys.data(), 2}, 0, 20).error().code(), KVC_DEADLINE_EXCEEDED);
+  AnswerGrant(peer_, held_, {21, 22});
+  EXPECT_TRUE(Await([&] { return aborted() == std::vector<uint64_t>{21, 22}; }));
+}
+
+TEST_F(GivenBack, ExpiredGrantsThatNobodyKnowsAndNoOthers) {
+  const std::vector<kvc_key> keys(2);
+  auto grants = client_->Grant(*space_, {keys.data(), 2});
+  ASSERT_TRUE(grants) << grants.error().ToString();
+  EXPECT_EQ((*grants)[1].writable().size(), 4096u);
+  wire::GrantExpiredEvent event;
+  for (const uint64_t grant : {5, 10, 11, 6})
+    event.add_grants(grant);
+  peer_.Send(Type::kGrantExpiredEvent, 0, event);
+  EXPECT_TRUE(Await([&] { return aborted() == std::vector<uint64_t>{5, 6}; }));
+  std::memset((*grants)[0].writable().data(), 1, 4096);
+  { const kvc::Grants gone = *std::move(grants); }
+  EXPECT_EQ(aborted(), (std::vector<uint64_t>{5, 6, 10, 11}));
+}
+
+TEST_F(GivenBack, GrantsOfAReplyThatIsWrong) {
+  // Two pages asked for, three answered; and then an arena without its descriptor.
+  peer_.SetScript([this](ScriptedPeer& p, const Frame& f) {
+    if (f.header.type == Type::kGrant) {
+      AnswerGrant(p, f.header.request, {31, 32, 33});
+      return Act::kHandled;
+    }
+    if (f.header.type == Type::kAbort) {
+      wire::Abort abort;
+      EXPECT_TRUE(abort.ParseFromString(f.body));
+      MutexLock lock(mu_);
+      aborted_.insert(aborted_.end(), abort.grants().begin(), abort.grants().end());
+    }
+    return Act::kDefault;
+  });
+  const std::vector<kvc_key> keys(2);
+  EXPECT_EQ(client_->Grant(*space_, {keys.data(), 2}).error().code(), KVC_DATA_LOSS);
+  EXPECT_EQ(aborted(), (std::vector<uint64_t>{31, 32, 33}));
+}
+
+TEST_F(GivenBack, AttachmentOfALateReply) {
+  std::atomic<uint64_t> request = 0;
+  peer_.SetScript(On(Type::kAttach, [&](ScriptedPeer&, const Frame& f) {
+    request = f.header.request;
+    return Act::kHandled;
+  }));
+  EXPECT_EQ(client_->Attach("m", {}, 20).error().code(), KVC_DEADLINE_EXCEEDED);
+  std::atomic<uint64_t> detached = 0;
+  peer_.SetScript(On(Type::kDetach, [&](ScriptedPeer&, const Frame& f) {
+    wire::Detach detach;
+    EXPECT_TRUE(detach.ParseFromString(f.body));
+    detached = detach.attachment();
+    return Act::kDefault;
+  }));
+  wire::AttachReply reply;
+  reply.set_attachment(44);
+  peer_.Send(Type::kAttachReply, request, reply);
+  EXPECT_TRUE(Await([&] { return detached == 44; }));
+}
+
+// ---- Coming back
+
+TEST(FaultyPeer, RefusedResumeIsANewLife) {
+  ScriptedPeer peer;
+  auto client = Connect(peer);
+  ASSERT_TRUE(client);
+  peer.SetResumes(false);
+  peer.Cut();
+  ASSERT_TRUE(Await([&] { return client->epoch() == 2; }));
+  EXPECT_TRUE(client->Ping().ok());
+  EXPECT_EQ(peer.CountOf(Type::kHello), 3u);
+}
+
+TEST(FaultyPeer, ResumeInAnotherLifeIsRefused) {
+  ScriptedPeer peer;
+  auto client = Connect(peer);
+  ASSERT_TRUE(client);
+  peer.SetLife(8);  // And yet it resumes.
+  peer.Cut();
+  ASSERT_TRUE(Await([&] { return peer.CountOf(Type::kHello) >= 3; }));
+  EXPECT_EQ(client->epoch(), 0u);
+  peer.SetLife(7);
+  EXPECT_TRUE(client->WaitConnected().ok());
+  EXPECT_EQ(client->epoch(), 1u);
+}
+
+TEST(FaultyPeer, SpaceThatCannotBeOpenedAgainMissesAsStale) {
+  ScriptedPeer peer;
+  std::atomic<bool> open = true;
+  peer.SetScript(On(Type::kOpenSpace, [&](ScriptedPeer& p, const Frame& f) {
+    if (open) {
+      AnswerOpen(p, f.header.request);
+    } else {
+      p.SendError(f.header.request, 2, "no such model");
+    }
+    return Act::kHandled;
+  }));
+  auto client = Connect(peer);
+  ASSERT_TRUE(client);
+  auto space = client->OpenExistingSpace(kvc_key{});
+  ASSERT_TRUE(space);
+  auto reader = client->NewReader();
+  ASSERT_TRUE(reader);
+  kvc_miss why = KVC_MISS_NONE;
+  EXPECT_FALSE(reader->Pin(*space, kvc_key{}, &why));
+  EXPECT_EQ(why, KVC_MISS_STALE) << "the directory of the script has no such space";
+  open = false;
+  peer.SetResumes(false);
+  peer.SetLife(8);
+  peer.Cut();
+  ASSERT_TRUE(Await([&] { return client->epoch() == 2; }));
+  EXPECT_FALSE(reader->Pin(*space, kvc_key{}, &why));
+  EXPECT_EQ(why, KVC_MISS_STALE);
+  const kvc_key key{};
+  EXPECT_EQ(client->Grant(*space, {&key, 1}).error().code(), KVC_STALE);
+  EXPECT_EQ(client->Drop(*space, {&key, 1}).error().code(), KVC_STALE);
+}
+
+TEST(FaultyPeer, CallsAreBounded) {
+  ScriptedPeer peer;
+  auto client = Connect(peer);
+  ASSERT_TRUE(client);
+  std::atomic<uint64_t> waiting = 0;
+  peer.SetScript(On(Type::kPing, [&](auto&, auto&) {
+    ++waiting;
+    return Act::kHandled;
+  }));
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 256; ++i) {
+    callers.emplace_back([&] { EXPECT_EQ(client->Ping(60'000).code(), KVC_UNAVAILABLE); });
+  }
+  EXPECT_TRUE(Await([&] { return waiting == 256; }));
+  EXPECT_EQ(client->Ping().code(), KVC_EXHAUSTED);
+  peer.Cut();
+  for (std::thread& caller : callers)
+    caller.join();
+}
+
+TEST(FaultyPeer, GarbageAtAnyTimeNeverCrashesTheClient) {
+  ScriptedPeer peer;
+  auto client = Connect(peer);
+  ASSERT_TRUE(client);
+  uint64_t seed = 1;
+  peer.SetScript(On(Type::kPing, [&](ScriptedPeer& p, const Frame& f) {
+    std::string garbage;
+    for (int i = 0; i < 40; ++i) {
+      seed = seed * 6364136223846793005 + 1442695040888963407;
+      garbage.push_back(static_cast<char>(seed >> 56));
+    }
+    // Often enough with a header that is taken for one.
+    if (seed % 2 == 0) {
+      const auto type = static_cast<Type>(seed >> 33 & 127);
+      garbage = Header(24, type, 0, seed % 3 == 0 ? f.header.request : 0) + garbage.substr(16);
+    }
+    p.SendRaw(garbage);
+    return seed % 5 == 0 ? Act::kHangUp : Act::kHandled;
+  }));
+  for (int round = 0; round < 200; ++round) {
+    static_cast<void>(client->WaitConnected());
+    static_cast<void>(client->Ping(20));  // Whatever comes of it.
+  }
+  peer.SetScript({});
+  EXPECT_TRUE(Await([&] { return client->WaitConnected().ok() && client->Ping(1000).ok(); }));
+}
+
+}  // namespace
+}  // namespace terrace::client
