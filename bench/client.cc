@@ -1,6 +1,7 @@
 #include "bench/client.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 namespace terrace::bench {
 

@@ -39,8 +39,13 @@ std::string Chosen(const std::string& line) {
 std::string FigureText(const Figure& figure) {
   char text[64];
   if (figure.unit == "bytes") {
-    const double gigabytes = figure.value / 1e9;
-    std::snprintf(text, sizeof text, gigabytes >= 0.1 ? "%.2f GB" : "%.6f GB", gigabytes);
+    const int power = figure.value >= 1e9   ? 9
+                      : figure.value >= 1e6 ? 6
+                      : figure.value >= 1e3 ? 3
+                                            : 0;
+    const char* unit = power == 9 ? "GB" : power == 6 ? "MB" : power == 3 ? "kB" : "B";
+    std::snprintf(text, sizeof text, "%.*f %s", power == 0 ? 0 : 2,
+                  figure.value / std::pow(10.0, power), unit);
   } else if (figure.unit == "count" && figure.value == std::floor(figure.value)) {
     std::snprintf(text, sizeof text, "%.0f", figure.value);
   } else if (figure.unit == "ratio") {

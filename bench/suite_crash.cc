@@ -7,6 +7,8 @@
 // (`report_us`) late, and the daemon is kept busy by them.
 #include <poll.h>
 
+#include <nlohmann/json.hpp>
+
 #include "bench/content.h"
 #include "bench/daemon.h"
 #include "bench/processes.h"

@@ -56,10 +56,30 @@ Result<uint64_t> Pump(const std::vector<pid_t>& threads) {
   return entries;
 }
 
+// Ends a traced process. Its first thread can be waited for only when its tracer has taken note of
+// the end of all others.
+class EndOfTracing {
+ public:
+  EndOfTracing(pid_t pid, const std::vector<pid_t>& threads) : pid_(pid), threads_(threads) {}
+  EndOfTracing(const EndOfTracing&) = delete;
+  EndOfTracing& operator=(const EndOfTracing&) = delete;
+  ~EndOfTracing() {
+    kill(pid_, SIGKILL);
+    for (const pid_t thread : threads_) {
+      if (thread != pid_) waitpid(thread, nullptr, __WALL);
+    }
+  }
+
+ private:
+  const pid_t pid_;
+  const std::vector<pid_t>& threads_;
+};
+
 }  // namespace
 
 Result<uint64_t> CountSystemCalls(pid_t pid, CountedSection& section) {
   const std::vector<pid_t> threads = ThreadsOf(pid);
+  const EndOfTracing end(pid, threads);
   for (const pid_t thread : threads) {
     if (ptrace(PTRACE_SEIZE, thread, 0, PTRACE_O_TRACESYSGOOD) != 0) {
       return SystemError("ptrace(PTRACE_SEIZE)", errno);

@@ -19,8 +19,8 @@ struct CountedSection {
   std::atomic<uint32_t> done{0};
 };
 
-// Traces every thread of `pid`, sets `go`, counts the entries into system calls until `done`. The
-// process stays stopped or traced: it is to be killed afterwards.
+// Traces every thread of `pid`, a child of this process, sets `go`, counts the entries into system
+// calls until `done`, and kills the process, whose end is still to be waited for.
 Result<uint64_t> CountSystemCalls(pid_t pid, CountedSection& section);
 
 }  // namespace terrace::bench
