@@ -326,8 +326,9 @@ void Connection::Flush() {
     if (sent < 0) {
       // ETOOMANYREFS: the peer has not taken earlier descriptors yet. Readiness does not tell when
       // it has, so Sweep tries again; the stall limit bounds that.
-      if (errno == EAGAIN) watch_.ArmWrite();
-      if (errno != EAGAIN && errno != EINTR && errno != ETOOMANYREFS) {
+      if (errno == EAGAIN || errno == EINTR) {
+        watch_.ArmWrite();
+      } else if (errno != ETOOMANYREFS) {
         Close(SystemError("sendmsg", errno));
       }
       return;

@@ -145,6 +145,9 @@ Status Daemon::Start() {
   ASSIGN_OR_RETURN(listener_, Listener::Open(listener, loop_, [this](UniqueFd socket) {
                      service_->Accept(std::move(socket));
                    }));
+  for (const std::string& problem : engine_->Summary().restore_problems) {
+    LogLimited(LogLevel::kWarning, "model-not-restored", {{"why", problem}});
+  }
   loop_.OnSignals({SIGTERM, SIGINT}, [this](int signal) { Stop(signal); });
   Log(LogLevel::kInfo, "serving",
       {{"version", TERRACE_VERSION},

@@ -205,7 +205,8 @@ std::string StatusJson(const StatusReport& engine, const ServiceReport& service)
         {"directory_growths", engine.directory_growths}}},
       {"blocks", {{"evicted", engine.evicted_blocks}}},
       {"lookups", Lookups(engine.lookups)},
-      {"traffic", TrafficOf(service)}};
+      {"traffic", TrafficOf(service)},
+      {"restore_problems", engine.restore_problems}};
   return Dump(json);
 }
 

@@ -104,7 +104,7 @@ class Verbs {
   Ticket Begin(Session& session, uint64_t request);
   // The session that waits for this ticket's reply; null when nobody does any more.
   Session* Finish(const Ticket& ticket);
-  // The arena's facts and descriptor, noted as given to the client.
+  // The descriptor of a slab, noted as given to the client: it is told when the slab goes.
   Result<UniqueFd> GiveArena(ClientRecord& client, ArenaId arena, bool writable);
 
   const Parts parts_;

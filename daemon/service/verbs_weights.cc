@@ -166,10 +166,9 @@ Status Verbs::OnAttachBlocks(Session& session, Frame& frame) {
   if (request.blocks_size() > static_cast<int>(kMaxAttachBlocks)) {
     return TooMany("blocks", request.blocks_size(), kMaxAttachBlocks);
   }
-  ClientRecord& client = *session.client;
   ASSIGN_OR_RETURN(const std::vector<ArenaId> arenas,
                    parts_.engine->BlocksOf(
-                       client.id, request.attachment(),
+                       session.client->id, request.attachment(),
                        {request.blocks().data(), static_cast<size_t>(request.blocks_size())}));
   if (arenas.size() > kMaxAttachBlocks) {
     return {Code::kInvalidArgument, "blocks: the model has " + std::to_string(arenas.size()) +
@@ -183,7 +182,7 @@ Status Verbs::OnAttachBlocks(Session& session, Frame& frame) {
     wire::AttachBlocksReply reply;
     std::vector<UniqueFd> fds;
     for (; next < arenas.size() && fds.size() < wire::kMaxFds; ++next) {
-      ASSIGN_OR_RETURN(UniqueFd fd, GiveArena(client, arenas[next], false));
+      ASSIGN_OR_RETURN(UniqueFd fd, parts_.host->Descriptor(arenas[next], Protection::kRead));
       fds.push_back(std::move(fd));
       reply.add_blocks(request.blocks_size() == 0 ? static_cast<uint32_t>(next)
                                                   : request.blocks(static_cast<int>(next)));
