@@ -2,7 +2,6 @@
 // reports.cc.
 #include "daemon/engine/host_engine.h"
 
-#include <algorithm>
 #include <map>
 
 #include "base/check.h"
@@ -114,11 +113,9 @@ Result<SpaceGiven> HostEngine::OpenSpace(ClientId id, const SpaceSpec& spec) {
   ASSIGN_OR_RETURN(const Client* client, clients_.Serving(id));
   Tenant& tenant = catalog_.At(client->spec.tenant);
   ASSIGN_OR_RETURN(
-      const Space* space, catalog_.Open(tenant, id, spec, [this](const std::string& name) {
-        const std::vector<ModelReport> models = weights_.Models();
-        return std::any_of(models.begin(), models.end(),
-                           [&](const ModelReport& model) { return model.name == name; });
-      }));
+      const Space* space,
+      catalog_.Open(tenant, id, spec,
+                    [this](const std::string& name) { return weights_.Knows(name); }));
   return GivenOf(tenant, *space);
 }
 
