@@ -29,7 +29,7 @@ enum class Outcome : uint8_t {
 
 struct LookupResult {
   Outcome outcome = Outcome::kMiss;
-  shm::Miss reason = shm::Miss::kAbsent;
+  shm::Miss reason = shm::Miss::kAbsent;  // Of a miss only.
   uint32_t hits = 0;
 };
 
@@ -153,7 +153,7 @@ class Lookup {
     uint64_t by_reason[shm::kMisses] = {};
 
     void Miss(shm::Miss reason, uint64_t count) {
-      if (misses == 0) first_reason = reason;
+      if (misses == 0 && count > 0) first_reason = reason;
       misses += count;
       by_reason[static_cast<uint32_t>(reason)] += count;
     }

@@ -26,6 +26,10 @@ constexpr int kRounds = 4;
 #endif
 constexpr uint64_t kHotLookups = 20 * kStepsARound;
 constexpr uint32_t kHotSlots = 2;
+// However the machine shares its cores out, a round is not over before the owner has done so many
+// turns and each reader has had so many hits.
+constexpr uint64_t kTurnsARound = 5'000;
+constexpr uint64_t kHitsARound = 100;
 constexpr int kReaders = 3;
 constexpr uint32_t kSlots = 64;
 constexpr uint64_t kKeys = 80;
@@ -115,10 +119,13 @@ RoundFigures RunRound(uint64_t seed) {
 
   Mailbox mailbox;
   std::atomic<int> running = kReaders;
+  std::atomic<uint64_t> turns = 0;
   std::vector<std::thread> threads;
   for (int i = 0; i < kReaders; ++i) {
     threads.emplace_back([&, i] {
-      for (uint64_t step = 0; step < kStepsARound; ++step) {
+      for (uint64_t step = 0; step < kStepsARound || turns.load() < kTurnsARound ||
+                              readers[i]->figures().hits < kHitsARound;
+           ++step) {
         readers[i]->Step();
         if (step % 16 == 0 && readers[i]->holds_any()) {
           mailbox.Put(readers[i]->TakeHeld(), readers[i].get());
@@ -131,8 +138,7 @@ RoundFigures RunRound(uint64_t seed) {
 
   RoundFigures figures;
   Random random(seed);
-  uint64_t turn = 0;
-  for (; running.load() > 0; ++turn) {
+  for (uint64_t turn = 0; running.load() > 0; turns.store(++turn)) {
     pager.Publish(random.Below(kKeys));
     if (turn % 32 == 0) pager.Evict(8);
     if (turn % 32 == 7) pager.Drop(random.Below(kKeys));
@@ -210,8 +216,9 @@ TEST(Race, PinIsSeenBetweenUnlinkAndScan) {
   Lane<> lane(pool, 0);
   PageReader reader(board, pages, lane, kHotSlots, 2);
   std::atomic<bool> running = true;
+  std::atomic<uint64_t> turns = 0;
   std::thread thread([&] {
-    for (uint64_t i = 0; i < kHotLookups; ++i)
+    for (uint64_t i = 0; i < kHotLookups || turns.load() < kTurnsARound; ++i)
       reader.Touch();
     running.store(false);
   });
@@ -219,6 +226,7 @@ TEST(Race, PinIsSeenBetweenUnlinkAndScan) {
   while (running.load()) {
     pager.Publish(random.Below(kHotSlots));
     pager.Evict(1);
+    turns.fetch_add(1);
   }
   thread.join();
   EXPECT_EQ(reader.figures().wrong, 0u) << "of " << reader.figures().hits;
