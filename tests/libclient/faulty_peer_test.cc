@@ -36,6 +36,7 @@ kvc::Result<kvc::Client> Connect(const ScriptedPeer& peer, int32_t timeout_ms = 
 }
 
 // A script for one type of request; the rest is answered as by a daemon.
+// What it refers to is declared before its peer: the peer's thread ends with the peer.
 ScriptedPeer::Script On(Type type, std::function<Act(ScriptedPeer&, const Frame&)> act) {
   return [type, act = std::move(act)](ScriptedPeer& peer, const Frame& frame) {
     return frame.header.type == type ? act(peer, frame) : Act::kDefault;
@@ -193,10 +194,10 @@ TEST(FaultyPeer, SilentPeerIsADeadline) {
 // ---- Calls
 
 TEST(FaultyPeer, ReplyOfAnotherKindEndsTheConnectionAndTheClientComesBack) {
+  std::atomic<int> wrong = 1;
   ScriptedPeer peer;
   auto client = Connect(peer);
   ASSERT_TRUE(client);
-  std::atomic<int> wrong = 1;
   peer.SetScript(On(Type::kPing, [&](ScriptedPeer& p, const Frame& f) {
     if (wrong.fetch_sub(1) <= 0) return Act::kDefault;
     p.Send(Type::kCommitReply, f.header.request, wire::CommitReply());
@@ -217,10 +218,10 @@ TEST(FaultyPeer, LossDuringACallIsToldAtOnce) {
 }
 
 TEST(FaultyPeer, LateReplyIsNotTakenForAnother) {
+  std::atomic<uint64_t> late = 0;
   ScriptedPeer peer;
   auto client = Connect(peer);
   ASSERT_TRUE(client);
-  std::atomic<uint64_t> late = 0;
   peer.SetScript(On(Type::kPing, [&](ScriptedPeer& p, const Frame& f) {
     if (late == 0) {
       late = f.header.request;
@@ -239,10 +240,10 @@ TEST(FaultyPeer, LateReplyIsNotTakenForAnother) {
 TEST(FaultyPeer, RepliesInAnotherOrderReachTheirCallers) {
   constexpr size_t kCalls = 8;
   constexpr int kRounds = 50;
+  std::vector<std::pair<uint64_t, std::string>> waiting;  // The peer's thread only.
   ScriptedPeer peer;
   auto client = Connect(peer);
   ASSERT_TRUE(client);
-  std::vector<std::pair<uint64_t, std::string>> waiting;  // The peer's thread only.
   peer.SetScript(On(Type::kReport, [&](ScriptedPeer& p, const Frame& f) {
     wire::Report request;
     EXPECT_TRUE(request.ParseFromString(f.body));
@@ -446,8 +447,8 @@ TEST(FaultyPeer, ResumeInAnotherLifeIsRefused) {
 }
 
 TEST(FaultyPeer, SpaceThatCannotBeOpenedAgainMissesAsStale) {
-  ScriptedPeer peer;
   std::atomic<bool> open = true;
+  ScriptedPeer peer;
   peer.SetScript(On(Type::kOpenSpace, [&](ScriptedPeer& p, const Frame& f) {
     if (open) {
       AnswerOpen(p, f.header.request);
@@ -478,10 +479,10 @@ TEST(FaultyPeer, SpaceThatCannotBeOpenedAgainMissesAsStale) {
 }
 
 TEST(FaultyPeer, CallsAreBounded) {
+  std::atomic<uint64_t> waiting = 0;
   ScriptedPeer peer;
   auto client = Connect(peer);
   ASSERT_TRUE(client);
-  std::atomic<uint64_t> waiting = 0;
   peer.SetScript(On(Type::kPing, [&](auto&, auto&) {
     ++waiting;
     return Act::kHandled;
@@ -498,10 +499,10 @@ TEST(FaultyPeer, CallsAreBounded) {
 }
 
 TEST(FaultyPeer, GarbageAtAnyTimeNeverCrashesTheClient) {
+  uint64_t seed = 1;
   ScriptedPeer peer;
   auto client = Connect(peer);
   ASSERT_TRUE(client);
-  uint64_t seed = 1;
   peer.SetScript(On(Type::kPing, [&](ScriptedPeer& p, const Frame& f) {
     std::string garbage;
     for (int i = 0; i < 40; ++i) {
