@@ -163,46 +163,65 @@ TEST_F(LifeTest, AClosedConnectionEndsNothingAndTheSameProcessComesBack) {
 }
 
 TEST_F(LifeTest, WhatExpiresWhileAClientIsAwayIsToldWhenItComesBack) {
-  Start("grant_deadline = \"1ms\"");
+  Start("grant_deadline = \"1s\"");
   WireClient client = WireClient::Connect(daemon_->socket());
   const Result<wire::HelloReply> hello = client.Hello("away");
   ASSERT_EQ(hello.status(), Status());
-  std::vector<uint64_t> grants;
-  {
-    // Sent, and the connection closed without waiting for the reply: it never learns the numbers.
-    const Result<wire::OpenSpaceReply> space =
-        client.Call<wire::OpenSpaceReply>(wire::Type::kOpenSpace, SpaceMessage());
-    ASSERT_EQ(space.status(), Status());
-    wire::Grant grant;
-    grant.set_slot(space->slot());
-    grant.set_epoch(space->epoch());
-    grant.set_keys(std::string(32, 'g'));
-    ASSERT_TRUE(client.Send(wire::Type::kGrant, 77, grant));
-    ::shutdown(client.fd(), SHUT_WR);
-    client.AwaitClosed();
-  }
-  ASSERT_TRUE(Eventually([](const json& status) {
-    return status["pages"]["abandoned_grants"] == 1 && status["clients"]["away"] == 1;
-  }));
+  const Result<wire::GrantReply> granted = GrantPages(client, 2);
+  ASSERT_EQ(granted.status(), Status());
+  client.Close();
+  ASSERT_TRUE(Eventually([](const json& status) { return status["clients"]["away"] == 1; }));
+  ASSERT_EQ(Report("status")["pages"]["abandoned_grants"], 0);
+  ASSERT_TRUE(
+      Eventually([](const json& status) { return status["pages"]["abandoned_grants"] == 2; }));
   client = WireClient::Connect(daemon_->socket());
   ASSERT_EQ(client.Call<wire::HelloReply>(wire::Type::kHello, ResumeMessage(*hello, hello->token()))
                 .status(),
             Status());
-  // Unless it expired before the connection ended, in which case the event went with that.
-  std::optional<ReceivedFrame> frame;
-  if (client.events.empty()) {
-    pollfd entry{client.fd(), POLLIN, 0};
-    if (::poll(&entry, 1, 200) == 1) frame = client.Receive();
-  }
-  if (frame) {
-    ASSERT_EQ(frame->header.type, wire::Type::kGrantExpiredEvent);
-    wire::GrantExpiredEvent event;
-    ASSERT_TRUE(event.ParseFromString(frame->message));
-    wire::Abort abort;
-    *abort.mutable_grants() = event.grants();
-    ASSERT_EQ(client.Call<wire::AbortReply>(wire::Type::kAbort, abort).status(), Status());
-    EXPECT_EQ(Report("status")["pages"]["abandoned_grants"], 0);
-  }
+  const std::optional<ReceivedFrame> frame = client.Receive();
+  ASSERT_TRUE(frame.has_value());
+  ASSERT_EQ(frame->header.type, wire::Type::kGrantExpiredEvent);
+  wire::GrantExpiredEvent event;
+  ASSERT_TRUE(event.ParseFromString(frame->message));
+  EXPECT_THAT(event.grants(),
+              testing::UnorderedElementsAre(granted->grants(0), granted->grants(1)));
+  wire::Abort abort;
+  *abort.mutable_grants() = event.grants();
+  ASSERT_EQ(client.Call<wire::AbortReply>(wire::Type::kAbort, abort).status(), Status());
+  EXPECT_EQ(Report("status")["pages"]["abandoned_grants"], 0);
+}
+
+TEST_F(LifeTest, AClientOverItsPinBudgetIsCutAndItsPinsCountNoMore) {
+  Start("pinned_bytes = \"4KiB\"");
+  WireClient greedy = WireClient::Connect(daemon_->socket());
+  std::vector<UniqueFd> fds;
+  const Result<wire::HelloReply> hello = greedy.Hello("greedy", true, &fds);
+  ASSERT_EQ(hello.status(), Status());
+  EXPECT_EQ(hello->max_pinned_bytes(), 4096u);
+  Result<Mapping> channel =
+      Mapping::Of(fds.at(0).get(), 0, shm::kChannelBytes, Protection::kReadWrite);
+  ASSERT_EQ(channel.status(), Status());
+  const Result<wire::GrantReply> granted = GrantPages(greedy, 4);  // Of 4 KiB each.
+  ASSERT_EQ(granted.status(), Status());
+  wire::Commit commit;
+  *commit.mutable_grants() = granted->grants();
+  ASSERT_EQ(greedy.Call<wire::CommitReply>(wire::Type::kCommit, commit).status(), Status());
+  auto* shared = reinterpret_cast<shm::Channel*>(channel->data());
+  shared->upper_summary[0].store(1);
+  shared->summary[0].store(1);
+  for (int i = 0; i < 3; ++i)
+    shared->lines[0].pins[i].store(granted->handles(i) | 1);
+  // Eviction scans the pins, and does not count those of whoever is over the budget.
+  ASSERT_TRUE(Eventually([&](const json& status) {
+    EXPECT_EQ(watcher_.Call<wire::EvictReply>(wire::Type::kEvict, wire::Evict()).status(),
+              Status());
+    return status["clients"]["count"] == 1 && status["pages"]["count"] == 0;
+  })) << Report("status");
+  std::optional<ReceivedFrame> frame = greedy.Receive();
+  ASSERT_TRUE(frame.has_value());
+  EXPECT_EQ(frame->header.request, 0u);
+  EXPECT_FALSE(WireClient::Parse<wire::PingReply>(*std::move(frame)).has_value());
+  EXPECT_TRUE(greedy.AwaitClosed());
 }
 
 TEST_F(LifeTest, AnotherProcessCannotComeBackAsAClient) {
