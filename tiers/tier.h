@@ -70,7 +70,8 @@ class HostTier {
   // Keeps about `bytes` of blank arenas of Create's usual size ready, made by background threads;
   // gives up blanks beyond it at once.
   virtual void SetReserve(size_t bytes) = 0;
-  // The size of a blank: slabs and blocks of at most this size come from the reserve.
+  // The size of a blank: slabs and blocks of at most this size, and not much smaller, come from the
+  // reserve.
   virtual size_t blank_bytes() const = 0;
   virtual HostReport Report() const = 0;
 };

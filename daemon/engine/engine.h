@@ -1,13 +1,13 @@
 // Engine: all decisions of the daemon, in one deterministic single-threaded object.
 //
-// It has no sockets, threads, files or clock of its own: it is given Clock, HostTier, WeightSources,
-// Journal and the memory of directories, and is called with verbs by the service (or by the
-// simulation, or a replay). Every method runs on the owner thread and returns without blocking;
-// verbs that wait for a tier take a completion, which is called later on the owner thread, exactly
-// once, also when the client has gone meanwhile.
+// It has no sockets, threads, files or clock of its own: it is given Clock, HostTier,
+// WeightSources, Journal and the memory of directories, and is called with verbs by the service (or
+// by the simulation, or a replay). Every method runs on the owner thread and returns without
+// blocking; verbs that may wait for a tier take a completion, which is called on the owner thread
+// exactly once, before the verb returns or later, also when the client has gone meanwhile.
 //
-// Verbs of a client name it by ClientId; the service has established who that is (SO_PEERCRED, pidfd)
-// before it calls ClientArrived.
+// Verbs of a client name it by ClientId; the service has established who that is (SO_PEERCRED,
+// pidfd) before it calls ClientArrived.
 #pragma once
 
 #include <cstdint>
@@ -32,14 +32,15 @@ namespace terrace {
 
 struct EngineOptions {
   uint64_t host_capacity_bytes = 0;
-  uint64_t slab_bytes = 64u << 20;   // Aimed at; a slab holds whole pages, at least one.
-  uint64_t block_bytes = 64u << 20;  // Of weights; doubled, up to 512 MiB, for sets of over 253 blocks.
-  uint64_t huge_page_bytes = 2u << 20;  // The unit in which memory is best taken and given back.
+  uint64_t slab_bytes = 64u << 20;  // Aimed at; a slab holds whole pages, at least one.
+  uint64_t block_bytes =
+      64u << 20;  // Of weights; doubled, up to 512 MiB, for sets of over 253 blocks.
+  uint64_t huge_page_bytes = 2u << 20;   // The unit in which memory is best taken and given back.
   uint64_t pretouch_bytes = UINT64_MAX;  // How much unused capacity is kept as pre-touched blanks.
-  uint32_t max_pins = 65536;         // A client, at most; shm::kMaxPinLines * 8 is the ceiling.
-  uint64_t max_pinned_bytes = 0;     // A client; 0: half the host capacity.
-  uint32_t max_grants = 4096;        // A client.
-  uint32_t grant_deadline_ms = 30'000;      // Where a request names none.
+  uint32_t max_pins = 65536;             // A client, at most; shm::kMaxPinLines * 8 is the ceiling.
+  uint64_t max_pinned_bytes = 0;         // A client; 0: half the host capacity.
+  uint32_t max_grants = 4096;            // A client.
+  uint32_t grant_deadline_ms = 30'000;   // Where a request names none.
   uint32_t grant_deadline_max_ms = 600'000;
 };
 
@@ -197,8 +198,8 @@ class Engine {
                                                 std::span<const uint32_t> blocks) = 0;
   virtual Status Detach(ClientId client, uint64_t attachment) = 0;
 
-  // ---- Time. To be called about every 10 ms: a bounded amount of background work (rings, deadlines,
-  // reserve, limbo). Returns whether more is waiting.
+  // ---- Time. To be called about every 10 ms: a bounded amount of background work (rings,
+  // deadlines, reserve, limbo). Returns whether more is waiting.
   virtual bool Turn() = 0;
   virtual void SetHostCapacity(uint64_t bytes) = 0;
 

@@ -108,7 +108,10 @@ Result<HostTier::Created> MemfdHostTier::Create(size_t bytes, ArenaUse use) {
 }
 
 MemfdHostTier::ArenaPtr MemfdHostTier::TakeBlank(size_t bytes) {
-  if (blanks_.empty() || bytes > options_.blank_bytes) return nullptr;
+  // A small arena (a manifest) would cut most of a blank away: populating it afresh costs less.
+  if (blanks_.empty() || bytes > options_.blank_bytes || bytes < options_.blank_bytes / 8) {
+    return nullptr;
+  }
   // One that stands on reserved huge pages serves sizes of 2 MiB multiples only.
   const bool any = bytes % kHugePageBytes == 0;
   const auto fits = std::find_if(blanks_.rbegin(), blanks_.rend(), [&](const ArenaPtr& blank) {

@@ -267,10 +267,15 @@ Status Load::CheckDigests() {
 Status Load::WriteManifest() {
   const std::vector<uint8_t> bytes =
       BuildManifest(version_->source->tensors(), *version_->image, content_);
-  auto created = CreateArena(RoundUpToBlockGranularity(bytes.size()));
+  const uint64_t memory_bytes = RoundUpToBlockGranularity(bytes.size());
+  auto created = CreateArena(memory_bytes);
   if (!created) return std::move(created).error().WithContext("the manifest");
   manifest_ = created->id;
   manifest_bytes_ = bytes.size();
+  if (!created->resident) {
+    RETURN_IF_ERROR(
+        parts_.host->Populate({.arena = manifest_, .offset = 0, .bytes = memory_bytes}));
+  }
   std::memcpy(parts_.host->Bytes(manifest_).data(), bytes.data(), bytes.size());
   return parts_.host->Seal(manifest_);
 }
