@@ -125,6 +125,19 @@ Status Daemon::AwaitReady(const DaemonOptions& options) const {
   return {Code::kDeadlineExceeded, "terraced did not make its memory ready in time"};
 }
 
+Result<double> Daemon::ProcessorSeconds() const {
+  double seconds = 0;
+  std::error_code failed;
+  const std::string folder = "/proc/" + std::to_string(pid_) + "/task";
+  for (const auto& thread : fs::directory_iterator(folder, failed)) {
+    uint64_t ns = 0;  // The first number of schedstat: time on a processor.
+    std::ifstream(thread.path() / "schedstat") >> ns;
+    seconds += static_cast<double>(ns) / 1e9;
+  }
+  if (seconds == 0) return Status(Code::kUnavailable, folder + "/*/schedstat cannot be read");
+  return seconds;
+}
+
 Daemon::~Daemon() {
   (void)Stop();
 }

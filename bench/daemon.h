@@ -36,6 +36,8 @@ class Daemon {
   std::string socket() const { return folder_ + "/terraced.sock"; }
   // The temporary folder; gone with the daemon.
   const std::string& folder() const { return folder_; }
+  // Processor time of all its threads so far, from /proc.
+  Result<double> ProcessorSeconds() const;
   // SIGTERM, and SIGKILL after ten seconds. Ok if it ended by itself with exit code 0.
   Status Stop();
 

@@ -8,8 +8,9 @@
 //
 // `evict_us_per_page` is all the time that these batches take, divided by the pages that the daemon
 // evicted meanwhile by its own counter: an upper bound, for it holds granting and committing too,
-// and whatever the daemon does between the messages. `put_us_per_page` is the same while there is
-// room; `evict_verb_us_per_page` is the verb that evicts on demand.
+// and whatever the daemon does between the messages. `daemon_cpu_us_per_page` is the processor time
+// of the daemon alone in that time. `put_us_per_page` is the same wall time while there is room;
+// `evict_verb_us_per_page` is the verb that evicts on demand.
 #include "base/random.h"
 #include "bench/content.h"
 #include "bench/daemon.h"
@@ -79,7 +80,7 @@ class FreshPages {
   uint64_t next_;
 };
 
-Result<Figures> Measure(const Engine& engine, const Sizes& sizes) {
+Result<Figures> Measure(const Daemon& daemon, const Engine& engine, const Sizes& sizes) {
   kvc_client* client = engine.client.get();
   FreshPages fresh(engine, sizes.hot_pages);
   const int room_batches = std::max(2, sizes.batches / 4);
@@ -96,9 +97,11 @@ Result<Figures> Measure(const Engine& engine, const Sizes& sizes) {
   }
   RETURN_IF_ERROR(fresh.PutBatches(4));
   ASSIGN_OR_RETURN(const uint64_t before, EvictedPages(client));
+  ASSIGN_OR_RETURN(const double cpu_before, daemon.ProcessorSeconds());
   const Stopwatch full;
   RETURN_IF_ERROR(fresh.PutBatches(sizes.batches));
   const double full_us = full.Us();
+  ASSIGN_OR_RETURN(const double cpu_after, daemon.ProcessorSeconds());
   ASSIGN_OR_RETURN(const uint64_t after, EvictedPages(client));
   if (after == before) return Status(Code::kInternal, "nothing was evicted");
 
@@ -110,6 +113,8 @@ Result<Figures> Measure(const Engine& engine, const Sizes& sizes) {
   const double verb_us = on_demand.Us();
   ASSIGN_OR_RETURN(const uint64_t found_pinned, StatusNumber(client, "/pages/evictions_pinned"));
   return Figures{{"evict_us_per_page", full_us / static_cast<double>(after - before), "us"},
+                 {"daemon_cpu_us_per_page",
+                  (cpu_after - cpu_before) * 1e6 / static_cast<double>(after - before), "us"},
                  {"put_us_per_page", roomy_us, "us"},
                  {"evict_verb_us_per_page",
                   verb.pages == 0 ? 0 : verb_us / static_cast<double>(verb.pages), "us"},
@@ -137,7 +142,7 @@ Result<Figures> RunEvict(const SuiteOptions& options) {
   RETURN_IF_ERROR(TellAll(holders));
   RETURN_IF_ERROR(HearAll(holders));
   ASSIGN_OR_RETURN(const Engine engine, StartEngine(residents, "writer", /*read_only=*/false));
-  Result<Figures> figures = Measure(engine, sizes);
+  Result<Figures> figures = Measure(daemon, engine, sizes);
   RETURN_IF_ERROR(TellAll(holders));
   RETURN_IF_ERROR(WaitAll(holders));
   return figures;

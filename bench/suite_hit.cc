@@ -110,6 +110,10 @@ class BareTable {
 
 enum class Value { kAddress, kFirstWord };
 
+// A chain is timed in pieces of so many steps, about 100 us, and the median piece counts: what the
+// scheduler does to this process for milliseconds falls on few of them.
+constexpr uint64_t kStepsOfPiece = 1000;
+
 // What became of a chain: `last` keeps the compiler from leaving it out, misses must be 0.
 struct ChainEnd {
   double ns_per_step = 0;
@@ -122,39 +126,49 @@ uint64_t ValueOf(const void* data) {
   return kValue == Value::kAddress ? reinterpret_cast<uintptr_t>(data) : FirstWord(data);
 }
 
+// Runs `step(i)` for every i below `steps` and answers the median time of one.
+template <typename Step>
+double TimeSteps(uint64_t steps, const Step& step) {
+  std::vector<double> pieces;
+  for (uint64_t first = 0; first < steps; first += kStepsOfPiece) {
+    const Stopwatch watch;
+    for (uint64_t i = first; i < first + kStepsOfPiece; ++i)
+      step(i);
+    pieces.push_back(watch.Ns() / static_cast<double>(kStepsOfPiece));
+  }
+  return Median(std::move(pieces));
+}
+
 template <Value kValue>
 ChainEnd HitChain(const Engine& engine, const Sizes& sizes, uint64_t seed) {
   ChainEnd end{.ns_per_step = 0, .last = seed, .misses = 0};
-  const Stopwatch watch;
-  for (uint64_t i = 0; i < sizes.chain_steps; ++i) {
+  kvc_reader* const reader = engine.reader.get();
+  const kvc_space* const space = engine.space.get();
+  end.ns_per_step = TimeSteps(sizes.chain_steps, [&](uint64_t i) {
     const kvc_key key = SyntheticKey(Pick(end.last + i, sizes.pages));
     kvc_page page;
-    const kvc_ticket ticket =
-        kvc_pin(engine.reader.get(), engine.space.get(), &key, &page, nullptr);
+    const kvc_ticket ticket = kvc_pin(reader, space, &key, &page, nullptr);
     if (ticket == 0) {
       ++end.misses;
-      continue;
+      return;
     }
     end.last = ValueOf<kValue>(page.data);
-    kvc_unpin(engine.reader.get(), ticket);
-  }
-  end.ns_per_step = watch.Ns() / static_cast<double>(sizes.chain_steps);
+    kvc_unpin(reader, ticket);
+  });
   return end;
 }
 
 template <Value kValue>
 ChainEnd BareChain(const BareTable& table, const Sizes& sizes, uint64_t seed) {
   ChainEnd end{.ns_per_step = 0, .last = seed, .misses = 0};
-  const Stopwatch watch;
-  for (uint64_t i = 0; i < sizes.chain_steps; ++i) {
+  end.ns_per_step = TimeSteps(sizes.chain_steps, [&](uint64_t i) {
     const void* data = table.Find(SyntheticKey(Pick(end.last + i, sizes.pages)));
     if (data == nullptr) {
       ++end.misses;
-      continue;
+      return;
     }
     end.last = ValueOf<kValue>(data);
-  }
-  end.ns_per_step = watch.Ns() / static_cast<double>(sizes.chain_steps);
+  });
   return end;
 }
 
@@ -214,20 +228,15 @@ SingleFigures TimeSingleHits(const Engine& engine, const Sizes& sizes) {
 
 // Keys that do not wait for each other: lookups overlap as far as the processor can.
 double TimeIndependentHits(const Engine& engine, const Sizes& sizes) {
-  std::vector<double> rounds;
-  for (int round = 0; round < sizes.rounds; ++round) {
-    const uint64_t first = Mix(static_cast<uint64_t>(round) + 77);
-    const Stopwatch watch;
-    for (uint64_t i = 0; i < sizes.chain_steps; ++i) {
-      const kvc_key key = SyntheticKey(Pick(first + i, sizes.pages));
-      kvc_page page;
-      const kvc_ticket ticket =
-          kvc_pin(engine.reader.get(), engine.space.get(), &key, &page, nullptr);
-      if (ticket != 0) kvc_unpin(engine.reader.get(), ticket);
-    }
-    rounds.push_back(watch.Ns() / static_cast<double>(sizes.chain_steps));
-  }
-  return Median(rounds);
+  const uint64_t first = Mix(77);
+  const uint64_t steps = sizes.chain_steps * static_cast<uint64_t>(sizes.rounds);
+  return TimeSteps(steps, [&](uint64_t i) {
+    const kvc_key key = SyntheticKey(Pick(first + i, sizes.pages));
+    kvc_page page;
+    const kvc_ticket ticket =
+        kvc_pin(engine.reader.get(), engine.space.get(), &key, &page, nullptr);
+    if (ticket != 0) kvc_unpin(engine.reader.get(), ticket);
+  });
 }
 
 // What the counted process does: all it needs is met before the section begins.

@@ -69,8 +69,9 @@ INSTANTIATE_TEST_SUITE_P(
                       SuiteCase{{"attach"}, {"round_trips", "first_tensor_ms", "copies_in_memory"}},
                       SuiteCase{{"touch"}, {"touch_us"}}, SuiteCase{{"crash"}, {"release_ms_p99"}},
                       SuiteCase{{"control"}, {"rtt_over_echo", "commits_per_second"}}),
-    [](const auto& info) {
-      return info.param.arguments.front() + (info.param.arguments.size() > 1 ? "_clients" : "");
+    [](const auto& tested) {
+      const auto& arguments = tested.param.arguments;
+      return std::string(arguments.front()) + (arguments.size() > 1 ? "_clients" : "");
     });
 
 // What does not depend on the machine's speed is promised exactly.

@@ -53,8 +53,10 @@ class TerracectlPages : public Terracectl {
   }
   std::string TokenList(uint32_t count) const {
     std::string list;
-    for (uint32_t i = 0; i < count; ++i)
-      list += (i > 0 ? "," : "") + std::to_string(1000 + i);
+    for (uint32_t i = 0; i < count; ++i) {
+      if (i > 0) list += ',';
+      list += std::to_string(1000 + i);
+    }
     return list;
   }
 
