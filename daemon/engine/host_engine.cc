@@ -112,10 +112,9 @@ void HostEngine::ClientGone(ClientId id) {
 Result<SpaceGiven> HostEngine::OpenSpace(ClientId id, const SpaceSpec& spec) {
   ASSIGN_OR_RETURN(const Client* client, clients_.Serving(id));
   Tenant& tenant = catalog_.At(client->spec.tenant);
-  ASSIGN_OR_RETURN(
-      const Space* space,
-      catalog_.Open(tenant, id, spec,
-                    [this](const std::string& name) { return weights_.Knows(name); }));
+  ASSIGN_OR_RETURN(const Space* space,
+                   catalog_.Open(tenant, id, spec,
+                                 [this](const std::string& name) { return weights_.Knows(name); }));
   return GivenOf(tenant, *space);
 }
 

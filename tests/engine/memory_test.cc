@@ -219,7 +219,7 @@ TEST_F(MemoryTest, PagesOfAnOddSizeShareTheirPagesOfMemory) {
   for (uint64_t key = 0; key < 100; ++key)
     ASSERT_TRUE(client.Put(even, key).has_value()) << key;
   EXPECT_EQ(client.Find(odd, 7), handles[7]);
-  EXPECT_EQ(Summary().linked_bytes, 15 * kPage + 8 * kOdd)
+  EXPECT_EQ(Summary().used_bytes, 15 * kPage + 8 * kOdd)
       << "all went to even pages but the memory that the pinned page lies in";
 }
 

@@ -26,7 +26,7 @@ EvictionDone Evictor::Pass(const EvictionGoal& goal) {
 bool Evictor::Satisfied() const {
   if (goal_.of == nullptr) return freed_bytes_ >= goal_.wanted;
   const SlabShape& shape = goal_.of->shape;
-  return own_slots_ + Elsewhere() / shape.grain_bytes() * shape.grain_slots >= goal_.wanted;
+  return own_slots_ + Elsewhere() / shape.BytesOf(0, 1) * shape.grain_slots >= goal_.wanted;
 }
 
 uint64_t Evictor::Elsewhere() const {

@@ -115,12 +115,10 @@ void Pins::TurnLimbo() {
   }
 }
 
-bool Pins::SettleLimbo() {
-  const uint64_t before = limbo_pages();
+void Pins::SettleLimbo() {
   for (TenantId tenant = 1; tenant < tenants_.size(); ++tenant) {
     if (!tenants_[tenant].limbo.empty()) Scan(tenant);
   }
-  return limbo_pages() < before;
 }
 
 uint64_t Pins::limbo_pages() const {

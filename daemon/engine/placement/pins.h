@@ -39,8 +39,8 @@ class Pins {
   void AddLimbo(SlotRef slot);
   // Scans tenants with pages in limbo, each at most as often as keeps the scans cheap.
   void TurnLimbo();
-  // Scans them now; true if a page was freed.
-  bool SettleLimbo();
+  // Scans them now.
+  void SettleLimbo();
   uint64_t limbo_pages() const;
 
   // Clients cut since the last call, and why.

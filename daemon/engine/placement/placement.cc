@@ -55,17 +55,21 @@ bool Placement::Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses) {
   const auto got = [&] { return of.ready_slots > 0 || (!tier_refuses && memory_.room() >= least); };
   if (!tier_refuses) PunchOthers(&of, memory_.MissingFor(all), Take::kSpare);
   if (got()) return true;
+  const uint64_t limbo = pins_.limbo_pages();
   DrainRings(kRingRecordsAPass);
   evictor_.Pass({.of = &of,
-                 .wanted = std::max(slots, Batch()),
+                 .wanted = std::max(slots, Batch(of)),
                  .have_bytes = static_cast<int64_t>(memory_.capacity() + IdleBytes(&of)) -
                                static_cast<int64_t>(memory_.books().used()),
                  .own_only = tier_refuses});
   if (of.ready_slots == 0 && !tier_refuses) {
     PunchOthers(&of, memory_.MissingFor(all), Take::kAll);
   }
-  // Where nothing can be evicted, what was dropped may still be read no more.
-  return got() || pins_.SettleLimbo();
+  if (got()) return true;
+  // What was dropped may be read no more: the pass found that, after it had counted what there was,
+  // or did not look.
+  pins_.SettleLimbo();
+  return pins_.limbo_pages() < limbo;
 }
 
 bool Placement::MakeRoom(uint64_t bytes) {
@@ -75,10 +79,12 @@ bool Placement::MakeRoom(uint64_t bytes) {
     const uint64_t missing = memory_.MissingFor(bytes);
     const uint64_t idle = IdleBytes(nullptr);
     if (missing > idle) {
+      const uint64_t limbo = pins_.limbo_pages();
       DrainRings(kRingRecordsAPass);
       const EvictionDone done = evictor_.Pass({.wanted = missing - idle, .all_or_nothing = true});
-      if (done.pages + done.blocks == 0 && IdleBytes(nullptr) == idle && !pins_.SettleLimbo()) {
-        return false;
+      if (done.pages + done.blocks == 0) {
+        pins_.SettleLimbo();
+        if (pins_.limbo_pages() == limbo) return false;
       }
     }
     PunchOthers(nullptr, memory_.MissingFor(bytes), Take::kAll);
@@ -136,14 +142,15 @@ uint64_t Placement::IdleBytes(const SlabClass* spare) const {
   for (const auto& [key, of] : memory_.classes()) {
     if (of.get() == spare) continue;
     for (const Slab* slab : of->with_idle.slabs())
-      bytes += slab->idle_grains() * of->shape.grain_bytes();
+      bytes += slab->idle_grains() * of->shape.BytesOf(0, 1);
   }
   return bytes;
 }
 
-uint64_t Placement::Batch() const {
+uint64_t Placement::Batch(const SlabClass& of) const {
   const uint64_t wanted = kBatchPages + pins_.total() / kPinsAPage;
-  return std::min(wanted, residents_.count() / kBatchShare + 1);
+  return std::min({wanted, residents_.count() / kBatchShare + 1,
+                   memory_.capacity() / kBatchShare / of.shape.page_bytes + 1});
 }
 
 uint64_t Placement::DrainRings(uint64_t limit) {

@@ -59,7 +59,7 @@ class Placement {
   uint64_t Takeable(const SlabClass& of, Take take) const;
   uint64_t IdleBytes(const SlabClass* spare) const;
   // How many pages are worth evicting at once, for the two scans that it costs.
-  uint64_t Batch() const;
+  uint64_t Batch(const SlabClass& of) const;
   void DecayDemand(MonotonicNs now);
   bool KeepReserve();
   uint64_t ReserveOf(const SlabClass& of) const;
