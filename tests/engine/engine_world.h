@@ -19,40 +19,12 @@
 #include "base/digest.h"
 #include "daemon/engine/engine.h"
 #include "proto/shared_memory.h"
+#include "tests/heart/plain_memory.h"
 #include "tiers/sim/sim_host_tier.h"
 #include "tiers/sim/sim_journal.h"
 #include "tiers/sim/sim_weight_sources.h"
 
 namespace terrace {
-
-// Directories in plain memory, aligned as a mapping is.
-class PlainDirectoryMemory final : public DirectoryMemory {
- public:
-  Result<Region> Allocate(size_t bytes) override {
-    RETURN_IF_ERROR(faults.Next());
-    const size_t rounded = (bytes + 4095) / 4096 * 4096;
-    auto* memory = static_cast<uint8_t*>(std::aligned_alloc(4096, rounded));
-    TERRACE_CHECK(memory != nullptr);
-    std::fill_n(memory, rounded, uint8_t{0});
-    regions_.emplace(++last_token_, std::unique_ptr<uint8_t, Freer>(memory));
-    return Region{.bytes = {memory, rounded}, .token = last_token_};
-  }
-  void Populate(uint64_t, size_t) override {}
-  // Readers may still look at it: kept until the end.
-  void Free(uint64_t) override {}
-  Result<UniqueFd> Descriptor(uint64_t) override {
-    return Status(Code::kUnavailable, "plain memory has no descriptor");
-  }
-
-  FaultPlan faults;
-
- private:
-  struct Freer {
-    void operator()(uint8_t* memory) const { std::free(memory); }
-  };
-  std::map<uint64_t, std::unique_ptr<uint8_t, Freer>> regions_;
-  uint64_t last_token_ = 0;
-};
 
 class RecordedEvents final : public EngineEvents {
  public:
@@ -69,16 +41,11 @@ class RecordedEvents final : public EngineEvents {
   std::map<ClientId, Status> cut;
 };
 
-// A channel in plain memory and what a well-behaved client does with it, one thread.
+// A channel and what a well-behaved client does with it, one thread.
 class ChannelOfTest {
  public:
-  ChannelOfTest()
-      : memory_(static_cast<uint8_t*>(std::aligned_alloc(4096, shm::kChannelBytes))),
-        channel_(reinterpret_cast<shm::Channel*>(memory_.get())) {
-    std::fill_n(memory_.get(), shm::kChannelBytes, uint8_t{0});
-  }
-  std::span<uint8_t> bytes() { return {memory_.get(), shm::kChannelBytes}; }
-  shm::Channel& channel() { return *channel_; }
+  std::span<uint8_t> bytes() { return memory_.span(); }
+  shm::Channel& channel() { return memory_.channel(); }
 
   // Returns the number of the pin word.
   uint32_t Pin(shm::Handle handle) {
@@ -86,15 +53,15 @@ class ChannelOfTest {
     while (At(word).load() != 0)
       ++word;
     const uint32_t line = word / shm::kPinsPerLine;
-    channel_->summary[line / 64] |= uint64_t{1} << line % 64;
-    channel_->upper_summary[line / 64 / 64] |= uint64_t{1} << line / 64 % 64;
+    channel().summary[line / 64] |= uint64_t{1} << line % 64;
+    channel().upper_summary[line / 64 / 64] |= uint64_t{1} << line / 64 % 64;
     At(word) = handle;
     return word;
   }
   void Unpin(uint32_t word) { At(word) = 0; }
   void Touch(shm::Handle handle) {
-    channel_->lanes |= 1;
-    shm::Ring& ring = channel_->rings[0];
+    channel().lanes |= 1;
+    shm::Ring& ring = channel().rings[0];
     shm::RingRecord& record = ring.records[ring.head % shm::kRingRecords];
     record.tag = shm::PackTag(shm::RingKind::kTouch, 0, 0);
     record.handle = handle;
@@ -103,18 +70,10 @@ class ChannelOfTest {
 
  private:
   shm::Word& At(uint32_t word) {
-    return channel_->lines[word / shm::kPinsPerLine].pins[word % shm::kPinsPerLine];
+    return channel().lines[word / shm::kPinsPerLine].pins[word % shm::kPinsPerLine];
   }
-  struct Freer {
-    void operator()(uint8_t* memory) const { std::free(memory); }
-  };
-  std::unique_ptr<uint8_t, Freer> memory_;
-  shm::Channel* channel_;
+  PlainChannel memory_;
 };
-
-inline Digest KeyOf(uint64_t number) {
-  return Sha256().UpdateU64(number).Finish();
-}
 
 // A layout whose pages have `bytes`, a multiple of 64.
 inline KvLayout LayoutOf(uint32_t bytes, uint32_t page_tokens = 16) {
@@ -160,7 +119,7 @@ struct EngineWorld {
   SimHostTier tier;
   SimWeightSources sources;
   SimJournal journal;
-  PlainDirectoryMemory directories;
+  PlainDirectory directories;
   RecordedEvents events;
   std::deque<ChannelOfTest> channels;  // Mapped as long as the engine may look at them.
   std::unique_ptr<Engine> engine;

@@ -216,6 +216,48 @@ TEST_F(PagesTest, CommitAfterTheGenerationMovedIsStale) {
   EXPECT_EQ(Summary().granted_bytes, 0u);
 }
 
+TEST_F(PagesTest, CommitWithoutAPlaceInTheDirectoryFreesTheSlot) {
+  ClientOfTest client(world);
+  const SpaceGiven space = client.Open(128);  // 2048 of these fit into memory.
+  world.directories.refuse = true;            // The directory cannot grow beyond its 1024 lines.
+  Code code = Code::kOk;
+  uint64_t key = 0;
+  for (; code == Code::kOk && key < 1024; ++key)
+    code = client.Commit(client.Grant(space, key).grant);
+  EXPECT_EQ(code, Code::kExhausted);
+  EXPECT_EQ(Summary().granted_bytes, 0u);
+  EXPECT_EQ(Summary().pages, key - 1);
+  world.directories.refuse = false;
+  uint64_t linked = 0;
+  for (; key < 2000; ++key) {
+    if (client.Put(space, key).has_value()) ++linked;
+  }
+  EXPECT_GT(linked, 900u) << "it grows as soon as it can";
+  EXPECT_GE(Summary().directory_growths, 1u);
+}
+
+TEST_F(PagesTest, MemoryForLargerPagesComesInWholeHugePages) {
+  ClientOfTest client(world);
+  const SpaceGiven small = client.Open();
+  const SpaceGiven large = client.Open(2 * kPage, 1);
+  const std::vector<shm::Handle> handles = Fill(client, small);
+  // From the oldest: 0, 2, 4, ... 14, then 1, 3, ... 15. Two slots are a huge page here.
+  for (uint64_t key = 1; key < 16; key += 2)
+    client.channel.Touch(handles[key]);
+  ASSERT_TRUE(client.Put(large, 100).has_value());
+  EXPECT_FALSE(client.Find(small, 0).has_value());
+  const auto neighbour = [&](uint64_t key) { return handles[key] ^ shm::MakeHandle(0, 1, 0); };
+  for (uint64_t key = 0; key < 16; ++key) {
+    const bool gone = !client.Find(small, key).has_value();
+    const auto other = std::find_if(handles.begin(), handles.end(), [&](shm::Handle handle) {
+      return shm::ExtentOf(handle) == shm::ExtentOf(neighbour(key));
+    });
+    ASSERT_NE(other, handles.end());
+    EXPECT_EQ(gone, !client.Find(small, static_cast<uint64_t>(other - handles.begin())).has_value())
+        << "page " << key << " and its neighbour in the huge page went together";
+  }
+}
+
 TEST_F(PagesTest, DroppedPageWaitsForItsReaders) {
   ClientOfTest client(world);
   const SpaceGiven space = client.Open();

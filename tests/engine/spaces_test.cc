@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "daemon/engine/catalog.h"
+#include "daemon/engine/clients.h"
 #include "tests/engine/engine_world.h"
 
 namespace terrace {
@@ -185,8 +187,9 @@ TEST(TenantsTest, TheSameNameIsTheSameTenant) {
 
 TEST(TenantsTest, WithoutMemoryForADirectoryThereIsNoTenant) {
   EngineWorld world;
-  world.directories.faults.FailAfter(0, Status(Code::kExhausted, "no memory"));
+  world.directories.refuse = true;
   EXPECT_EQ(world.engine->AddTenant("one").status().code(), Code::kExhausted);
+  world.directories.refuse = false;
   EXPECT_TRUE(world.engine->AddTenant("one").has_value());
 }
 
@@ -209,6 +212,39 @@ TEST(TenantsTest, ClientsNeedATenantAndAWholeChannel) {
   EXPECT_EQ(channel.channel().magic.load(), shm::kChannelMagic);
 }
 
+TEST(TenantsTest, TheirNumberIsBounded) {
+  Catalog catalog([] { return Result<std::unique_ptr<TenantIndex>>(nullptr); });
+  for (uint32_t i = 0; i < Catalog::kMaxTenants; ++i)
+    ASSERT_TRUE(catalog.AddTenant(std::to_string(i)).has_value());
+  EXPECT_EQ(catalog.AddTenant("one more").status().code(), Code::kExhausted);
+  EXPECT_TRUE(catalog.AddTenant("7").has_value());
+}
+
+TEST(TenantsTest, ModelsThatFenceSpacesAreBounded) {
+  PlainDirectory memory;
+  Catalog catalog([&] { return MakeTenantIndex(memory); });
+  Tenant& tenant = catalog.At(*catalog.AddTenant("one"));
+  const auto any_model = [](const std::string&) { return true; };
+  SpaceSpec spec;
+  spec.layout = LayoutOf(kPage);
+  for (uint32_t i = 1; i <= shm::kMaxGenerations; ++i) {
+    spec.model = std::to_string(i);
+    spec.weights = KeyOf(i);
+    const Result<Space*> space = catalog.Open(tenant, 1, spec, any_model);
+    EXPECT_EQ(space.status().code(), i < shm::kMaxGenerations ? Code::kOk : Code::kExhausted) << i;
+  }
+}
+
+TEST(ClientsTest, TheirNumberIsBounded) {
+  Clients clients;
+  const EngineOptions options;
+  for (size_t i = 0; i < Clients::kMaxClients; ++i)
+    ASSERT_TRUE(clients.Add({}, options, 1 << 20).has_value());
+  EXPECT_EQ(clients.Add({}, options, 1 << 20).status().code(), Code::kExhausted);
+  clients.Remove(7);
+  EXPECT_TRUE(clients.Add({}, options, 1 << 20).has_value());
+}
+
 TEST(EngineOptionsTest, EachIsCheckedAndNamed) {
   const auto refusal = [](auto change) {
     EngineOptions options = EngineWorld::SmallOptions();
@@ -217,7 +253,7 @@ TEST(EngineOptionsTest, EachIsCheckedAndNamed) {
     SimJournal journal;
     SimWeightSources sources;
     ManualClock clock;
-    PlainDirectoryMemory directories;
+    PlainDirectory directories;
     RecordedEvents events;
     EngineParts parts;
     parts.clock = &clock;
