@@ -62,7 +62,8 @@ Status ArenaMap::AddWritable(const messages::Arena& arena, const UniqueFd& fd) {
   RETURN_IF_ERROR(Check(arena));
   MutexLock lock(mu_);
   if (writable_.contains(arena.id)) return {};
-  ASSIGN_OR_RETURN(Mapping mapping, MapPrivate(fd.get(), arena.bytes, Protection::kReadWrite));
+  ASSIGN_OR_RETURN(MappedRange mapping,
+                   MappedRange::Of(fd.get(), arena.bytes, Protection::kReadWrite));
   writable_.emplace(arena.id, Writable{std::move(mapping), arena.page_bytes});
   return {};
 }

@@ -64,7 +64,7 @@ class ArenaMap {
   };
   using Chunk = std::array<Place, kChunk>;
   struct Writable {
-    Mapping mapping;
+    MappedRange mapping;
     uint32_t page_bytes = 0;
   };
 

@@ -5,14 +5,12 @@
 #include <string>
 #include <utility>
 
-#include "libclient/private_mapping.h"
-
 namespace terrace::client {
 
 Result<std::shared_ptr<const Directory>> Directory::Map(const UniqueFd& fd) {
-  ASSIGN_OR_RETURN(const size_t bytes, FileBytes(fd.get()));
+  ASSIGN_OR_RETURN(const uint64_t bytes, FileBytes(fd.get()));
   auto directory = std::make_shared<Directory>();
-  ASSIGN_OR_RETURN(directory->mapping, MapPrivate(fd.get(), bytes, Protection::kRead));
+  ASSIGN_OR_RETURN(directory->mapping, MappedRange::Of(fd.get(), bytes, Protection::kRead));
   ASSIGN_OR_RETURN(directory->view, DirectoryView<>::Of(directory->mapping.bytes()));
   return std::shared_ptr<const Directory>(std::move(directory));
 }
@@ -20,8 +18,8 @@ Result<std::shared_ptr<const Directory>> Directory::Map(const UniqueFd& fd) {
 Result<std::shared_ptr<Life>> Life::Make(uint64_t epoch, const messages::HelloReply& hello,
                                          const UniqueFd& channel, const UniqueFd& directory,
                                          LifeParts parts) {
-  ASSIGN_OR_RETURN(Mapping mapping,
-                   MapPrivate(channel.get(), shm::kChannelBytes, Protection::kReadWrite));
+  ASSIGN_OR_RETURN(MappedRange mapping,
+                   MappedRange::Of(channel.get(), shm::kChannelBytes, Protection::kReadWrite));
   const auto& words = *reinterpret_cast<const shm::Channel*>(mapping.data());
   if (words.magic.load(std::memory_order_acquire) != shm::kChannelMagic ||
       words.version.load(std::memory_order_acquire) != shm::kLayoutVersion) {
@@ -32,7 +30,7 @@ Result<std::shared_ptr<Life>> Life::Make(uint64_t epoch, const messages::HelloRe
   return life;
 }
 
-Life::Life(uint64_t epoch, const messages::HelloReply& hello, Mapping channel, LifeParts parts)
+Life::Life(uint64_t epoch, const messages::HelloReply& hello, MappedRange channel, LifeParts parts)
     : epoch_(epoch),
       hello_(hello),
       fork_word_(std::move(parts.fork_word)),

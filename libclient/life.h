@@ -19,6 +19,7 @@
 #include "libclient/directory_view.h"
 #include "libclient/fork_word.h"
 #include "libclient/lane.h"
+#include "libclient/mapped_range.h"
 #include "libclient/messages.h"
 #include "libclient/page_range.h"
 #include "libclient/pin_pool.h"
@@ -27,7 +28,7 @@ namespace terrace::client {
 
 // A mapped directory; shared by the readers that look things up in it.
 struct Directory {
-  Mapping mapping;
+  MappedRange mapping;
   DirectoryView<> view;
 
   static Result<std::shared_ptr<const Directory>> Map(const UniqueFd& fd);
@@ -88,7 +89,7 @@ class Life {
   Pins PinsNow() const;
 
  private:
-  Life(uint64_t epoch, const messages::HelloReply& hello, Mapping channel, LifeParts parts);
+  Life(uint64_t epoch, const messages::HelloReply& hello, MappedRange channel, LifeParts parts);
   const shm::Channel& channel() const {
     return *reinterpret_cast<const shm::Channel*>(channel_.data());
   }
@@ -96,7 +97,7 @@ class Life {
   const uint64_t epoch_;
   const messages::HelloReply hello_;
   const std::shared_ptr<const ForkWord> fork_word_;
-  const Mapping channel_;
+  const MappedRange channel_;
   PinPool<> pins_;
   ArenaMap arenas_;
 

@@ -31,8 +31,8 @@ Result<std::unique_ptr<PageRange>> PageRange::Reserve(uint32_t page_bytes,
   const uint64_t bytes =
       std::clamp(capacity_bytes > kMostBytes / spread ? kMostBytes : capacity_bytes * spread,
                  step * 16, std::max(kMostBytes, step * 16));
-  ASSIGN_OR_RETURN(Reservation reservation, Reservation::Of(bytes));
-  return std::unique_ptr<PageRange>(new PageRange(page_bytes, step, std::move(reservation)));
+  ASSIGN_OR_RETURN(MappedRange addresses, MappedRange::Reserve(bytes));
+  return std::unique_ptr<PageRange>(new PageRange(page_bytes, step, std::move(addresses)));
 }
 
 Result<const uint8_t*> PageRange::Map(int fd, uint64_t bytes) {
@@ -42,21 +42,21 @@ Result<const uint8_t*> PageRange::Map(int fd, uint64_t bytes) {
     if (bytes <= used && offset <= used - bytes) break;
     offset = (used + used_bytes + step_ - 1) / step_ * step_;
   }
-  if (bytes == 0 || offset > reservation_.size() || bytes > reservation_.size() - offset) {
+  if (bytes == 0 || offset > addresses_.size() || bytes > addresses_.size() - offset) {
     return Status(Code::kExhausted, "no addresses left for pages of " +
                                         std::to_string(page_bytes_) +
                                         " bytes: release pages of old daemon lives");
   }
-  RETURN_IF_ERROR(reservation_.MapAt(offset, fd, bytes));
+  RETURN_IF_ERROR(addresses_.MapAt(offset, fd, bytes, Protection::kRead));
   used_.emplace(offset, bytes);
-  return reservation_.data() + offset;
+  return addresses_.data() + offset;
 }
 
 void PageRange::Unmap(const uint8_t* data) {
   MutexLock lock(mu_);
-  const auto place = used_.find(static_cast<uint64_t>(data - reservation_.data()));
+  const auto place = used_.find(static_cast<uint64_t>(data - addresses_.data()));
   if (place == used_.end()) return;
-  reservation_.UnmapAt(place->first, place->second);
+  addresses_.UnmapAt(place->first, place->second);
   used_.erase(place);
 }
 

@@ -11,7 +11,7 @@
 
 #include "base/mutex.h"
 #include "base/status.h"
-#include "libclient/private_mapping.h"
+#include "libclient/mapped_range.h"
 
 namespace terrace::client {
 
@@ -21,7 +21,7 @@ class PageRange {
   // life beside them.
   static Result<std::unique_ptr<PageRange>> Reserve(uint32_t page_bytes, uint64_t capacity_bytes);
 
-  const uint8_t* base() const { return reservation_.data(); }
+  const uint8_t* base() const { return addresses_.data(); }
   uint32_t page_bytes() const { return page_bytes_; }
 
   // Maps an arena at a free place, where its first page has a whole number. kExhausted: no place.
@@ -29,12 +29,12 @@ class PageRange {
   void Unmap(const uint8_t* data) EXCLUDES(mu_);
 
  private:
-  PageRange(uint32_t page_bytes, uint64_t step, Reservation reservation)
-      : page_bytes_(page_bytes), step_(step), reservation_(std::move(reservation)) {}
+  PageRange(uint32_t page_bytes, uint64_t step, MappedRange addresses)
+      : page_bytes_(page_bytes), step_(step), addresses_(std::move(addresses)) {}
 
   const uint32_t page_bytes_;
   const uint64_t step_;  // Places begin at multiples of it.
-  Reservation reservation_;
+  MappedRange addresses_;
   Mutex mu_;
   std::map<uint64_t, uint64_t> used_ GUARDED_BY(mu_);  // Offset -> bytes.
 };

@@ -31,10 +31,10 @@ Status WeightSet::ReadManifest(const Answer<messages::AttachReply>& answer) {
   }
   version_ = answer.reply.version;
   digest_ = DigestOf(answer.reply.digest);
-  ASSIGN_OR_RETURN(manifest_,
-                   MapPrivate(answer.fds[0].get(), answer.reply.manifest_bytes, Protection::kRead));
+  ASSIGN_OR_RETURN(manifest_, MappedRange::Of(answer.fds[0].get(), answer.reply.manifest_bytes,
+                                              Protection::kRead));
   ASSIGN_OR_RETURN(view_, ManifestView::Of(manifest_.bytes()));
-  ASSIGN_OR_RETURN(image_, Reservation::Of(std::max<uint64_t>(view_.header().image_bytes, 1)));
+  ASSIGN_OR_RETURN(image_, MappedRange::Reserve(std::max<uint64_t>(view_.header().image_bytes, 1)));
   mapped_.resize(view_.header().blocks);
   return {};
 }
@@ -79,7 +79,8 @@ Status WeightSet::MapBlocks(Connection& connection, std::vector<uint32_t> wanted
         return {Code::kDataLoss, "the daemon sent a block that was not asked for"};
       }
       const uint64_t bytes = view_.BlockBytes(block);
-      RETURN_IF_ERROR(image_.MapAt(block * view_.header().block_bytes, frame.fds[i].get(), bytes));
+      RETURN_IF_ERROR(image_.MapAt(block * view_.header().block_bytes, frame.fds[i].get(), bytes,
+                                   Protection::kRead));
       mapped_[block] = true;
       mapped_bytes_ += bytes;
       ++count;
@@ -99,7 +100,7 @@ const uint8_t* WeightSet::DataOf(const manifest::TensorRecord& record) const {
 
 WeightSet::~WeightSet() {
   if (attachment_ == 0) return;
-  image_ = Reservation();  // Unmapped before the daemon is told so.
+  image_ = MappedRange();  // Unmapped before the daemon is told so.
   const Result<Session> now = client_->session();
   if (!now || now->life->epoch() != life_epoch_) return;
   const Deadline deadline = Deadline::In(client_->options().timeout_ms);

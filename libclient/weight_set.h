@@ -14,7 +14,7 @@
 #include "base/unique_fd.h"
 #include "libclient/client.h"
 #include "libclient/manifest_view.h"
-#include "libclient/private_mapping.h"
+#include "libclient/mapped_range.h"
 
 namespace terrace::client {
 
@@ -62,9 +62,9 @@ class WeightSet {
   uint64_t attachment_ = 0;
   std::string version_;
   Digest digest_;
-  Mapping manifest_;
+  MappedRange manifest_;
   ManifestView view_;
-  Reservation image_;
+  MappedRange image_;
   std::vector<bool> mapped_;  // A flag a block.
   uint64_t mapped_bytes_ = 0;
 };

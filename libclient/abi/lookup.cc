@@ -24,7 +24,7 @@ Status CheckLookup(const kvc_reader* reader, const kvc_space* space, const void*
     return Invalid("reader, space, keys or pages is NULL");
   }
   if (count > Reader::kMaxKeys) return Invalid("count is over 2^20 keys");
-  return {};
+  return CheckClient(*Of(reader)->client());
 }
 
 Status CheckSet(const kvc_pages* pages) {
