@@ -105,7 +105,8 @@ void SimProcess::Goodbye() {
 }
 
 void SimProcess::Leave() {
-  if (life_ == nullptr) return;
+  // It may have been killed after the end of its fiber.
+  if (life_ == nullptr || killed_) return;
   if (!hostile_) {
     for (const Reading& reading : life_->readings)
       Verify(reading);
