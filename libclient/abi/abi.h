@@ -58,6 +58,9 @@ inline const PageSequence* Of(const kvc_sequence* handle) {
 inline Reader* Of(kvc_reader* handle) {
   return reinterpret_cast<Reader*>(handle);
 }
+inline const Reader* Of(const kvc_reader* handle) {
+  return reinterpret_cast<const Reader*>(handle);
+}
 inline PageSet* Of(kvc_pages* handle) {
   return reinterpret_cast<PageSet*>(handle);
 }
