@@ -11,6 +11,8 @@ namespace {
 
 // How often one lookup may find its directory superseded: each time the directory at least doubles.
 constexpr int kMaxRenewals = 16;
+// Lookups between two looks at whether what was pinned in a life before is released by now.
+constexpr uint32_t kDropEvery = 64;
 // Sets beyond this are not kept for the next lookup.
 constexpr size_t kMaxSpareBytes = 1 << 20;
 
@@ -127,12 +129,21 @@ bool Reader::Move() {
   Berth* berth = Berth::Take(std::move(life));
   if (berth == nullptr) return false;
   moved_.store(true, std::memory_order_release);
+  {
+    MutexLock lock(mu_);
+    berth_ = berth;
+    old_.push_back(before);
+  }
+  DropOld();
+  return true;
+}
+
+void Reader::DropOld() {
   MutexLock lock(mu_);
-  berth_ = berth;
-  old_.push_back(before);
   // A release is the last that anybody does with a berth, and it is seen here to be over.
   std::erase_if(old_, [](Berth* old) { return old->lane().pins() == 0 && (old->Drop(), true); });
-  return true;
+  has_old_ = !old_.empty();
+  since_drop_ = 0;
 }
 
 Berth* Reader::Ready(const Space& space, uint64_t count, LookupSpec* spec, shm::Miss* why) {
@@ -148,6 +159,9 @@ Berth* Reader::Ready(const Space& space, uint64_t count, LookupSpec* spec, shm::
       berth = berth_;
     }
   }
+  // What was pinned when a daemon died keeps all of that life's memory: not longer than needed.
+  if (has_old_ && ++since_drop_ == kDropEvery) [[unlikely]]
+    DropOld();
   const Binding binding = space.binding();
   *spec = {.space = binding.ref, .part = space.facts().part};
   if (epoch != 0 && berth->life().epoch() == epoch) {

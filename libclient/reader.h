@@ -127,6 +127,9 @@ class Reader {
   Berth* Ready(const Space& space, uint64_t count, LookupSpec* spec, shm::Miss* why);
   // Takes a lane in the present life. False: there is none.
   bool Move();
+  // Lets go of berths before that have no pins any more, and with the last one of a life its
+  // memory.
+  void DropOld() EXCLUDES(mu_);
   // Fetches the directory that superseded the berth's.
   bool Renew(Berth& berth);
   // Maps what arenas of `pages` are not; true if some page still has no address.
@@ -137,8 +140,10 @@ class Reader {
   void LeaveUnmapped(Berth& berth, Want want, PageSet* set, Found* found);
 
   const std::shared_ptr<Client> client_;
-  Berth* const first_;  // Not to be touched any more once moved_ and without pins.
-  Berth* berth_;        // The present one. Written by the reader's thread, under mu_.
+  Berth* const first_;       // Not to be touched any more once moved_ and without pins.
+  Berth* berth_;             // The present one. Written by the reader's thread, under mu_.
+  bool has_old_ = false;     // Whether old_ has any; the reader's thread's.
+  uint32_t since_drop_ = 0;  // Lookups since DropOld, while there are some; likewise.
   // Whether berth_ is no longer first_. Until then a release, which may come from any thread, knows
   // its berth; afterwards it looks for it under mu_.
   std::atomic<bool> moved_ = false;
