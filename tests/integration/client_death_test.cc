@@ -1,0 +1,322 @@
+// SIGKILL of client processes at any point of their life, while others read and verify every byte.
+#include <signal.h>
+
+#include <array>
+#include <atomic>
+#include <deque>
+#include <optional>
+
+#include "base/random.h"
+#include "tests/integration/effort.h"
+#include "tests/integration/integration_test.h"
+
+namespace terrace {
+namespace {
+
+// 2,048 keys for a memory of a thousand pages: what is granted and dropped is used again at once.
+constexpr uint64_t kKeys = 2048;
+constexpr uint32_t kTokens = 16;
+constexpr uint64_t kPageBytes = 16u << 10;
+constexpr size_t kVictims = 3;
+
+struct Words {
+  // Steps that each victim has begun; where it is killed is chosen among them.
+  std::array<std::atomic<uint64_t>, kVictims> steps{};
+  std::atomic<uint64_t> pages_verified{};
+  std::atomic<uint64_t> pages_committed{};
+  std::atomic<uint64_t> failures{};  // Of victims, whose exit status nobody sees.
+};
+
+bench::SpaceOptions PageSpace() {
+  return {.layout = bench::PlainLayout(kPageBytes, kTokens), .weights = nullptr, .salt = ""};
+}
+
+// What engines do, at random: look up, hold, publish, give grants back, drop.
+class Player {
+ public:
+  Player(kvc_client* client, uint64_t seed, Words& words, std::atomic<uint64_t>* steps)
+      : client_(client), random_(seed), words_(words), steps_(steps) {}
+
+  Status Open() {
+    ASSIGN_OR_RETURN(space_, bench::OpenSpace(client_, PageSpace()));
+    Count();
+    ASSIGN_OR_RETURN(reader_, bench::NewReader(client_));
+    return {};
+  }
+
+  Status Step() {
+    Count();
+    switch (random_.Below(6)) {
+      case 0:
+        return PinOne();
+      case 1:
+        return LookupMany();
+      case 2:
+        return Verify();
+      case 3:
+      case 4:
+        return Publish();
+      default:
+        return Drop();
+    }
+  }
+
+  // Looks nothing up, for a reader that only holds on.
+  Status Verify() {
+    for (const Held& held : held_) {
+      for (size_t i = 0; i < held.keys.size(); ++i) {
+        kvc_page page{};
+        RETURN_UNLESS(kvc_pages_get(held.pages.get(), i, &page) == KVC_OK, "page");
+        if (page.data == nullptr) continue;
+        RETURN_IF_ERROR(CheckPage(held.keys[i], page));
+        ++words_.pages_verified;
+      }
+    }
+    return {};
+  }
+
+  Status LookupMany() {
+    Held held;
+    held.keys = SomeKeys(32);
+    kvc_pages* found = nullptr;
+    RETURN_UNLESS(kvc_lookup_each(reader_.get(), space_.get(), held.keys.data(), held.keys.size(),
+                                  &found) == KVC_OK,
+                  "lookup");
+    held.pages.reset(found);
+    Count();
+    held_.push_back(std::move(held));
+    RETURN_IF_ERROR(Verify());
+    if (held_.size() > kHeldSets) held_.pop_front();
+    return {};
+  }
+
+  void ReleaseAll() { held_.clear(); }
+
+ private:
+  static constexpr size_t kHeldSets = 4;
+  struct Held {
+    std::vector<kvc_key> keys;
+    bench::Pages pages;
+  };
+
+  void Count() {
+    if (steps_ != nullptr) ++*steps_;
+  }
+  std::vector<kvc_key> SomeKeys(uint64_t most) {
+    std::vector<kvc_key> keys;
+    const uint64_t count = 1 + random_.Below(most);
+    const uint64_t first = random_.Below(kKeys);
+    for (uint64_t i = 0; i < count; ++i)
+      keys.push_back(bench::SyntheticKey((first + i) % kKeys));
+    return keys;
+  }
+
+  Status PinOne() {
+    const kvc_key key = SomeKeys(1)[0];
+    kvc_page page{};
+    const kvc_ticket ticket = kvc_pin(reader_.get(), space_.get(), &key, &page, nullptr);
+    if (ticket == 0) return {};
+    Count();
+    RETURN_IF_ERROR(CheckPage(key, page));
+    ++words_.pages_verified;
+    kvc_unpin(reader_.get(), ticket);
+    return {};
+  }
+
+  // Every page is garbage until just before its commit: were one visible that was not committed,
+  // or to be seen while it is written, its reader would tell.
+  Status Publish() {
+    const std::vector<kvc_key> keys = SomeKeys(16);
+    ASSIGN_OR_RETURN(const bench::Grants grants, bench::Grant(client_, space_.get(), keys));
+    for (size_t i = 0; i < keys.size(); ++i) {
+      auto* page = static_cast<uint8_t*>(kvc_grants_data(grants.get(), i));
+      if (page == nullptr) continue;
+      std::memset(page, 0xee, kPageBytes);
+      Count();
+      bench::FillContent(keys[i], {page, kPageBytes / 2});
+      Count();
+      if (random_.Chance(1, 64)) return {};  // Given back half-written.
+      bench::FillContent(keys[i], {page, kPageBytes});
+    }
+    Count();
+    kvc_error error{};
+    RETURN_IF_ERROR(bench::ToStatus(kvc_commit(grants.get(), nullptr, 0, &error), error));
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const kvc_code code = kvc_grants_code(grants.get(), i);
+      words_.pages_committed += code == KVC_OK;
+      RETURN_UNLESS(code == KVC_OK || code == KVC_ALREADY_EXISTS || code == KVC_EXHAUSTED,
+                    kvc_code_name(code));
+    }
+    return {};
+  }
+
+  Status Drop() {
+    const std::vector<kvc_key> keys = SomeKeys(8);
+    kvc_error error{};
+    return bench::ToStatus(
+        kvc_drop(client_, space_.get(), keys.data(), keys.size(), 0, nullptr, &error), error);
+  }
+
+  kvc_client* client_;
+  Random random_;
+  Words& words_;
+  std::atomic<uint64_t>* steps_;
+  bench::Space space_;
+  bench::Reader reader_;
+  std::deque<Held> held_;
+};
+
+class ClientDeathTest : public IntegrationTest {
+ protected:
+  struct Victim {
+    std::optional<bench::Child> child;
+    uint64_t kill_at = 0;  // Steps.
+  };
+
+  void StartVictim(size_t place, Random& random) {
+    Victim& victim = victims_[place];
+    words_->steps[place] = 0;
+    const uint64_t seed = random();
+    // From before its hello to far into its work.
+    victim.kill_at = random.Chance(1, 8) ? 0 : random.Below(400);
+    Words& words = *words_;
+    victim.child.emplace(
+        StartProcess("victim", [&words, place, seed, path = socket()](bench::Link&) -> Status {
+          const Status status = PlayForEver(words, place, seed, path);
+          ++words.failures;
+          return status;
+        }));
+  }
+
+  static Status PlayForEver(Words& words, size_t place, uint64_t seed, const std::string& path) {
+    ASSIGN_OR_RETURN(const bench::Client client,
+                     bench::Connect({.socket = path, .name = "victim", .read_only = false}));
+    std::atomic<uint64_t>& steps = words.steps[place];
+    ++steps;
+    Player player(client.get(), seed, words, &steps);
+    RETURN_IF_ERROR(player.Open());
+    for (;;)
+      RETURN_IF_ERROR(player.Step());
+  }
+
+  SharedWords<Words> words_;
+  std::array<Victim, kVictims> victims_;
+};
+
+TEST_F(ClientDeathTest, KilledClientsLeaveNothingBehindAndHarmNobody) {
+  StartDaemon("16MiB");
+  Random random(2);
+  // One survivor looks pages up and verifies; one holds pages from the start; one writes, too.
+  Words& words = *words_;
+  bench::Child reader = StartClient("survivor", [&](kvc_client* client, bench::Link& link) {
+    Player player(client, 11, words, nullptr);
+    RETURN_IF_ERROR(player.Open());
+    for (pollfd end{link.fd(), POLLIN, 0}; ::poll(&end, 1, 0) == 0;)
+      RETURN_IF_ERROR(player.LookupMany());
+    return Status();
+  });
+  bench::Child writer = StartClient("survivor", [&](kvc_client* client, bench::Link& link) {
+    Player player(client, 12, words, nullptr);
+    RETURN_IF_ERROR(player.Open());
+    for (pollfd end{link.fd(), POLLIN, 0}; ::poll(&end, 1, 0) == 0;)
+      RETURN_IF_ERROR(player.Step());
+    return Status();
+  });
+  ASSERT_TRUE(Await([&] { return words.pages_committed > 500; }));
+  bench::Child holder = StartClient("survivor", [&](kvc_client* client, bench::Link& link) {
+    Player player(client, 13, words, nullptr);
+    RETURN_IF_ERROR(player.Open());
+    for (int i = 0; i < 4; ++i)
+      RETURN_IF_ERROR(player.LookupMany());
+    for (pollfd end{link.fd(), POLLIN, 0}; ::poll(&end, 1, 1) == 0;)
+      RETURN_IF_ERROR(player.Verify());
+    player.ReleaseAll();
+    RETURN_IF_ERROR(link.Send(bench::Go{}));
+    RETURN_IF_ERROR(link.Receive<bench::Go>().status());
+    return link.Receive<bench::Go>().status();
+  });
+
+  for (size_t place = 0; place < kVictims; ++place)
+    StartVictim(place, random);
+  const uint64_t kills = Effort(400, 40);
+  for (uint64_t kill = 0; kill < kills; ++kill) {
+    SCOPED_TRACE("kill " + std::to_string(kill));
+    const size_t place = random.Below(kVictims);
+    Victim& victim = victims_[place];
+    ASSERT_TRUE(Await([&] { return words.steps[place] >= victim.kill_at || words.failures > 0; }));
+    ASSERT_EQ(words.failures, 0u);
+    const pid_t pid = victim.child->pid();
+    victim.child->Kill();
+    ASSERT_TRUE(Await([&] { return ClientOf(pid).is_null(); }));
+    ASSERT_TRUE(Runs(reader) && Runs(writer) && Runs(holder) && daemon().Running());
+    StartVictim(place, random);
+  }
+  const uint64_t verified = words.pages_verified;
+  EXPECT_TRUE(Await([&] { return words.pages_verified > verified; }));
+  for (Victim& victim : victims_)
+    victim.child.reset();
+  for (bench::Child* survivor : {&reader, &writer, &holder})
+    Tell(*survivor);
+  ExpectDone(reader);
+  ExpectDone(writer);
+  Hear<bench::Go>(holder);
+
+  // The one client that is left holds nothing, and so does nobody.
+  EXPECT_TRUE(Await([&] { return OtherClients() == 1; }));
+  const Json last = ClientOf(holder.pid());
+  EXPECT_EQ(last["pins"], 0);
+  EXPECT_EQ(last["grants"], 0);
+  EXPECT_TRUE(Await([&] { return StatusNumber("/pages/limbo") == 0; }));
+  const Json status = Report("status");
+  EXPECT_EQ(status["clients"]["pins"], 0);
+  EXPECT_EQ(status["pages"]["grants"], 0);
+  EXPECT_EQ(status["host"]["granted_bytes"], 0);
+  EXPECT_EQ(status["host"]["limbo_bytes"], 0);
+  EXPECT_EQ(status["host"]["linked_bytes"], status["pages"]["count"].get<uint64_t>() * kPageBytes);
+  EXPECT_GT(status["pages"]["evicted"], 0) << "the memory was meant to be too small";
+  EXPECT_EQ(words.failures, 0u);
+  Tell(holder);
+  ExpectDone(holder);
+}
+
+// With everything else free, all of the memory is there again after its holder was killed.
+TEST_F(ClientDeathTest, GrantsOfAKilledWriterAreFreeAgain) {
+  StartDaemon("16MiB");
+  bench::Child greedy = StartClient("greedy", [](kvc_client* client, bench::Link& link) -> Status {
+    ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(client, PageSpace()));
+    std::vector<bench::Grants> all;
+    uint64_t granted = 0;
+    for (uint64_t next = 0; next < kKeys; next += 128) {
+      std::vector<kvc_key> keys;
+      for (uint64_t i = 0; i < 128; ++i)
+        keys.push_back(bench::SyntheticKey(next + i));
+      ASSIGN_OR_RETURN(bench::Grants grants, bench::Grant(client, space.get(), keys));
+      for (size_t i = 0; i < keys.size(); ++i)
+        granted += kvc_grants_code(grants.get(), i) == KVC_OK;
+      all.push_back(std::move(grants));
+    }
+    RETURN_IF_ERROR(link.Send(granted));
+    return link.Receive<bench::Go>().status();
+  });
+  const auto granted = Hear<uint64_t>(greedy);
+  EXPECT_EQ(granted, (16u << 20) / kPageBytes) << "all of the capacity";
+  EXPECT_EQ(StatusNumber("/host/granted_bytes"), granted * kPageBytes);
+  greedy.Kill();
+  EXPECT_TRUE(Await([&] { return StatusNumber("/host/granted_bytes") == 0; }));
+  EXPECT_EQ(StatusNumber("/pages/grants"), 0u);
+  bench::Child next = StartClient("next", [](kvc_client* client, bench::Link&) -> Status {
+    ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(client, PageSpace()));
+    std::vector<kvc_key> keys;
+    for (uint64_t i = 0; i < (16u << 20) / kPageBytes; ++i)
+      keys.push_back(bench::SyntheticKey(i));
+    const auto fill = [&](size_t i, std::span<uint8_t> page) { bench::FillContent(keys[i], page); };
+    ASSIGN_OR_RETURN(const bench::Published published,
+                     bench::Put(client, space.get(), {.keys = keys}, fill));
+    RETURN_UNLESS(published.committed == keys.size(), "all of the capacity is to be had");
+    return {};
+  });
+  ExpectDone(next);
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,294 @@
+// The life of a model on the real daemon: added, loaded once whoever asks, held, evicted, reloaded.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+
+#include "bench/model_writer.h"
+#include "tests/integration/effort.h"
+#include "tests/integration/integration_test.h"
+
+namespace terrace {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr uint64_t kSeed = 33;
+constexpr const char* kName = "org/model";
+
+Status AddModel(kvc_client* client, const std::string& path, kvc_model_added* added = nullptr) {
+  kvc_error error{};
+  return bench::ToStatus(kvc_model_add(client, kName, "1", path.c_str(), 0, added, &error), error);
+}
+
+Result<kvc_loaded> Load(kvc_client* client) {
+  kvc_loaded loaded{};
+  loaded.struct_size = sizeof loaded;
+  kvc_error error{};
+  RETURN_IF_ERROR(bench::ToStatus(
+      kvc_load(client, kName, nullptr, nullptr, nullptr, 0, &loaded, &error), error));
+  return loaded;
+}
+
+Result<kvc_unloaded> Unload(kvc_client* client) {
+  kvc_unloaded unloaded{};
+  unloaded.struct_size = sizeof unloaded;
+  kvc_error error{};
+  RETURN_IF_ERROR(bench::ToStatus(kvc_unload(client, kName, nullptr, 0, &unloaded, &error), error));
+  return unloaded;
+}
+
+Result<bench::Weights> Attach(kvc_client* client, bool load) {
+  kvc_attach_options options{};
+  options.struct_size = sizeof options;
+  options.load = load ? 1 : 0;
+  kvc_weights* weights = nullptr;
+  kvc_error error{};
+  RETURN_IF_ERROR(bench::ToStatus(kvc_attach(client, kName, &options, 0, &weights, &error), error));
+  return bench::Weights(weights);
+}
+
+Status CheckTensors(const kvc_weights* weights, const std::vector<ModelTensor>& tensors) {
+  for (const ModelTensor& expected : tensors) {
+    kvc_tensor tensor{};
+    tensor.struct_size = sizeof tensor;
+    RETURN_UNLESS(kvc_weights_find(weights, expected.name.c_str(), &tensor) == KVC_OK,
+                  expected.name);
+    std::vector<uint8_t> bytes(expected.bytes());
+    FillTensor(TensorSeed(kSeed, expected.name), expected.dtype, 0, bytes);
+    RETURN_UNLESS(tensor.bytes == bytes.size(), expected.name);
+    RETURN_UNLESS(std::memcmp(bytes.data(), tensor.data, bytes.size()) == 0, expected.name);
+  }
+  return {};
+}
+
+class ModelsTest : public IntegrationTest {
+ protected:
+  // A hub cache as `huggingface_hub` lays it out: the files are symlinks into a folder of blobs.
+  std::string WriteHubCache(const std::vector<ModelTensor>& tensors) {
+    const fs::path plain = fs::path(folder_.path()) / "plain";
+    const Result<Written> written =
+        WriteModel(plain.string(), tensors, {.seed = kSeed, .shards = 4, .config_json = "{}"});
+    EXPECT_TRUE(written);
+    const fs::path model = fs::path(folder_.path()) / "models--org--model";
+    const fs::path snapshot = model / "snapshots" / "0123456789abcdef";
+    fs::create_directories(model / "blobs");
+    fs::create_directories(model / "refs");
+    fs::create_directories(snapshot);
+    int number = 0;
+    for (const fs::directory_entry& file : fs::directory_iterator(plain)) {
+      const std::string blob = "blob" + std::to_string(number++);
+      fs::rename(file.path(), model / "blobs" / blob);
+      fs::create_symlink(fs::path("../../blobs") / blob, snapshot / file.path().filename());
+    }
+    std::ofstream(model / "refs" / "main") << "0123456789abcdef";
+    return model.string();
+  }
+  // The one version of the one model.
+  Json TheVersion() {
+    const Json models = Report("models");
+    if (models["models"].size() != 1 || models["models"][0]["versions"].size() != 1) {
+      ADD_FAILURE() << models.dump();
+      return {};
+    }
+    return models["models"][0]["versions"][0];
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(ModelsTest, AShardedHubModelIsLoadedOnceForAllWhoAsk) {
+  StartDaemon("128MiB");
+  const std::vector<ModelTensor> tensors = ManyTensors(3000);
+  const std::string path = WriteHubCache(tensors);
+  ASSERT_TRUE(WriteModel(folder_.path() + "/other", ManyTensors(10),
+                         {.seed = kSeed, .shards = 1, .config_json = ""}));
+  bench::Child adder = StartClient("adder", [&](kvc_client* client, bench::Link&) -> Status {
+    kvc_model_added added{};
+    added.struct_size = sizeof added;
+    RETURN_IF_ERROR(AddModel(client, path, &added));
+    RETURN_UNLESS(added.tensors == tensors.size(), "tensors");
+    RETURN_UNLESS(added.files == 4, "files");
+    RETURN_UNLESS(added.durable == 1, added.why_not);
+    RETURN_IF_ERROR(AddModel(client, path));  // The same again changes nothing.
+    RETURN_UNLESS(AddModel(client, folder_.path() + "/other").code() == Code::kAlreadyExists,
+                  "the name is taken");
+    return {};
+  });
+  ExpectDone(adder);
+  EXPECT_EQ(TheVersion()["state"], "registered");
+
+  // All ask at once, by either verb; each waits for the one load.
+  std::vector<bench::Child> engines;
+  for (int i = 0; i < 4; ++i) {
+    engines.push_back(
+        StartClient("engine", [&, i](kvc_client* client, bench::Link& link) -> Status {
+          RETURN_IF_ERROR(link.Send(bench::Go{}));
+          RETURN_IF_ERROR(link.Receive<bench::Go>().status());
+          if (i % 2 == 0) RETURN_IF_ERROR(Load(client).status());
+          ASSIGN_OR_RETURN(const bench::Weights weights, Attach(client, true));
+          RETURN_IF_ERROR(CheckTensors(weights.get(), tensors));
+          RETURN_IF_ERROR(link.Send(bench::Go{}));
+          return link.Receive<bench::Go>().status();
+        }));
+  }
+  for (bench::Child& engine : engines)
+    Hear<bench::Go>(engine);
+  for (bench::Child& engine : engines)
+    Tell(engine);
+  for (bench::Child& engine : engines)
+    Hear<bench::Go>(engine);
+  const Json version = TheVersion();
+  EXPECT_EQ(version["state"], "resident");
+  EXPECT_EQ(version["attachments"], 4);
+  const Json status = Report("status");
+  EXPECT_LE(status["host"]["block_bytes"].get<uint64_t>(),
+            version["bytes"].get<uint64_t>() * 105 / 100)
+      << "loaded once";
+  EXPECT_EQ(status["blocks"]["evicted"], 0);
+  EXPECT_EQ(status["traffic"]["frames_received"]["attach"], 4);
+  EXPECT_EQ(status["traffic"]["frames_received"]["attach_blocks"], 4) << "two round trips each";
+  for (bench::Child& engine : engines) {
+    Tell(engine);
+    ExpectDone(engine);
+  }
+}
+
+TEST_F(ModelsTest, UnloadedBlocksAreHeldUntilTheLastEngineDetaches) {
+  StartDaemon("64MiB");
+  const std::vector<ModelTensor> tensors = ManyTensors(1000);
+  const std::string path = WriteHubCache(tensors);
+  bench::Child engine = StartClient("engine", [&](kvc_client* client, bench::Link& link) -> Status {
+    RETURN_IF_ERROR(AddModel(client, path));
+    ASSIGN_OR_RETURN(bench::Weights weights, Attach(client, true));
+    ASSIGN_OR_RETURN(const kvc_unloaded held, Unload(client));
+    RETURN_UNLESS(held.freed_bytes == 0 && held.held_bytes > 0, "all is held");
+    RETURN_IF_ERROR(CheckTensors(weights.get(), tensors));
+    RETURN_UNLESS(Attach(client, false).status().code() == Code::kNotFound, "it is unloaded");
+    RETURN_IF_ERROR(link.Send(held.held_bytes));
+    RETURN_IF_ERROR(link.Receive<bench::Go>().status());
+    weights.reset();
+    RETURN_IF_ERROR(link.Send(bench::Go{}));
+    // What nobody holds goes at once.
+    RETURN_IF_ERROR(link.Receive<bench::Go>().status());
+    RETURN_IF_ERROR(Load(client).status());
+    ASSIGN_OR_RETURN(const kvc_unloaded freed, Unload(client));
+    RETURN_UNLESS(freed.held_bytes == 0 && freed.freed_bytes >= held.held_bytes, "all is freed");
+    return {};
+  });
+  const auto held_bytes = Hear<uint64_t>(engine);
+  EXPECT_EQ(StatusNumber("/host/held_gone_bytes"), held_bytes);
+  EXPECT_EQ(ClientOf(engine.pid())["attachments"], 1);
+  EXPECT_GE(ClientOf(engine.pid())["attached_bytes"], held_bytes);
+  Tell(engine);
+  Hear<bench::Go>(engine);
+  EXPECT_TRUE(Await([&] { return StatusNumber("/host/block_bytes") == 0; }));
+  EXPECT_EQ(StatusNumber("/host/held_gone_bytes"), 0u);
+  Tell(engine);
+  ExpectDone(engine);
+  EXPECT_EQ(StatusNumber("/host/block_bytes"), 0u);
+}
+
+TEST_F(ModelsTest, AKilledEngineHoldsItsBlocksNoLonger) {
+  StartDaemon("64MiB");
+  const std::vector<ModelTensor> tensors = ManyTensors(1000);
+  const std::string path = WriteHubCache(tensors);
+  bench::Child engine = StartClient("engine", [&](kvc_client* client, bench::Link& link) -> Status {
+    RETURN_IF_ERROR(AddModel(client, path));
+    ASSIGN_OR_RETURN(const bench::Weights weights, Attach(client, true));
+    RETURN_IF_ERROR(Unload(client).status());
+    RETURN_IF_ERROR(link.Send(bench::Go{}));
+    return link.Receive<bench::Go>().status();
+  });
+  Hear<bench::Go>(engine);
+  EXPECT_GT(StatusNumber("/host/held_gone_bytes"), 0u);
+  engine.Kill();
+  EXPECT_TRUE(Await([&] { return StatusNumber("/host/block_bytes") == 0; }));
+}
+
+TEST_F(ModelsTest, BlocksGiveWayToPagesAndComeBackOnDemand) {
+  StartDaemon("32MiB");
+  const std::vector<ModelTensor> tensors = ManyTensors(1500);  // 12 MB.
+  const std::string path = WriteHubCache(tensors);
+  constexpr uint64_t kPageBytes = 64u << 10;
+  constexpr uint64_t kPages = (32u << 20) / kPageBytes;
+  bench::Child engine = StartClient("engine", [&](kvc_client* client, bench::Link& link) -> Status {
+    RETURN_IF_ERROR(AddModel(client, path));
+    ASSIGN_OR_RETURN(bench::Weights weights, Attach(client, true));
+    ASSIGN_OR_RETURN(const bench::Space space,
+                     bench::OpenSpace(client, {.layout = bench::PlainLayout(kPageBytes, 16),
+                                               .weights = nullptr,
+                                               .salt = ""}));
+    uint64_t next = 0;
+    const auto publish = [&]() -> Status {
+      std::vector<kvc_key> keys;
+      for (uint64_t i = 0; i < kPages; ++i)
+        keys.push_back(bench::SyntheticKey(next++));
+      const auto fill = [&](size_t i, std::span<uint8_t> page) {
+        bench::FillContent(keys[i], page);
+      };
+      ASSIGN_OR_RETURN(const bench::Published put,
+                       bench::Put(client, space.get(), {.keys = keys, .batch = 32}, fill));
+      RETURN_UNLESS(put.committed == kPages, "pages are evicted for pages");
+      return {};
+    };
+    // Attached weights stay, whatever is published.
+    RETURN_IF_ERROR(publish());
+    RETURN_IF_ERROR(CheckTensors(weights.get(), tensors));
+    RETURN_IF_ERROR(link.Send(bench::Go{}));
+    RETURN_IF_ERROR(link.Receive<bench::Go>().status());
+    // Those that nobody holds give way.
+    weights.reset();
+    RETURN_IF_ERROR(publish());
+    RETURN_IF_ERROR(publish());
+    RETURN_IF_ERROR(link.Send(bench::Go{}));
+    RETURN_IF_ERROR(link.Receive<bench::Go>().status());
+    ASSIGN_OR_RETURN(weights, Attach(client, true));
+    return CheckTensors(weights.get(), tensors);
+  });
+  Hear<bench::Go>(engine);
+  EXPECT_EQ(StatusNumber("/blocks/evicted"), 0u);
+  EXPECT_EQ(TheVersion()["state"], "resident");
+  Tell(engine);
+  Hear<bench::Go>(engine);
+  EXPECT_GT(StatusNumber("/blocks/evicted"), 0u);
+  EXPECT_NE(TheVersion()["state"], "resident");
+  Tell(engine);
+  ExpectDone(engine);
+  EXPECT_LE(StatusNumber("/host/used_bytes"), StatusNumber("/host/capacity_bytes"));
+}
+
+TEST_F(ModelsTest, AFileThatChangedSinceItWasAddedIsNotLoaded) {
+  StartDaemon();
+  const std::string path = folder_.path() + "/plain";
+  const std::vector<ModelTensor> tensors = ManyTensors(100);
+  const Result<Written> written =
+      WriteModel(path, tensors, {.seed = kSeed, .shards = 2, .config_json = ""});
+  ASSERT_TRUE(written) << written.error().ToString();
+  bench::Child engine = StartClient("engine", [&](kvc_client* client, bench::Link& link) -> Status {
+    RETURN_IF_ERROR(AddModel(client, path));
+    RETURN_IF_ERROR(Load(client).status());
+    RETURN_IF_ERROR(Unload(client).status());
+    RETURN_IF_ERROR(link.Send(bench::Go{}));
+    RETURN_IF_ERROR(link.Receive<bench::Go>().status());
+    const Status changed = Load(client).status();
+    RETURN_UNLESS(changed.code() == Code::kDataLoss, changed.ToString());
+    const Status attached = Attach(client, true).status();
+    RETURN_UNLESS(attached.code() == Code::kDataLoss, attached.ToString());
+    return {};
+  });
+  Hear<bench::Go>(engine);
+  {
+    std::fstream file(written->files[1], std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(-1, std::ios::end);
+    file.put('\x5a');
+  }
+  Tell(engine);
+  ExpectDone(engine);
+  EXPECT_EQ(StatusNumber("/host/block_bytes"), 0u) << "nothing half-loaded stays";
+}
+
+}  // namespace
+}  // namespace terrace
