@@ -157,7 +157,11 @@ kvc_code kvc_pages_table(const kvc_pages* pages, const kvc_table_options* option
     RETURN_IF_ERROR(CheckSet(pages));
     const PageSet& set = *Of(pages);
     ASSIGN_OR_RETURN(const kvc_table_options asked, Read(options));
-    if (asked.format != KVC_TABLE_ADDRESS && asked.format != KVC_TABLE_BLOCK) {
+    // A number of the caller's, which need not be one of the enumeration.
+    uint32_t format;
+    static_assert(sizeof format == sizeof asked.format);
+    std::memcpy(&format, &asked.format, sizeof format);
+    if (format != KVC_TABLE_ADDRESS && format != KVC_TABLE_BLOCK) {
       return Invalid("format is not one of kvc_table_format");
     }
     if (asked.first > set.places() || asked.count > set.places() - asked.first) {
