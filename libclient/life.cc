@@ -1,6 +1,5 @@
 #include "libclient/life.h"
 
-#include <algorithm>
 #include <bit>
 #include <string>
 #include <utility>
@@ -80,8 +79,9 @@ void Life::ForgetGrants(std::span<const uint64_t> grants) {
 std::vector<uint64_t> Life::UnknownOf(std::span<const uint64_t> grants) const {
   MutexLock lock(mu_);
   std::vector<uint64_t> unknown;
-  std::ranges::copy_if(grants, std::back_inserter(unknown),
-                       [&](uint64_t grant) { return !grants_.contains(grant); });
+  for (const uint64_t grant : grants) {
+    if (!grants_.contains(grant)) unknown.push_back(grant);
+  }
   return unknown;
 }
 

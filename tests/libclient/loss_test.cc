@@ -216,6 +216,8 @@ TEST_F(LossTest, ForkedChildIsRefusedAndTheParentUnharmed) {
         ::mincore(const_cast<void*>(mapped), 4096, &resident) == -1 && errno == ENOMEM ? 0 : 32;
     const auto grant = client.Grant(space, SpanOf(keys));
     wrong |= !grant && grant.error().code() == KVC_PERMISSION_DENIED ? 0 : 64;
+    const auto looked = reader.LookupPrefix(space, SpanOf(keys));
+    wrong |= !looked && looked.error().code() == KVC_PERMISSION_DENIED ? 0 : 128;
     // Every destructor runs in the child, and does nothing.
     { kvc::Pages gone = std::move(pages); }
     page = {};

@@ -181,7 +181,8 @@ typedef struct kvc_space_info {
   uint32_t page_tokens;
   uint64_t page_bytes; /* of this rank's part */
   const void* base;    /* start of the address range in which all pages of this size appear:
-                          page i of KVC_TABLE_BLOCK tables lies at base + i * page_bytes */
+                          page i of KVC_TABLE_BLOCK tables lies at base + i * page_bytes. It stays
+                          while the client does, over daemon lives */
 } kvc_space_info;
 KVC_API kvc_code kvc_space_get_info(const kvc_space* space, kvc_space_info* info);
 
@@ -203,10 +204,12 @@ KVC_API kvc_code kvc_sequence_create(const kvc_space* space, kvc_sequence** sequ
 KVC_API void kvc_sequence_destroy(kvc_sequence* sequence);
 /* Appends tokens; full pages get their keys at once. */
 KVC_API kvc_code kvc_sequence_append(kvc_sequence* sequence, const uint32_t* tokens, size_t count);
-/* Extra key material of page `page_index`, which must not be full yet; replaces what was set. */
+/* Extra key material of page `page_index`, which must not be full yet and may lie ahead; replaces
+ * what was set. */
 KVC_API kvc_code kvc_sequence_set_extra(kvc_sequence* sequence, size_t page_index,
                                         const void* extra, size_t extra_bytes);
-/* Drops tokens from the end until `count` are left. */
+/* Drops tokens from the end until `count` are left, and the extras of pages that begin at or after
+ * there. */
 KVC_API kvc_code kvc_sequence_truncate(kvc_sequence* sequence, size_t count);
 KVC_API size_t kvc_sequence_tokens(const kvc_sequence* sequence);
 /* Keys of full pages; valid until the next call that changes the sequence. */
@@ -230,7 +233,8 @@ typedef enum kvc_miss {
 
 /* At most 64 readers a client. */
 KVC_API kvc_code kvc_reader_create(kvc_client* client, kvc_reader** reader, kvc_error* error);
-/* Pages it pinned stay pinned until released. */
+/* Sets that it pinned stay pinned until released; pins of kvc_pin are to be released before, for
+ * those that are not stay until the client is closed. */
 KVC_API void kvc_reader_destroy(kvc_reader* reader);
 
 typedef struct kvc_page {
@@ -273,7 +277,7 @@ typedef enum kvc_table_format {
 } kvc_table_format;
 typedef struct kvc_table_options {
   size_t struct_size;
-  kvc_table_format format;
+  kvc_table_format format; /* NULL options: KVC_TABLE_ADDRESS, flat, all places */
   size_t first;     /* first place of the set to write */
   size_t count;     /* places; 0: to the end */
   size_t leaf_size; /* two-level: entries of one leaf; 0: flat. `table` is then an array of pointers
@@ -319,10 +323,13 @@ KVC_API kvc_code kvc_grants_code(const kvc_grants* grants, size_t index);
 KVC_API void* kvc_grants_data(kvc_grants* grants, size_t index);
 /* Publishes every granted page, one message; `valid_tokens` (may be NULL: all full) has one number a
  * page. Afterwards kvc_grants_code says what became of each: KVC_OK, KVC_ALREADY_EXISTS (another
- * page of that key was first; this one is freed), KVC_STALE, KVC_DEADLINE_EXCEEDED. */
+ * page of that key was first; this one is freed), KVC_STALE, KVC_DEADLINE_EXCEEDED. If the call
+ * itself fails, the pages are as they were and it may be repeated, except that KVC_STALE (the daemon
+ * life of the grants is over) is final. */
 KVC_API kvc_code kvc_commit(kvc_grants* grants, const uint32_t* valid_tokens, int32_t timeout_ms,
                             kvc_error* error);
-/* Gives back what was not committed and frees the set. */
+/* Gives back what was not committed, by a message for which it waits at most the client's default
+ * deadline, and frees the set. kvc_space_close and kvc_detach wait in the same way. */
 KVC_API void kvc_grants_destroy(kvc_grants* grants);
 
 /* Makes pages findable no more; at most 512 keys. *dropped may be NULL. */
