@@ -90,7 +90,7 @@ Status GrantSet::Commit(std::span<const uint32_t> valid_tokens, Deadline deadlin
   messages::Commit request;
   std::vector<Page*> pages;
   for (size_t i = 0; i < pages_.size(); ++i) {
-    if (pages_[i].data == nullptr) continue;
+    if (pages_[i].code != Code::kOk || pages_[i].grant == 0) continue;
     pages.push_back(&pages_[i]);
     request.grants.push_back(pages_[i].grant);
     if (!valid_tokens.empty()) request.valid_tokens.push_back(valid_tokens[i]);
@@ -103,6 +103,9 @@ Status GrantSet::Commit(std::span<const uint32_t> valid_tokens, Deadline deadlin
     return {Code::kStale, "the grants are of daemon life " + std::to_string(life_->epoch()) +
                               ", which is over: ask for new ones"};
   }
+  // From here on they may be published, whatever is heard of it: they are written no more.
+  for (Page* page : pages)
+    page->data = nullptr;
   ASSIGN_OR_RETURN(const auto answer, now.connection->Call(request, deadline));
   if (answer.reply.codes.size() != pages.size()) {
     return {Code::kDataLoss, "the daemon answered for another number of pages"};
@@ -111,7 +114,6 @@ Status GrantSet::Commit(std::span<const uint32_t> valid_tokens, Deadline deadlin
   for (size_t i = 0; i < pages.size(); ++i) {
     Page& page = *pages[i];
     page.code = CodeOf(answer.reply.codes[i]);
-    page.data = nullptr;
     // What was refused is the writer's until it gives it back.
     if (page.code == Code::kOk || page.code == Code::kAlreadyExists ||
         page.code == Code::kNotFound) {

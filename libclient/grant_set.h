@@ -31,7 +31,8 @@ class GrantSet {
   // nullptr: no grant, or published.
   uint8_t* data(size_t index) const { return pages_[index].data; }
 
-  // Publishes all pages; `valid_tokens` is empty (all full) or has one number a page.
+  // Publishes all pages; `valid_tokens` is empty (all full) or has one number a page. After a
+  // failure it may be repeated; kNotFound then is what became of pages that had been published.
   Status Commit(std::span<const uint32_t> valid_tokens, Deadline deadline);
 
  private:

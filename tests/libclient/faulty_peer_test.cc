@@ -380,6 +380,34 @@ TEST_F(GivenBack, ExpiredGrantsThatNobodyKnowsAndNoOthers) {
   EXPECT_EQ(aborted(), (std::vector<uint64_t>{5, 6, 10, 11}));
 }
 
+TEST_F(GivenBack, CommitWithoutAnAnswerCanBeRepeatedAndWritesNoMore) {
+  const std::vector<kvc_key> keys(2);
+  kvc_grants* grants = nullptr;
+  ASSERT_EQ(kvc_grant(client_->get(), space_->get(), keys.data(), 2, nullptr, 0, &grants, nullptr),
+            KVC_OK);
+  std::atomic<int> commits = 0;
+  peer_.SetScript(On(Type::kCommit, [&](ScriptedPeer& p, const Frame& f) {
+    wire::Commit commit;
+    EXPECT_TRUE(commit.ParseFromString(f.body));
+    EXPECT_EQ(commit.grants_size(), 2);
+    if (++commits == 1) return Act::kHandled;
+    wire::CommitReply reply;
+    reply.add_codes(0);
+    reply.add_codes(static_cast<uint32_t>(Code::kNotFound));
+    p.Send(Type::kCommitReply, f.header.request, reply);
+    return Act::kHandled;
+  }));
+  EXPECT_NE(kvc_grants_data(grants, 0), nullptr);
+  EXPECT_EQ(kvc_commit(grants, nullptr, 20, nullptr), KVC_DEADLINE_EXCEEDED);
+  EXPECT_EQ(kvc_grants_data(grants, 0), nullptr);
+  EXPECT_EQ(kvc_commit(grants, nullptr, 0, nullptr), KVC_OK);
+  EXPECT_EQ(kvc_grants_code(grants, 0), KVC_OK);
+  EXPECT_EQ(kvc_grants_code(grants, 1), KVC_NOT_FOUND);
+  kvc_grants_destroy(grants);
+  EXPECT_EQ(commits, 2);
+  EXPECT_EQ(peer_.CountOf(Type::kAbort), 0u);
+}
+
 TEST_F(GivenBack, GrantsOfAReplyThatIsWrong) {
   // Two pages asked for, three answered; and then an arena without its descriptor.
   peer_.SetScript([this](ScriptedPeer& p, const Frame& f) {

@@ -323,9 +323,10 @@ KVC_API kvc_code kvc_grants_code(const kvc_grants* grants, size_t index);
 KVC_API void* kvc_grants_data(kvc_grants* grants, size_t index);
 /* Publishes every granted page, one message; `valid_tokens` (may be NULL: all full) has one number a
  * page. Afterwards kvc_grants_code says what became of each: KVC_OK, KVC_ALREADY_EXISTS (another
- * page of that key was first; this one is freed), KVC_STALE, KVC_DEADLINE_EXCEEDED. If the call
- * itself fails, the pages are as they were and it may be repeated, except that KVC_STALE (the daemon
- * life of the grants is over) is final. */
+ * page of that key was first; this one is freed), KVC_STALE, KVC_DEADLINE_EXCEEDED.
+ * If the call itself fails after it was sent (KVC_DEADLINE_EXCEEDED, KVC_UNAVAILABLE), the pages may
+ * be published already: kvc_grants_data is NULL, and the call may be repeated, in which case
+ * KVC_NOT_FOUND stands for pages that had been. KVC_STALE: the daemon life of the grants is over. */
 KVC_API kvc_code kvc_commit(kvc_grants* grants, const uint32_t* valid_tokens, int32_t timeout_ms,
                             kvc_error* error);
 /* Gives back what was not committed, by a message for which it waits at most the client's default
