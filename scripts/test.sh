@@ -51,17 +51,21 @@ run_tests() {
 }
 
 mkdir -p build
-step "release: build" build release && step "release: tests" run_tests release || true
+if step "release: build" build release; then
+  step "release: tests" run_tests release || :
+fi
 
 if [ -z "$quick" ]; then
   export ASAN_OPTIONS=detect_leaks=1:abort_on_error=1
   export UBSAN_OPTIONS=print_stacktrace=1
   export TSAN_OPTIONS=halt_on_error=1
-  step "ASan and UBSan: build" build asan-ubsan \
-    && step "ASan and UBSan: tests" run_tests asan-ubsan || true
-  step "TSan: build" build tsan --target threads_tests \
-    && step "TSan: tests of what has threads" run_tests tsan --label-regex '^threads$' || true
-  step "clang: thread-safety analysis" build clang --target terrace_libraries || true
+  if step "ASan and UBSan: build" build asan-ubsan; then
+    step "ASan and UBSan: tests" run_tests asan-ubsan || :
+  fi
+  if step "TSan: build" build tsan --target threads_tests; then
+    step "TSan: tests of what has threads" run_tests tsan --label-regex '^threads$' || :
+  fi
+  step "clang: thread-safety analysis" build clang --target terrace_libraries || :
 fi
 
 echo
