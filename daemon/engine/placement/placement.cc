@@ -11,7 +11,7 @@ constexpr int kMaxPasses = 8;
 // A pass evicts one page for this many pins that its scans read, so that the scans cost a page some
 // microseconds, but not more than a part of what is resident for a single page.
 constexpr uint64_t kBatchPages = 16;
-constexpr uint64_t kPinsAPage = 512;
+constexpr uint64_t kPinsAPage = 256;
 constexpr uint64_t kBatchShare = 16;
 // The reserve is what was granted in about the last 200 ms, a few turns' worth, and at most a
 // sixteenth of the capacity.

@@ -111,6 +111,7 @@ class Slab {
     stamps_[slot] = stamp;
     return true;
   }
+  void PrefetchStamp(uint32_t slot) const { __builtin_prefetch(&stamps_[slot], 1); }
   uint64_t stamp(uint32_t slot) const { return stamps_[slot]; }
   uint64_t last_stamp() const { return last_stamp_; }
 
