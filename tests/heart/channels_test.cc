@@ -183,6 +183,35 @@ TEST_F(Channels, CountersOfEndedAndLiveClientsAddUp) {
   expect(index_->totals(), 2);
 }
 
+TEST_F(Channels, CountersThatNoReaderCanHaveWrittenAreNotAddedUp) {
+  index_->AddChannel(1, one_.span(), 8);
+  one_.channel().lanes = 3;
+  shm::LaneCounters& honest = one_.channel().counters[0];
+  // Its client was killed when it had counted its lookups, but not yet what became of them.
+  honest.lookups = 500;
+  honest.hits[static_cast<int>(shm::Tier::kHost)] = 100;
+  const auto expect_one_lane = [](const ChannelTotals& totals) {
+    EXPECT_EQ(totals.lookups, 500u);
+    EXPECT_EQ(totals.hits[static_cast<int>(shm::Tier::kHost)], 100u);
+    EXPECT_EQ(totals.misses[static_cast<int>(shm::Miss::kBusy)], 0u);
+    EXPECT_EQ(totals.dropped, 1u);
+  };
+  shm::LaneCounters& hostile = one_.channel().counters[1];
+  hostile.lookups = 1u << 20;
+  expect_one_lane(index_->totals());
+  hostile.lookups = hostile.hits[0] = UINT64_MAX;
+  expect_one_lane(index_->totals());
+  // A sum that overflows to something that fits.
+  hostile.lookups = 0;
+  hostile.hits[0] = hostile.misses[static_cast<int>(shm::Miss::kBusy)] = uint64_t{1} << 63;
+  expect_one_lane(index_->totals());
+  hostile.hits[0] = hostile.misses[static_cast<int>(shm::Miss::kBusy)] = 0;
+  hostile.dropped = UINT64_MAX;
+  expect_one_lane(index_->totals_of(1));
+  index_->RemoveChannel(1);
+  expect_one_lane(index_->totals());
+}
+
 // The daemon is unharmed by any content of a channel: this is for the sanitizers, and for the
 // bounds that are checked below.
 TEST_F(Channels, AnyContentIsSurvived) {

@@ -1,8 +1,9 @@
 // ChannelsOn: the channels of a tenant's clients, as the daemon reads them.
 //
 // Every word of a channel is written by a client that may be hostile: it is used as a number only,
-// clamped or masked before it indexes anything, and never believed beyond what it costs the client
-// itself. Owner thread only.
+// clamped or masked before it indexes anything. Counters are believed as far as an honest reader
+// can have written them: a client can tell lies within that, which stay in the totals, but none
+// that overflow them or contradict themselves. Owner thread only.
 #pragma once
 
 #include <algorithm>
@@ -196,22 +197,59 @@ class ChannelsOn {
   }
 
   static void Fold(const Member& member, ChannelTotals* totals) {
-    const auto value = [](const shm::Word& word) {
-      return Atomics::Load(word, std::memory_order_relaxed);
-    };
     uint64_t lanes =
         member.lanes_seen | Atomics::Load(member.channel->lanes, std::memory_order_acquire);
     for (; lanes != 0; lanes &= lanes - 1) {
-      const shm::LaneCounters& counters = member.channel->counters[std::countr_zero(lanes)];
-      totals->lookups += value(counters.lookups);
-      for (uint32_t i = 0; i < shm::kTiers; ++i)
-        totals->hits[i] += value(counters.hits[i]);
-      for (uint32_t i = 0; i < shm::kMisses; ++i)
-        totals->misses[i] += value(counters.misses[i]);
-      totals->dropped += value(counters.dropped);
+      FoldLane(member.channel->counters[std::countr_zero(lanes)], totals);
     }
     totals->dropped += member.skipped;
   }
+
+  // The lane's counters, or, where no reader can have counted so, one record as dropped.
+  static void FoldLane(const shm::LaneCounters& counters, ChannelTotals* totals) {
+    ChannelTotals lane;
+    bool believed = false;
+    // A reader that counts meanwhile makes a difference, which another reading does not have.
+    for (int reading = 0; reading < kReadings && !believed; ++reading)
+      believed = ReadLane(counters, &lane);
+    if (!believed) {
+      ++totals->dropped;
+      return;
+    }
+    totals->lookups += lane.lookups;
+    for (uint32_t i = 0; i < shm::kTiers; ++i)
+      totals->hits[i] += lane.hits[i];
+    for (uint32_t i = 0; i < shm::kMisses; ++i)
+      totals->misses[i] += lane.misses[i];
+    totals->dropped += lane.dropped;
+  }
+
+  // False if an honest reader cannot have written what was read.
+  static bool ReadLane(const shm::LaneCounters& counters, ChannelTotals* lane) {
+    bool believed = true;
+    const auto value = [&believed](const shm::Word& word) {
+      const uint64_t count = Atomics::Load(word, std::memory_order_relaxed);
+      believed = believed && count <= kMaxCount;
+      return count;
+    };
+    lane->lookups = value(counters.lookups);
+    lane->dropped = value(counters.dropped);
+    uint64_t outcomes = 0;
+    for (uint32_t i = 0; i < shm::kTiers; ++i)
+      outcomes += lane->hits[i] = value(counters.hits[i]);
+    for (uint32_t i = 0; i < shm::kMisses; ++i)
+      outcomes += lane->misses[i] = value(counters.misses[i]);
+    const uint64_t difference =
+        std::max(lane->lookups, outcomes) - std::min(lane->lookups, outcomes);
+    return believed && difference <= kMaxUnsettled;
+  }
+
+  // More than a lane can count in the life of a machine.
+  static constexpr uint64_t kMaxCount = uint64_t{1} << 56;
+  // Keys that are counted as looked up but not yet as found or missed: of one call, in which the
+  // reader is now or in which it was killed.
+  static constexpr uint64_t kMaxUnsettled = 65536;
+  static constexpr int kReadings = 4;
 
   std::vector<Member> channels_;
   size_t drain_from_ = 0;
