@@ -258,6 +258,17 @@ TEST_F(HostArenas, LastClaimOfAChunkFreesWhatTheHugePageBroughtAlong) {
   EXPECT_EQ(report.thp_bytes + report.small_page_bytes, 0u);
 }
 
+TEST_F(HostArenas, OnlyAChunkThatIsWhollyUsedGoesOnAHugePage) {
+  const ArenaId slab = Create(4 * kMiB);
+  ASSERT_TRUE(tier_->Populate({slab, 0, 64 * 1024}).ok());
+  EXPECT_EQ(system_.calls("advise 25"), 0);
+  EXPECT_EQ(tier_->Report().small_page_bytes, 64u * 1024);
+  tier_->Bytes(slab)[5] = 5;
+  ASSERT_TRUE(tier_->Populate({slab, 64 * 1024, kHuge - 64 * 1024}).ok());
+  EXPECT_EQ(system_.calls("advise 25"), 1);
+  EXPECT_EQ(tier_->Bytes(slab)[5], 5);
+}
+
 TEST_F(HostArenas, RangesOutsideTheArenaAreRefused) {
   const ArenaId slab = Create(kMiB);
   EXPECT_EQ(tier_->Populate({slab, 0, kMiB + 1}).code(), Code::kInvalidArgument);

@@ -124,9 +124,10 @@ Status HostArena::Populate(size_t offset, size_t bytes) {
 
 bool HostArena::WantsHugePage(size_t chunk, PageRange range) const {
   if (!residency_.Whole(chunk) || residency_.Huge(chunk)) return false;
-  // Collapsing moves what is there, under the feet of who reads it: worth it only where the chunk
-  // becomes wholly used.
-  return !residency_.PresentAny(chunk) || residency_.ClaimsWith(chunk, range) == kChunkPages;
+  // Only where the chunk becomes wholly used: a huge page under less would be memory that nobody
+  // asked for and no budget knows of, and collapsing moves what is there, under the feet of who
+  // reads it.
+  return residency_.ClaimsWith(chunk, range) == kChunkPages;
 }
 
 void HostArena::PopulateHuge(PageRange range) {

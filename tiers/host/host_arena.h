@@ -33,8 +33,8 @@ class HostArena {
   HostArena& operator=(const HostArena&) = delete;
 
   // Makes every page that the range touches present and claims it. With an error, what was got on
-  // the way is given back. Chunks that are empty, or become wholly claimed, are put on a huge page
-  // where that works. A range must be populated before anybody writes it: unclaimed pages of a
+  // the way is given back. Chunks that become wholly claimed are put on a huge page where that
+  // works. A range must be populated before anybody writes it: unclaimed pages of a
   // chunk may be freed with their neighbours.
   Status Populate(size_t offset, size_t bytes);
   // The range reads as zeros; pages that lie inside it whole are freed, and what is left of a chunk
