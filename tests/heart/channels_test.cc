@@ -197,7 +197,7 @@ TEST_F(Channels, CountersThatNoReaderCanHaveWrittenAreNotAddedUp) {
     EXPECT_EQ(totals.dropped, 1u);
   };
   shm::LaneCounters& hostile = one_.channel().counters[1];
-  hostile.lookups = 1u << 20;
+  hostile.lookups = (1u << 20) + 1;
   expect_one_lane(index_->totals());
   hostile.lookups = hostile.hits[0] = UINT64_MAX;
   expect_one_lane(index_->totals());

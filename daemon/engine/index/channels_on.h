@@ -248,7 +248,7 @@ class ChannelsOn {
   static constexpr uint64_t kMaxCount = uint64_t{1} << 56;
   // Keys that are counted as looked up but not yet as found or missed: of one call, in which the
   // reader is now or in which it was killed.
-  static constexpr uint64_t kMaxUnsettled = 65536;
+  static constexpr uint64_t kMaxUnsettled = uint64_t{1} << 20;
   static constexpr int kReadings = 4;
 
   std::vector<Member> channels_;
