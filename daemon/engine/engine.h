@@ -148,7 +148,8 @@ class EngineEvents {
   virtual ~EngineEvents() = default;
   virtual void GrantsExpired(ClientId client, std::span<const uint64_t> grants) = 0;
   virtual void ArenasGone(TenantId tenant, std::span<const ArenaId> arenas) = 0;
-  // A client was found over its pin budget: it is cut, and its pins count no more.
+  // A client was found over its pin budget: its pins count no more, its verbs are refused, its
+  // grants are abandoned. It lives on, so its slots and attachments stay charged until ClientGone.
   virtual void ClientCut(ClientId client, const Status& why) = 0;
 };
 

@@ -207,8 +207,10 @@ bool HostEngine::Turn() {
   more |= ExpireDue();
   for (const auto& [tenant, arenas] : gone_of)
     events_.ArenasGone(tenant, arenas);
-  for (const auto& [client, why] : pins_.TakeCut())
+  for (const auto& [client, why] : pins_.TakeCut()) {
+    AbandonGrants(client);
     events_.ClientCut(client, why);
+  }
   return more;
 }
 

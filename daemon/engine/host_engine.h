@@ -94,6 +94,8 @@ class HostEngine final : public Engine {
   // Takes the grant out of the table and off its writer; its slot is the caller's.
   SlotRef EndGrant(Client& client, uint64_t id);
   void ExpireGrant(Client& client, uint64_t id);
+  // All of them, for a client that was cut: it may still be writing.
+  void AbandonGrants(ClientId id);
   bool ExpireDue();
   Status CheckGrants() const;
 

@@ -136,6 +136,14 @@ void HostEngine::ExpireGrant(Client& client, uint64_t id) {
   ++counters_.abandoned_grants;
 }
 
+void HostEngine::AbandonGrants(ClientId id) {
+  Client* client = clients_.Find(id);
+  if (client == nullptr) return;
+  for (const uint64_t grant : grants_.IdsOf(id)) {
+    if (!grants_.Find(id, grant)->expired) ExpireGrant(*client, grant);
+  }
+}
+
 Result<uint32_t> HostEngine::Drop(ClientId id, uint32_t slot, uint32_t epoch, uint32_t part,
                                   std::span<const Digest> keys) {
   ASSIGN_OR_RETURN(const Client* client, clients_.Writing(id));

@@ -2,7 +2,8 @@
 //
 // A client is not a connection. Its pins, grants and attachments end with its process (a pidfd that
 // becomes readable) or with its goodbye; when only its connection broke, the record stays and the
-// same process may come back to it. Owner thread only.
+// same process may come back to it. A client that was cut cannot come back, but its record stays as
+// well: it may still be writing into its slots and reading its blocks. Owner thread only.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +36,7 @@ struct ClientRecord {
   std::string tenant_name;
   TenantId tenant = 0;
   bool writer = false;
+  bool cut = false;  // Over its pin budget: never served again.
   pid_t pid = 0;
   ClientGiven given;
   Mapping channel;             // Outlives the engine's use of it.

@@ -157,6 +157,7 @@ void Service::GrantsExpired(ClientId client, std::span<const uint64_t> grants) {
   const auto found = clients_.find(client);
   if (found == clients_.end()) return;
   ClientRecord& record = *found->second;
+  if (record.cut) return;
   if (record.session == nullptr) {
     // As many as a client can have, whatever the engine's reasons to repeat itself.
     const size_t room = record.given.max_grants -
@@ -172,7 +173,7 @@ void Service::GrantsExpired(ClientId client, std::span<const uint64_t> grants) {
 
 void Service::ArenasGone(TenantId tenant, std::span<const ArenaId> arenas) {
   for (const auto& [id, record] : clients_) {
-    if (record->tenant != tenant) continue;
+    if (record->tenant != tenant || record->cut) continue;
     wire::UnmapEvent event;
     for (const ArenaId arena : arenas) {
       if (record->arenas.erase(arena) > 0) event.add_arenas(arena);
@@ -190,16 +191,16 @@ void Service::ArenasGone(TenantId tenant, std::span<const ArenaId> arenas) {
 
 void Service::ClientCut(ClientId client, const Status& why) {
   LogLimited(LogLevel::kWarning, "client-cut", {{"client", client}, {"why", why}});
-  // The engine is in the middle of something: it is told of the client's end afterwards.
-  loop_.Post([this, client, why] {
-    const auto found = clients_.find(client);
-    if (found == clients_.end()) return;
-    Session* session = found->second->session;
-    verbs_->EndClient(client, why);
-    if (session == nullptr) return;
-    session->connection.SendError(0, why);
-    session->connection.CloseAfterSending(why);
-  });
+  const auto found = clients_.find(client);
+  if (found == clients_.end()) return;
+  // The record stays until its process is gone: who pins too much may be writing into its slots
+  // too.
+  ClientRecord& record = *found->second;
+  record.cut = true;
+  if (record.session == nullptr) return;
+  Connection& connection = record.session->connection;
+  connection.SendError(0, why);
+  connection.CloseAfterSending(why);
 }
 
 // ---- The end ------------------------------------------------------------------------------------

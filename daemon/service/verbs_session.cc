@@ -87,6 +87,9 @@ Status Verbs::Resume(Session& session, ClientId id, uint64_t token) {
             "resume_client: no such client of this process here: say hello as a new one"};
   }
   ClientRecord& client = *found->second;
+  if (client.cut) {
+    return {Code::kStale, "resume_client: the client was cut: say hello as a new one"};
+  }
   if (client.session != nullptr) {
     Session* old = client.session;
     old->client = nullptr;
@@ -110,9 +113,10 @@ Result<UniqueFd> Verbs::Arrive(Session& session, const Identity& identity, const
       std::count_if(parts_.clients->begin(), parts_.clients->end(),
                     [&](const auto& item) { return item.second->pid == spec.pid; });
   if (static_cast<uint64_t>(of_process) >= parts_.limits.clients_per_process) {
-    return Status(Code::kExhausted,
-                  "limits.clients_per_process: this process is " + std::to_string(of_process) +
-                      " clients already; those whose connection broke count until it ends");
+    return Status(
+        Code::kExhausted,
+        "limits.clients_per_process: this process is " + std::to_string(of_process) +
+            " clients already; those whose connection broke or was cut count until it ends");
   }
   ASSIGN_OR_RETURN(NewChannel channel, MakeChannel());
   auto client = std::make_unique<ClientRecord>();

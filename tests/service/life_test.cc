@@ -215,13 +215,80 @@ TEST_F(LifeTest, AClientOverItsPinBudgetIsCutAndItsPinsCountNoMore) {
   ASSERT_TRUE(Eventually([&](const json& status) {
     EXPECT_EQ(watcher_.Call<wire::EvictReply>(wire::Type::kEvict, wire::Evict()).status(),
               Status());
-    return status["clients"]["count"] == 1 && status["pages"]["count"] == 0;
+    return status["clients"]["away"] == 1 && status["pages"]["count"] == 0;
   })) << Report("status");
   std::optional<ReceivedFrame> frame = greedy.Receive();
   ASSERT_TRUE(frame.has_value());
   EXPECT_EQ(frame->header.request, 0u);
-  EXPECT_FALSE(WireClient::Parse<wire::PingReply>(*std::move(frame)).has_value());
+  EXPECT_EQ(WireClient::Parse<wire::PingReply>(*std::move(frame)).status().code(),
+            Code::kExhausted);
   EXPECT_TRUE(greedy.AwaitClosed());
+}
+
+// Cut is not gone: who pins too much may be writing into its slots at this moment.
+TEST_F(LifeTest, ACutClientsSlotsStayItsOwnUntilItsProcessEnds) {
+  Start("pinned_bytes = \"4KiB\"\nclients_per_process = 2");
+  int ready[2];
+  ASSERT_EQ(::pipe2(ready, O_CLOEXEC), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    WireClient client = WireClient::Connect(daemon_->socket());
+    std::vector<UniqueFd> fds;
+    const Result<wire::HelloReply> hello = client.Hello("greedy", true, &fds);
+    const Result<wire::GrantReply> granted = GrantPages(client, 5);
+    wire::Commit commit;
+    for (int i = 0; i < 2; ++i)
+      commit.add_grants(granted->grants(i));
+    bool ok = client.Call<wire::CommitReply>(wire::Type::kCommit, commit).has_value();
+    Result<Mapping> channel =
+        Mapping::Of(fds.at(0).get(), 0, shm::kChannelBytes, Protection::kReadWrite);
+    auto* shared = reinterpret_cast<shm::Channel*>(channel->data());
+    shared->upper_summary[0].store(1);
+    shared->summary[0].store(1);
+    for (int i = 0; i < 2; ++i)
+      shared->lines[0].pins[i].store(granted->handles(i) | 1);
+    if (::write(ready[1], "p", 1) != 1) ::_exit(1);
+    ok = ok && client.AwaitClosed();
+    // It may not come back, and counts among the clients of its process.
+    client = WireClient::Connect(daemon_->socket());
+    const Status back =
+        client.Call<wire::HelloReply>(wire::Type::kHello, ResumeMessage(*hello, hello->token()))
+            .status();
+    ok = ok && back.code() == Code::kStale && client.Hello("second").has_value();
+    WireClient third = WireClient::Connect(daemon_->socket());
+    ok = ok && third.Hello("third").status().code() == Code::kExhausted;
+    const char byte = ok ? 'y' : 'n';
+    if (::write(ready[1], &byte, 1) != 1) ::_exit(1);
+    for (;;)
+      ::pause();
+  }
+  char byte = 0;
+  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  ASSERT_EQ(byte, 'p');
+  ASSERT_TRUE(Eventually([&](const json& status) {
+    EXPECT_EQ(watcher_.Call<wire::EvictReply>(wire::Type::kEvict, wire::Evict()).status(),
+              Status());
+    return status["pages"]["committed"] == 2 && status["pages"]["count"] == 0;
+  })) << Report("status");
+  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  EXPECT_EQ(byte, 'y');
+  const json cut = Report("status");
+  EXPECT_EQ(cut["pages"]["grants"], 3);
+  EXPECT_EQ(cut["pages"]["abandoned_grants"], 3);
+  EXPECT_EQ(cut["host"]["granted_bytes"], 3 * 4096);
+  EXPECT_EQ(cut["clients"]["count"], 3);  // The watcher, the one that was cut, and its second.
+  // Another writer is given other slots.
+  WireClient other = WireClient::Connect(daemon_->socket());
+  ASSERT_EQ(other.Hello("other").status(), Status());
+  ASSERT_EQ(GrantPages(other, 8).status(), Status());
+  EXPECT_EQ(Report("status")["host"]["granted_bytes"], 11 * 4096);
+  ASSERT_EQ(::kill(child, SIGKILL), 0);
+  EXPECT_TRUE(Eventually([](const json& status) {
+    return status["pages"]["grants"] == 8 && status["clients"]["count"] == 2;
+  })) << Report("status");
+  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+  ::close(ready[0]);
+  ::close(ready[1]);
 }
 
 TEST_F(LifeTest, AnotherProcessCannotComeBackAsAClient) {
