@@ -1,8 +1,9 @@
 // SIGKILL of client processes at any point of their life, while others read and verify every byte.
-#include <signal.h>
+#include <poll.h>
 
 #include <array>
 #include <atomic>
+#include <cstring>
 #include <deque>
 #include <optional>
 
@@ -15,8 +16,9 @@ namespace {
 
 // 2,048 keys for a memory of a thousand pages: what is granted and dropped is used again at once.
 constexpr uint64_t kKeys = 2048;
-constexpr uint32_t kTokens = 16;
 constexpr uint64_t kPageBytes = 16u << 10;
+constexpr uint64_t kPages = (16u << 20) / kPageBytes;
+constexpr const char* kCapacity = "16MiB";
 constexpr size_t kVictims = 3;
 
 struct Words {
@@ -27,18 +29,15 @@ struct Words {
   std::atomic<uint64_t> failures{};  // Of victims, whose exit status nobody sees.
 };
 
-bench::SpaceOptions PageSpace() {
-  return {.layout = bench::PlainLayout(kPageBytes, kTokens), .weights = nullptr, .salt = ""};
-}
-
 // What engines do, at random: look up, hold, publish, give grants back, drop.
 class Player {
  public:
+  // `steps` may be null.
   Player(kvc_client* client, uint64_t seed, Words& words, std::atomic<uint64_t>* steps)
       : client_(client), random_(seed), words_(words), steps_(steps) {}
 
   Status Open() {
-    ASSIGN_OR_RETURN(space_, bench::OpenSpace(client_, PageSpace()));
+    ASSIGN_OR_RETURN(space_, OpenPlainSpace(client_, kPageBytes));
     Count();
     ASSIGN_OR_RETURN(reader_, bench::NewReader(client_));
     return {};
@@ -52,7 +51,7 @@ class Player {
       case 1:
         return LookupMany();
       case 2:
-        return Verify();
+        return VerifyHeld();
       case 3:
       case 4:
         return Publish();
@@ -61,16 +60,11 @@ class Player {
     }
   }
 
-  // Looks nothing up, for a reader that only holds on.
-  Status Verify() {
+  Status VerifyHeld() {
     for (const Held& held : held_) {
-      for (size_t i = 0; i < held.keys.size(); ++i) {
-        kvc_page page{};
-        RETURN_UNLESS(kvc_pages_get(held.pages.get(), i, &page) == KVC_OK, "page");
-        if (page.data == nullptr) continue;
-        RETURN_IF_ERROR(CheckPage(held.keys[i], page));
-        ++words_.pages_verified;
-      }
+      uint64_t found = 0;
+      RETURN_IF_ERROR(CheckPages(held.pages.get(), held.keys, &found));
+      words_.pages_verified += found;
     }
     return {};
   }
@@ -85,7 +79,7 @@ class Player {
     held.pages.reset(found);
     Count();
     held_.push_back(std::move(held));
-    RETURN_IF_ERROR(Verify());
+    RETURN_IF_ERROR(VerifyHeld());
     if (held_.size() > kHeldSets) held_.pop_front();
     return {};
   }
@@ -103,12 +97,8 @@ class Player {
     if (steps_ != nullptr) ++*steps_;
   }
   std::vector<kvc_key> SomeKeys(uint64_t most) {
-    std::vector<kvc_key> keys;
     const uint64_t count = 1 + random_.Below(most);
-    const uint64_t first = random_.Below(kKeys);
-    for (uint64_t i = 0; i < count; ++i)
-      keys.push_back(bench::SyntheticKey((first + i) % kKeys));
-    return keys;
+    return Keys(random_.Below(kKeys), count, kKeys);
   }
 
   Status PinOne() {
@@ -166,154 +156,157 @@ class Player {
   std::deque<Held> held_;
 };
 
+Status PlayForEver(Words& words, size_t place, uint64_t seed, const std::string& path) {
+  ASSIGN_OR_RETURN(const bench::Client client,
+                   bench::Connect({.socket = path, .name = "victim", .read_only = false}));
+  std::atomic<uint64_t>& steps = words.steps[place];
+  ++steps;
+  Player player(client.get(), seed, words, &steps);
+  RETURN_IF_ERROR(player.Open());
+  for (;;)
+    RETURN_IF_ERROR(player.Step());
+}
+
 class ClientDeathTest : public IntegrationTest {
  protected:
-  struct Victim {
-    std::optional<bench::Child> child;
-    uint64_t kill_at = 0;  // Steps.
-  };
+  // Repeats a step until it is told something.
+  bench::Child StartSurvivor(uint64_t seed, Status (Player::*step)()) {
+    Words& words = *words_;
+    return StartClient("survivor", [&words, seed, step](kvc_client* client, bench::Link& link) {
+      Player player(client, seed, words, nullptr);
+      RETURN_IF_ERROR(player.Open());
+      for (pollfd end{link.fd(), POLLIN, 0}; ::poll(&end, 1, 0) == 0;)
+        RETURN_IF_ERROR((player.*step)());
+      return Status();
+    });
+  }
 
-  void StartVictim(size_t place, Random& random) {
+  // Looks up some sets, and only verifies them from then on.
+  bench::Child StartHolder(uint64_t seed) {
+    Words& words = *words_;
+    return StartClient("survivor", [&words, seed](kvc_client* client, bench::Link& link) -> Status {
+      Player player(client, seed, words, nullptr);
+      RETURN_IF_ERROR(player.Open());
+      for (int i = 0; i < 4; ++i)
+        RETURN_IF_ERROR(player.LookupMany());
+      for (pollfd end{link.fd(), POLLIN, 0}; ::poll(&end, 1, 1) == 0;)
+        RETURN_IF_ERROR(player.VerifyHeld());
+      RETURN_IF_ERROR(link.Receive<bench::Go>().status());
+      player.ReleaseAll();
+      RETURN_IF_ERROR(link.Send(bench::Go{}));
+      return link.Receive<bench::Go>().status();
+    });
+  }
+
+  void StartVictim(size_t place) {
     Victim& victim = victims_[place];
     words_->steps[place] = 0;
-    const uint64_t seed = random();
     // From before its hello to far into its work.
-    victim.kill_at = random.Chance(1, 8) ? 0 : random.Below(400);
+    victim.kill_at = random_.Chance(1, 8) ? 0 : random_.Below(400);
     Words& words = *words_;
+    const uint64_t seed = random_();
     victim.child.emplace(
-        StartProcess("victim", [&words, place, seed, path = socket()](bench::Link&) -> Status {
+        StartProcess("victim", [&words, place, seed, path = socket()](bench::Link&) {
           const Status status = PlayForEver(words, place, seed, path);
           ++words.failures;
           return status;
         }));
   }
 
-  static Status PlayForEver(Words& words, size_t place, uint64_t seed, const std::string& path) {
-    ASSIGN_OR_RETURN(const bench::Client client,
-                     bench::Connect({.socket = path, .name = "victim", .read_only = false}));
-    std::atomic<uint64_t>& steps = words.steps[place];
-    ++steps;
-    Player player(client.get(), seed, words, &steps);
-    RETURN_IF_ERROR(player.Open());
-    for (;;)
-      RETURN_IF_ERROR(player.Step());
+  // Kills one victim where it was to be killed; its pins and grants are gone before the next.
+  void KillOne() {
+    const size_t place = random_.Below(kVictims);
+    Victim& victim = victims_[place];
+    ASSERT_TRUE(
+        Await([&] { return words_->steps[place] >= victim.kill_at || words_->failures > 0; }));
+    ASSERT_EQ(words_->failures, 0u);
+    const pid_t pid = victim.child->pid();
+    victim.child->Kill();
+    ASSERT_TRUE(Await([&] { return ClientOf(pid).is_null(); }));
+    StartVictim(place);
   }
 
+  // Nobody pins, nothing is granted or in limbo, and all bytes are accounted for.
+  void ExpectNothingHeld() {
+    for (const Json& client : Report("clients")["clients"]) {
+      EXPECT_EQ(client["pins"], 0);
+      EXPECT_EQ(client["grants"], 0);
+    }
+    EXPECT_TRUE(Await([&] { return StatusNumber("/pages/limbo") == 0; }));
+    const Json status = Report("status");
+    EXPECT_EQ(status["clients"]["pins"], 0);
+    EXPECT_EQ(status["pages"]["grants"], 0);
+    EXPECT_EQ(status["host"]["granted_bytes"], 0);
+    EXPECT_EQ(status["host"]["limbo_bytes"], 0);
+    EXPECT_EQ(status["host"]["linked_bytes"],
+              status["pages"]["count"].get<uint64_t>() * kPageBytes);
+  }
+
+  struct Victim {
+    std::optional<bench::Child> child;
+    uint64_t kill_at = 0;  // Steps.
+  };
+  Random random_{2};
   SharedWords<Words> words_;
   std::array<Victim, kVictims> victims_;
 };
 
 TEST_F(ClientDeathTest, KilledClientsLeaveNothingBehindAndHarmNobody) {
-  StartDaemon("16MiB");
-  Random random(2);
-  // One survivor looks pages up and verifies; one holds pages from the start; one writes, too.
-  Words& words = *words_;
-  bench::Child reader = StartClient("survivor", [&](kvc_client* client, bench::Link& link) {
-    Player player(client, 11, words, nullptr);
-    RETURN_IF_ERROR(player.Open());
-    for (pollfd end{link.fd(), POLLIN, 0}; ::poll(&end, 1, 0) == 0;)
-      RETURN_IF_ERROR(player.LookupMany());
-    return Status();
-  });
-  bench::Child writer = StartClient("survivor", [&](kvc_client* client, bench::Link& link) {
-    Player player(client, 12, words, nullptr);
-    RETURN_IF_ERROR(player.Open());
-    for (pollfd end{link.fd(), POLLIN, 0}; ::poll(&end, 1, 0) == 0;)
-      RETURN_IF_ERROR(player.Step());
-    return Status();
-  });
-  ASSERT_TRUE(Await([&] { return words.pages_committed > 500; }));
-  bench::Child holder = StartClient("survivor", [&](kvc_client* client, bench::Link& link) {
-    Player player(client, 13, words, nullptr);
-    RETURN_IF_ERROR(player.Open());
-    for (int i = 0; i < 4; ++i)
-      RETURN_IF_ERROR(player.LookupMany());
-    for (pollfd end{link.fd(), POLLIN, 0}; ::poll(&end, 1, 1) == 0;)
-      RETURN_IF_ERROR(player.Verify());
-    player.ReleaseAll();
-    RETURN_IF_ERROR(link.Send(bench::Go{}));
-    RETURN_IF_ERROR(link.Receive<bench::Go>().status());
-    return link.Receive<bench::Go>().status();
-  });
-
+  StartDaemon(kCapacity);
+  bench::Child reader = StartSurvivor(11, &Player::LookupMany);
+  bench::Child writer = StartSurvivor(12, &Player::Step);
+  ASSERT_TRUE(Await([&] { return words_->pages_committed > 500; }));
+  bench::Child holder = StartHolder(13);
   for (size_t place = 0; place < kVictims; ++place)
-    StartVictim(place, random);
+    StartVictim(place);
   const uint64_t kills = Effort(400, 40);
   for (uint64_t kill = 0; kill < kills; ++kill) {
     SCOPED_TRACE("kill " + std::to_string(kill));
-    const size_t place = random.Below(kVictims);
-    Victim& victim = victims_[place];
-    ASSERT_TRUE(Await([&] { return words.steps[place] >= victim.kill_at || words.failures > 0; }));
-    ASSERT_EQ(words.failures, 0u);
-    const pid_t pid = victim.child->pid();
-    victim.child->Kill();
-    ASSERT_TRUE(Await([&] { return ClientOf(pid).is_null(); }));
+    KillOne();
+    if (HasFatalFailure()) return;
     ASSERT_TRUE(Runs(reader) && Runs(writer) && Runs(holder) && daemon().Running());
-    StartVictim(place, random);
   }
-  const uint64_t verified = words.pages_verified;
-  EXPECT_TRUE(Await([&] { return words.pages_verified > verified; }));
+  const uint64_t verified = words_->pages_verified;
+  EXPECT_TRUE(Await([&] { return words_->pages_verified > verified; }));
   for (Victim& victim : victims_)
     victim.child.reset();
-  for (bench::Child* survivor : {&reader, &writer, &holder})
+  for (bench::Child* survivor : {&reader, &writer}) {
     Tell(*survivor);
-  ExpectDone(reader);
-  ExpectDone(writer);
+    ExpectDone(*survivor);
+  }
+  Tell(holder);
   Hear<bench::Go>(holder);
-
-  // The one client that is left holds nothing, and so does nobody.
   EXPECT_TRUE(Await([&] { return OtherClients() == 1; }));
-  const Json last = ClientOf(holder.pid());
-  EXPECT_EQ(last["pins"], 0);
-  EXPECT_EQ(last["grants"], 0);
-  EXPECT_TRUE(Await([&] { return StatusNumber("/pages/limbo") == 0; }));
-  const Json status = Report("status");
-  EXPECT_EQ(status["clients"]["pins"], 0);
-  EXPECT_EQ(status["pages"]["grants"], 0);
-  EXPECT_EQ(status["host"]["granted_bytes"], 0);
-  EXPECT_EQ(status["host"]["limbo_bytes"], 0);
-  EXPECT_EQ(status["host"]["linked_bytes"], status["pages"]["count"].get<uint64_t>() * kPageBytes);
-  EXPECT_GT(status["pages"]["evicted"], 0) << "the memory was meant to be too small";
-  EXPECT_EQ(words.failures, 0u);
+  ExpectNothingHeld();
+  EXPECT_GT(StatusNumber("/pages/evicted"), 0u) << "the memory was meant to be too small";
+  EXPECT_EQ(words_->failures, 0u);
   Tell(holder);
   ExpectDone(holder);
 }
 
-// With everything else free, all of the memory is there again after its holder was killed.
 TEST_F(ClientDeathTest, GrantsOfAKilledWriterAreFreeAgain) {
-  StartDaemon("16MiB");
+  StartDaemon(kCapacity);
   bench::Child greedy = StartClient("greedy", [](kvc_client* client, bench::Link& link) -> Status {
-    ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(client, PageSpace()));
+    ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client, kPageBytes));
     std::vector<bench::Grants> all;
     uint64_t granted = 0;
     for (uint64_t next = 0; next < kKeys; next += 128) {
-      std::vector<kvc_key> keys;
-      for (uint64_t i = 0; i < 128; ++i)
-        keys.push_back(bench::SyntheticKey(next + i));
-      ASSIGN_OR_RETURN(bench::Grants grants, bench::Grant(client, space.get(), keys));
-      for (size_t i = 0; i < keys.size(); ++i)
+      ASSIGN_OR_RETURN(bench::Grants grants, bench::Grant(client, space.get(), Keys(next, 128)));
+      for (size_t i = 0; i < 128; ++i)
         granted += kvc_grants_code(grants.get(), i) == KVC_OK;
       all.push_back(std::move(grants));
     }
     RETURN_IF_ERROR(link.Send(granted));
     return link.Receive<bench::Go>().status();
   });
-  const auto granted = Hear<uint64_t>(greedy);
-  EXPECT_EQ(granted, (16u << 20) / kPageBytes) << "all of the capacity";
-  EXPECT_EQ(StatusNumber("/host/granted_bytes"), granted * kPageBytes);
+  ASSERT_EQ(Hear<uint64_t>(greedy), kPages) << "all of the capacity";
+  EXPECT_EQ(StatusNumber("/host/granted_bytes"), kPages * kPageBytes);
   greedy.Kill();
   EXPECT_TRUE(Await([&] { return StatusNumber("/host/granted_bytes") == 0; }));
-  EXPECT_EQ(StatusNumber("/pages/grants"), 0u);
+  ExpectNothingHeld();
   bench::Child next = StartClient("next", [](kvc_client* client, bench::Link&) -> Status {
-    ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(client, PageSpace()));
-    std::vector<kvc_key> keys;
-    for (uint64_t i = 0; i < (16u << 20) / kPageBytes; ++i)
-      keys.push_back(bench::SyntheticKey(i));
-    const auto fill = [&](size_t i, std::span<uint8_t> page) { bench::FillContent(keys[i], page); };
-    ASSIGN_OR_RETURN(const bench::Published published,
-                     bench::Put(client, space.get(), {.keys = keys}, fill));
-    RETURN_UNLESS(published.committed == keys.size(), "all of the capacity is to be had");
-    return {};
+    ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client, kPageBytes));
+    return PutNewPages(client, space.get(), Keys(0, kPages));
   });
   ExpectDone(next);
 }

@@ -6,79 +6,15 @@
 
 #include "base/random.h"
 #include "bench/memory_maps.h"
-#include "bench/model_writer.h"
 #include "tests/integration/effort.h"
 #include "tests/integration/integration_test.h"
 
 namespace terrace {
 namespace {
 
-constexpr uint32_t kTokens = 16;
 constexpr uint64_t kPageBytes = 64u << 10;
 constexpr uint64_t kSeed = 5;
-
-bench::SpaceOptions PageSpace() {
-  return {.layout = bench::PlainLayout(kPageBytes, kTokens), .weights = nullptr, .salt = ""};
-}
-
-std::vector<kvc_key> Keys(uint64_t first, uint64_t count) {
-  std::vector<kvc_key> keys;
-  for (uint64_t i = 0; i < count; ++i)
-    keys.push_back(bench::SyntheticKey(first + i));
-  return keys;
-}
-
-Status PublishAll(kvc_client* client, const kvc_space* space, const std::vector<kvc_key>& keys) {
-  const auto fill = [&](size_t i, std::span<uint8_t> page) { bench::FillContent(keys[i], page); };
-  ASSIGN_OR_RETURN(const bench::Published published,
-                   bench::Put(client, space, {.keys = keys}, fill));
-  RETURN_UNLESS(published.committed == keys.size(), "all committed");
-  return {};
-}
-
-Result<bench::Pages> PinAll(kvc_reader* reader, const kvc_space* space,
-                            const std::vector<kvc_key>& keys) {
-  kvc_pages* found = nullptr;
-  RETURN_UNLESS(
-      kvc_lookup_prefix(reader, space, keys.data(), keys.size(), &found, nullptr) == KVC_OK,
-      "lookup");
-  bench::Pages pages(found);
-  RETURN_UNLESS(kvc_pages_found(found) == keys.size(), "all found");
-  return pages;
-}
-
-Status CheckAll(const kvc_pages* pages, const std::vector<kvc_key>& keys) {
-  for (size_t i = 0; i < keys.size(); ++i) {
-    kvc_page page{};
-    RETURN_UNLESS(kvc_pages_get(pages, i, &page) == KVC_OK, "page");
-    RETURN_IF_ERROR(CheckPage(keys[i], page));
-  }
-  return {};
-}
-
-Status CheckWeights(const kvc_weights* weights, const std::vector<ModelTensor>& tensors) {
-  for (const ModelTensor& expected : tensors) {
-    kvc_tensor tensor{};
-    tensor.struct_size = sizeof tensor;
-    RETURN_UNLESS(kvc_weights_find(weights, expected.name.c_str(), &tensor) == KVC_OK,
-                  expected.name);
-    std::vector<uint8_t> bytes(expected.bytes());
-    FillTensor(TensorSeed(kSeed, expected.name), expected.dtype, 0, bytes);
-    RETURN_UNLESS(std::memcmp(bytes.data(), tensor.data, bytes.size()) == 0, expected.name);
-  }
-  return {};
-}
-
-Result<bench::Weights> Attach(kvc_client* client) {
-  kvc_attach_options options{};
-  options.struct_size = sizeof options;
-  options.load = 1;
-  kvc_weights* weights = nullptr;
-  kvc_error error{};
-  RETURN_IF_ERROR(
-      bench::ToStatus(kvc_attach(client, "durable", &options, 0, &weights, &error), error));
-  return bench::Weights(weights);
-}
+constexpr const char* kModel = "durable";
 
 // Every verb fails with the same clear code while there is no daemon.
 Status CheckAllUnavailable(kvc_client* client, kvc_reader* reader, const kvc_space* space) {
@@ -97,11 +33,11 @@ Status CheckAllUnavailable(kvc_client* client, kvc_reader* reader, const kvc_spa
                 "grant");
   RETURN_UNLESS(kvc_drop(client, space, &key, 1, 0, nullptr, nullptr) == KVC_UNAVAILABLE, "drop");
   kvc_weights* weights = nullptr;
-  RETURN_UNLESS(kvc_attach(client, "durable", nullptr, 0, &weights, nullptr) == KVC_UNAVAILABLE,
+  RETURN_UNLESS(kvc_attach(client, kModel, nullptr, 0, &weights, nullptr) == KVC_UNAVAILABLE,
                 "attach");
   kvc_space_options options{};
   options.struct_size = sizeof options;
-  options.layout = bench::PlainLayout(kPageBytes, 2 * kTokens);
+  options.layout = bench::PlainLayout(kPageBytes, 32);
   kvc_space* other = nullptr;
   RETURN_UNLESS(kvc_space_open(client, &options, 0, &other, nullptr) == KVC_UNAVAILABLE, "open");
   kvc_error error{};
@@ -110,7 +46,7 @@ Status CheckAllUnavailable(kvc_client* client, kvc_reader* reader, const kvc_spa
   return {};
 }
 
-// Bytes of shared memory that hold `address`'s file in this process.
+// Whether shared memory is mapped at `address` in this process.
 Result<bool> StillMapped(const void* address) {
   ASSIGN_OR_RETURN(const std::vector<bench::MappedRange> ranges, bench::MapsOf(::getpid()));
   const auto at = reinterpret_cast<uint64_t>(address);
@@ -120,84 +56,129 @@ Result<bool> StillMapped(const void* address) {
   return false;
 }
 
-// What one engine lives through; it is told when the daemon was killed, and when it was started.
-Status LiveThroughDeath(kvc_client* client, bench::Link& link,
-                        const std::vector<ModelTensor>& tensors) {
-  RETURN_UNLESS(kvc_epoch(client) == 1, "the first life");
-  ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(client, PageSpace()));
-  ASSIGN_OR_RETURN(const bench::Reader reader, bench::NewReader(client));
-  ASSIGN_OR_RETURN(bench::Weights weights, Attach(client));
-  const std::vector<kvc_key> keys = Keys(0, 64);
-  RETURN_IF_ERROR(PublishAll(client, space.get(), keys));
-  ASSIGN_OR_RETURN(bench::Pages pages, PinAll(reader.get(), space.get(), keys));
-  const std::vector<kvc_key> unwritten = Keys(1000, 4);
-  ASSIGN_OR_RETURN(bench::Grants grants, bench::Grant(client, space.get(), unwritten));
-  const kvc_key other = bench::SyntheticKey(2000);
-  ASSIGN_OR_RETURN(bench::Grants later, bench::Grant(client, space.get(), {&other, 1}));
-  RETURN_IF_ERROR(link.Send(bench::Go{}));
+// One engine, from before the daemon's death to after its return.
+class Engine {
+ public:
+  Engine(kvc_client* client, const std::vector<ModelTensor>& tensors)
+      : client_(client), tensors_(tensors) {}
 
-  RETURN_IF_ERROR(link.Receive<bench::Go>().status());  // Killed.
-  RETURN_UNLESS(Await([&] { return kvc_epoch(client) == 0; }), "it learns of the death");
-  RETURN_IF_ERROR(CheckAllUnavailable(client, reader.get(), space.get()));
-  RETURN_IF_ERROR(CheckAll(pages.get(), keys));
-  RETURN_IF_ERROR(CheckWeights(weights.get(), tensors));
-  for (size_t i = 0; i < unwritten.size(); ++i) {
-    // The memory is still there to be written, and goes with the set.
-    bench::FillContent(unwritten[i],
-                       {static_cast<uint8_t*>(kvc_grants_data(grants.get(), i)), kPageBytes});
+  // Attached weights, pinned pages, and grants not yet committed.
+  Status Begin() {
+    RETURN_UNLESS(kvc_epoch(client_) == 1, "the first life");
+    ASSIGN_OR_RETURN(space_, OpenPlainSpace(client_, kPageBytes));
+    ASSIGN_OR_RETURN(reader_, bench::NewReader(client_));
+    ASSIGN_OR_RETURN(weights_, Attach(client_, kModel));
+    RETURN_IF_ERROR(PutNewPages(client_, space_.get(), keys_));
+    ASSIGN_OR_RETURN(pages_, PinAll(reader_.get(), space_.get(), keys_));
+    ASSIGN_OR_RETURN(grants_, bench::Grant(client_, space_.get(), unwritten_));
+    ASSIGN_OR_RETURN(more_grants_, bench::Grant(client_, space_.get(), Keys(2000, 1)));
+    return {};
   }
-  RETURN_UNLESS(kvc_commit(grants.get(), nullptr, 0, nullptr) == KVC_UNAVAILABLE, "commit");
-  RETURN_IF_ERROR(link.Send(bench::Go{}));
 
-  RETURN_IF_ERROR(link.Receive<bench::Go>().status());  // Started again.
-  kvc_error error{};
-  RETURN_IF_ERROR(bench::ToStatus(kvc_wait_connected(client, 60'000, &error), error));
-  RETURN_UNLESS(kvc_epoch(client) == 2, "the second life");
-  RETURN_UNLESS(kvc_pages_epoch(pages.get()) == 1, "what is held is of the first");
-  RETURN_UNLESS(kvc_weights_epoch(weights.get()) == 1, "what is held is of the first");
-  RETURN_IF_ERROR(CheckAll(pages.get(), keys));
-  RETURN_IF_ERROR(CheckWeights(weights.get(), tensors));
-  const kvc_code stale = kvc_commit(later.get(), nullptr, 0, nullptr);
-  RETURN_UNLESS(
-      stale == KVC_STALE || (stale == KVC_OK && kvc_grants_code(later.get(), 0) == KVC_STALE),
-      "a grant of the first life");
+  Status LiveWithoutDaemon() {
+    RETURN_UNLESS(Await([&] { return kvc_epoch(client_) == 0; }), "it learns of the death");
+    RETURN_IF_ERROR(CheckAllUnavailable(client_, reader_.get(), space_.get()));
+    RETURN_IF_ERROR(CheckWhatIsHeld());
+    // What was granted is still there to be written, and goes with the set.
+    for (size_t i = 0; i < unwritten_.size(); ++i) {
+      auto* page = static_cast<uint8_t*>(kvc_grants_data(grants_.get(), i));
+      RETURN_UNLESS(page != nullptr, "a granted page");
+      bench::FillContent(unwritten_[i], {page, kPageBytes});
+    }
+    RETURN_UNLESS(kvc_commit(grants_.get(), nullptr, 0, nullptr) == KVC_UNAVAILABLE, "commit");
+    return {};
+  }
 
-  // The space was opened again, the reader goes on, the memory is empty.
-  kvc_pages* found = nullptr;
-  kvc_miss why = KVC_MISS_NONE;
-  RETURN_UNLESS(kvc_lookup_prefix(reader.get(), space.get(), keys.data(), keys.size(), &found,
-                                  &why) == KVC_OK,
-                "lookup");
-  RETURN_UNLESS(kvc_pages_found(found) == 0 && why == KVC_MISS_ABSENT, "the memory is new");
-  kvc_pages_release(found);
-  RETURN_IF_ERROR(PublishAll(client, space.get(), keys));
-  ASSIGN_OR_RETURN(const bench::Pages present, PinAll(reader.get(), space.get(), keys));
-  RETURN_UNLESS(kvc_pages_epoch(present.get()) == 2, "of the second life");
-  RETURN_IF_ERROR(CheckAll(present.get(), keys));
-  RETURN_IF_ERROR(CheckAll(pages.get(), keys));
-  ASSIGN_OR_RETURN(const bench::Weights loaded, Attach(client));
-  RETURN_UNLESS(kvc_weights_epoch(loaded.get()) == 2, "of the second life");
-  RETURN_IF_ERROR(CheckWeights(loaded.get(), tensors));
+  Status ComeBack() {
+    kvc_error error{};
+    RETURN_IF_ERROR(bench::ToStatus(kvc_wait_connected(client_, 60'000, &error), error));
+    RETURN_UNLESS(kvc_epoch(client_) == 2, "the second life");
+    RETURN_UNLESS(kvc_pages_epoch(pages_.get()) == 1, "what is held is of the first");
+    RETURN_UNLESS(kvc_weights_epoch(weights_.get()) == 1, "what is held is of the first");
+    RETURN_IF_ERROR(CheckWhatIsHeld());
+    const kvc_code stale = kvc_commit(more_grants_.get(), nullptr, 0, nullptr);
+    RETURN_UNLESS(stale == KVC_STALE ||
+                      (stale == KVC_OK && kvc_grants_code(more_grants_.get(), 0) == KVC_STALE),
+                  "a grant of the first life");
+    return {};
+  }
+
+  // The space was opened again by the library, the reader goes on; the memory is empty.
+  Status WorkAgain() {
+    kvc_pages* found = nullptr;
+    kvc_miss why = KVC_MISS_NONE;
+    RETURN_UNLESS(kvc_lookup_prefix(reader_.get(), space_.get(), keys_.data(), keys_.size(), &found,
+                                    &why) == KVC_OK,
+                  "lookup");
+    RETURN_UNLESS(kvc_pages_found(found) == 0 && why == KVC_MISS_ABSENT, "the memory is new");
+    kvc_pages_release(found);
+    RETURN_IF_ERROR(PutNewPages(client_, space_.get(), keys_));
+    ASSIGN_OR_RETURN(new_pages_, PinAll(reader_.get(), space_.get(), keys_));
+    RETURN_UNLESS(kvc_pages_epoch(new_pages_.get()) == 2, "of the second life");
+    ASSIGN_OR_RETURN(new_weights_, Attach(client_, kModel));
+    RETURN_UNLESS(kvc_weights_epoch(new_weights_.get()) == 2, "of the second life");
+    return CheckWhatIsHeld();
+  }
 
   // Old mappings go with what holds them.
-  kvc_page old{};
-  RETURN_UNLESS(kvc_pages_get(pages.get(), 0, &old) == KVC_OK, "page");
-  ASSIGN_OR_RETURN(const bool mapped, StillMapped(old.data));
-  RETURN_UNLESS(mapped, "while it is pinned");
-  pages.reset();
-  weights.reset();
-  grants.reset();
-  later.reset();
-  const kvc_key absent = bench::SyntheticKey(3000);
-  RETURN_UNLESS(Await([&] {
-                  // A reader lets go of its past while it is used.
-                  (void)kvc_pin(reader.get(), space.get(), &absent, nullptr, nullptr);
-                  const Result<bool> still = StillMapped(old.data);
-                  return still && !*still;
-                }),
-                "after its release");
-  RETURN_IF_ERROR(CheckAll(present.get(), keys));
-  RETURN_IF_ERROR(CheckWeights(loaded.get(), tensors));
+  Status LetThePastGo() {
+    kvc_page old{};
+    RETURN_UNLESS(kvc_pages_get(pages_.get(), 0, &old) == KVC_OK, "page");
+    ASSIGN_OR_RETURN(const bool mapped, StillMapped(old.data));
+    RETURN_UNLESS(mapped, "while it is pinned");
+    pages_.reset();
+    weights_.reset();
+    grants_.reset();
+    more_grants_.reset();
+    const auto is_gone = [&] {
+      // A reader lets go of its past while it is used.
+      const kvc_key absent = bench::SyntheticKey(3000);
+      (void)kvc_pin(reader_.get(), space_.get(), &absent, nullptr, nullptr);
+      const Result<bool> still = StillMapped(old.data);
+      return still && !*still;
+    };
+    RETURN_UNLESS(Await(is_gone), "after its release");
+    return CheckWhatIsHeld();
+  }
+
+ private:
+  Status CheckWhatIsHeld() {
+    for (const bench::Pages* pages : {&pages_, &new_pages_}) {
+      if (*pages != nullptr) RETURN_IF_ERROR(CheckPages(pages->get(), keys_));
+    }
+    for (const bench::Weights* weights : {&weights_, &new_weights_}) {
+      if (*weights != nullptr) RETURN_IF_ERROR(CheckTensors(weights->get(), tensors_, kSeed));
+    }
+    return {};
+  }
+
+  kvc_client* client_;
+  const std::vector<ModelTensor>& tensors_;
+  const std::vector<kvc_key> keys_ = Keys(0, 64);
+  const std::vector<kvc_key> unwritten_ = Keys(1000, 4);
+  bench::Space space_;
+  bench::Reader reader_;
+  bench::Weights weights_;
+  bench::Pages pages_;
+  bench::Grants grants_;
+  bench::Grants more_grants_;
+  bench::Weights new_weights_;
+  bench::Pages new_pages_;
+};
+
+// It is told when the daemon was killed, and when it was started again.
+Status LiveThroughDeath(kvc_client* client, bench::Link& link,
+                        const std::vector<ModelTensor>& tensors) {
+  Engine engine(client, tensors);
+  RETURN_IF_ERROR(engine.Begin());
+  RETURN_IF_ERROR(link.Send(bench::Go{}));
+  RETURN_IF_ERROR(link.Receive<bench::Go>().status());
+  RETURN_IF_ERROR(engine.LiveWithoutDaemon());
+  RETURN_IF_ERROR(link.Send(bench::Go{}));
+  RETURN_IF_ERROR(link.Receive<bench::Go>().status());
+  RETURN_IF_ERROR(engine.ComeBack());
+  RETURN_IF_ERROR(engine.WorkAgain());
+  RETURN_IF_ERROR(engine.LetThePastGo());
   RETURN_IF_ERROR(link.Send(bench::Go{}));
   return link.Receive<bench::Go>().status();
 }
@@ -211,9 +192,7 @@ class DaemonDeathTest : public IntegrationTest {
     bench::Child adder = StartClient("adder", [&](kvc_client* client, bench::Link&) -> Status {
       kvc_model_added added{};
       added.struct_size = sizeof added;
-      kvc_error error{};
-      RETURN_IF_ERROR(bench::ToStatus(
-          kvc_model_add(client, "durable", "1", path.c_str(), 0, &added, &error), error));
+      RETURN_IF_ERROR(AddModel(client, kModel, path, &added));
       RETURN_UNLESS(added.durable == 1, added.why_not);
       return {};
     });
@@ -228,28 +207,28 @@ TEST_F(DaemonDeathTest, ClientsReadOnAndComeBack) {
   StartDaemon();
   const std::vector<ModelTensor> tensors = ManyTensors(400);
   AddDurableModel(tensors);
-  std::vector<bench::Child> engines;
-  engines.push_back(StartClient("engine-0", [&](kvc_client* client, bench::Link& link) {
+  bench::Child engine = StartClient("engine", [&](kvc_client* client, bench::Link& link) {
     return LiveThroughDeath(client, link, tensors);
-  }));
-  Hear<bench::Go>(engines[0]);
+  });
+  Hear<bench::Go>(engine);
   daemon().Kill();
-  Tell(engines[0]);
-  Hear<bench::Go>(engines[0]);
+  Tell(engine);
+  Hear<bench::Go>(engine);
   const Status launched = daemon().Launch();
   ASSERT_TRUE(launched.ok()) << launched.ToString();
   const Json models = Report("models");
   ASSERT_EQ(models["models"].size(), 1u);
-  EXPECT_EQ(models["models"][0]["name"], "durable");
+  EXPECT_EQ(models["models"][0]["name"], kModel);
   EXPECT_EQ(models["models"][0]["versions"][0]["state"], "registered");
-  Tell(engines[0]);
-  Hear<bench::Go>(engines[0]);
-  const Json client = ClientOf(engines[0].pid());
+  Tell(engine);
+  Hear<bench::Go>(engine);
+  const Json client = ClientOf(engine.pid());
+  ASSERT_FALSE(client.is_null());
   EXPECT_EQ(client["pins"], 64);
   EXPECT_EQ(client["grants"], 0);
   EXPECT_EQ(client["attachments"], 1);
-  Tell(engines[0]);
-  ExpectDone(engines[0]);
+  Tell(engine);
+  ExpectDone(engine);
 }
 
 // ---- Again and again
@@ -265,42 +244,40 @@ bool IsOfADeath(kvc_code code) {
 }
 
 // Publishes, looks up, holds and verifies, whatever becomes of the daemon.
+Status PublishIfThereIsADaemon(kvc_client* client, const kvc_space* space,
+                               const std::vector<kvc_key>& keys) {
+  kvc_grants* granted = nullptr;
+  const kvc_code code =
+      kvc_grant(client, space, keys.data(), keys.size(), nullptr, 0, &granted, nullptr);
+  if (IsOfADeath(code)) return {};
+  RETURN_UNLESS(code == KVC_OK, kvc_code_name(code));
+  const bench::Grants grants(granted);
+  for (size_t i = 0; i < keys.size(); ++i) {
+    auto* page = static_cast<uint8_t*>(kvc_grants_data(granted, i));
+    if (page != nullptr) bench::FillContent(keys[i], {page, kPageBytes});
+  }
+  const kvc_code committed = kvc_commit(granted, nullptr, 0, nullptr);
+  RETURN_UNLESS(committed == KVC_OK || IsOfADeath(committed), kvc_code_name(committed));
+  return {};
+}
+
+// Publishes, looks up, holds and verifies, whatever becomes of the daemon.
 Status WorkThroughDeaths(kvc_client* client, size_t place, Words& words) {
-  ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(client, PageSpace()));
+  ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client, kPageBytes));
   ASSIGN_OR_RETURN(const bench::Reader reader, bench::NewReader(client));
   Random random(place + 1);
   std::vector<kvc_key> held_keys;
   bench::Pages held;
   for (; !words.stop; ++words.rounds[place]) {
     const std::vector<kvc_key> keys = Keys(random.Below(256), 16);
-    kvc_grants* granted = nullptr;
-    const kvc_code code =
-        kvc_grant(client, space.get(), keys.data(), keys.size(), nullptr, 0, &granted, nullptr);
-    const bench::Grants grants(granted);
-    RETURN_UNLESS(code == KVC_OK || IsOfADeath(code), kvc_code_name(code));
-    if (code == KVC_OK) {
-      for (size_t i = 0; i < keys.size(); ++i) {
-        auto* page = static_cast<uint8_t*>(kvc_grants_data(granted, i));
-        if (page != nullptr) bench::FillContent(keys[i], {page, kPageBytes});
-      }
-      const kvc_code committed = kvc_commit(granted, nullptr, 0, nullptr);
-      RETURN_UNLESS(committed == KVC_OK || IsOfADeath(committed), kvc_code_name(committed));
-    }
+    RETURN_IF_ERROR(PublishIfThereIsADaemon(client, space.get(), keys));
     kvc_pages* found = nullptr;
     RETURN_UNLESS(
         kvc_lookup_each(reader.get(), space.get(), keys.data(), keys.size(), &found) == KVC_OK,
         "lookup");
     bench::Pages pages(found);
-    for (size_t i = 0; i < keys.size(); ++i) {
-      kvc_page page{};
-      RETURN_UNLESS(kvc_pages_get(found, i, &page) == KVC_OK, "page");
-      if (page.data != nullptr) RETURN_IF_ERROR(CheckPage(keys[i], page));
-    }
-    for (size_t i = 0; i < held_keys.size(); ++i) {
-      kvc_page page{};
-      RETURN_UNLESS(kvc_pages_get(held.get(), i, &page) == KVC_OK, "page");
-      if (page.data != nullptr) RETURN_IF_ERROR(CheckPage(held_keys[i], page));
-    }
+    RETURN_IF_ERROR(CheckPages(found, keys));
+    if (held != nullptr) RETURN_IF_ERROR(CheckPages(held.get(), held_keys));
     if (random.Chance(1, 8)) {
       held = std::move(pages);
       held_keys = keys;
@@ -359,17 +336,17 @@ TEST_F(DaemonDeathTest, AClientThatDoesNotReconnectKeepsWhatItHolds) {
     kvc_error error{};
     RETURN_IF_ERROR(bench::ToStatus(kvc_connect(&options, &connected, &error), error));
     const bench::Client client(connected);
-    ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(connected, PageSpace()));
+    ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(connected, kPageBytes));
     ASSIGN_OR_RETURN(const bench::Reader reader, bench::NewReader(connected));
     const std::vector<kvc_key> keys = Keys(0, 8);
-    RETURN_IF_ERROR(PublishAll(connected, space.get(), keys));
+    RETURN_IF_ERROR(PutNewPages(connected, space.get(), keys));
     ASSIGN_OR_RETURN(const bench::Pages pages, PinAll(reader.get(), space.get(), keys));
     RETURN_IF_ERROR(link.Send(bench::Go{}));
     RETURN_IF_ERROR(link.Receive<bench::Go>().status());
     RETURN_UNLESS(Await([&] { return kvc_epoch(connected) == 0; }), "it learns of the death");
     RETURN_UNLESS(kvc_wait_connected(connected, 60'000, nullptr) == KVC_UNAVAILABLE, "never again");
     RETURN_UNLESS(kvc_epoch(connected) == 0, "no daemon");
-    return CheckAll(pages.get(), keys);
+    return CheckPages(pages.get(), keys);
   });
   Hear<bench::Go>(engine);
   daemon().Kill();

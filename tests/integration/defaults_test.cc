@@ -34,19 +34,11 @@ TEST(DefaultsTest, ADaemonWithoutConfigurationServesItsUser) {
     user_environment();
     ASSIGN_OR_RETURN(const bench::Client connected,
                      bench::Connect({.socket = "", .name = "client", .read_only = false}));
-    ASSIGN_OR_RETURN(const bench::Space space,
-                     bench::OpenSpace(connected.get(), {.layout = bench::PlainLayout(1 << 20, 16),
-                                                        .weights = nullptr,
-                                                        .salt = ""}));
+    ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(connected.get(), 1 << 20));
     ASSIGN_OR_RETURN(const bench::Reader reader, bench::NewReader(connected.get()));
-    const kvc_key key = bench::SyntheticKey(1);
-    const auto fill = [&](size_t, std::span<uint8_t> page) { bench::FillContent(key, page); };
-    RETURN_IF_ERROR(bench::Put(connected.get(), space.get(), {.keys = {&key, 1}}, fill).status());
-    kvc_page page{};
-    const kvc_ticket ticket = kvc_pin(reader.get(), space.get(), &key, &page, nullptr);
-    RETURN_UNLESS(ticket != 0, "a hit");
-    RETURN_IF_ERROR(CheckPage(key, page));
-    kvc_unpin(reader.get(), ticket);
+    RETURN_IF_ERROR(PutNewPages(connected.get(), space.get(), Keys(0, 8)));
+    ASSIGN_OR_RETURN(const bench::Pages pages, PinAll(reader.get(), space.get(), Keys(0, 8)));
+    RETURN_IF_ERROR(CheckPages(pages.get(), Keys(0, 8)));
     ASSIGN_OR_RETURN(const Json status, bench::Report(connected.get(), "status"));
     const uint64_t limit = status["host"]["memory_limit_bytes"];
     RETURN_UNLESS(status["host"]["capacity_wanted_bytes"] <= limit / 4, "a quarter");

@@ -11,7 +11,6 @@
 namespace terrace {
 namespace {
 
-constexpr uint32_t kTokens = 16;
 constexpr uint64_t kSmallPage = 4u << 10;
 constexpr uint64_t kLargePage = 96u << 10;
 
@@ -22,27 +21,17 @@ struct Counted {
   uint64_t misses = 0;
 };
 
-bench::SpaceOptions SpaceOf(uint64_t page_bytes) {
-  return {.layout = bench::PlainLayout(page_bytes, kTokens),
-          .weights = nullptr,
-          .salt = std::to_string(page_bytes)};
-}
-
 // Looks up what may be there or not, in every way there is, and publishes meanwhile.
 Status Work(kvc_client* client, uint64_t seed, uint64_t rounds, Counted* counted) {
   ASSIGN_OR_RETURN(const bench::Reader reader, bench::NewReader(client));
-  ASSIGN_OR_RETURN(const bench::Space small, bench::OpenSpace(client, SpaceOf(kSmallPage)));
-  ASSIGN_OR_RETURN(const bench::Space large, bench::OpenSpace(client, SpaceOf(kLargePage)));
+  ASSIGN_OR_RETURN(const bench::Space small, OpenPlainSpace(client, kSmallPage));
+  ASSIGN_OR_RETURN(const bench::Space large, OpenPlainSpace(client, kLargePage));
   Random random(seed);
   for (uint64_t round = 0; round < rounds; ++round) {
     const kvc_space* space = random.Chance(1, 2) ? small.get() : large.get();
-    std::vector<kvc_key> keys;
     const uint64_t first = random.Below(1000);
-    for (uint64_t i = 0; i < 8; ++i)
-      keys.push_back(bench::SyntheticKey(first + i));
-    const auto fill = [&](size_t i, std::span<uint8_t> page) { bench::FillContent(keys[i], page); };
-    RETURN_IF_ERROR(
-        bench::Put(client, space, {.keys = std::span(keys).first(random.Below(8))}, fill).status());
+    const std::vector<kvc_key> keys = Keys(first, 8);
+    RETURN_IF_ERROR(PutPages(client, space, Keys(first, random.Below(8))).status());
     kvc_pages* found = nullptr;
     RETURN_UNLESS(
         kvc_lookup_prefix(reader.get(), space, keys.data(), keys.size(), &found, nullptr) == KVC_OK,
@@ -145,11 +134,9 @@ TEST_F(FiguresTest, TheyAddUpWhereverAClientIsKilled) {
     (*rounds)[0] = 0;
     bench::Child client = StartClient("victim", [&](kvc_client* connected, bench::Link&) -> Status {
       ASSIGN_OR_RETURN(const bench::Reader reader, bench::NewReader(connected));
-      ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(connected, SpaceOf(kSmallPage)));
-      const kvc_key keys[2] = {bench::SyntheticKey(1), bench::SyntheticKey(2)};
-      const auto fill = [&](size_t, std::span<uint8_t> page) { bench::FillContent(keys[0], page); };
-      RETURN_IF_ERROR(
-          bench::Put(connected, space.get(), {.keys = std::span(keys).first(1)}, fill).status());
+      ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(connected, kSmallPage));
+      const std::vector<kvc_key> keys = Keys(1, 2);  // One that is there, and one that is not.
+      RETURN_IF_ERROR(PutPages(connected, space.get(), {keys[0]}).status());
       for (;; ++(*rounds)[0]) {
         kvc_page page{};
         for (const kvc_key& key : keys)

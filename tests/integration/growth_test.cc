@@ -10,7 +10,6 @@
 namespace terrace {
 namespace {
 
-constexpr uint32_t kTokens = 16;
 constexpr uint64_t kPageBytes = 256;
 constexpr int kThreads = 2;
 constexpr uint64_t kBatch = 512;
@@ -22,10 +21,6 @@ struct Words {
   std::atomic<bool> stop{};
 };
 
-bench::SpaceOptions PageSpace() {
-  return {.layout = bench::PlainLayout(kPageBytes, kTokens), .weights = nullptr, .salt = ""};
-}
-
 // A page whose commit was answered is found by every lookup that begins later, growing or not:
 // the memory has room for all.
 Status FindWhatWasPublished(kvc_client* client, const kvc_space* space, uint64_t seed,
@@ -35,28 +30,19 @@ Status FindWhatWasPublished(kvc_client* client, const kvc_space* space, uint64_t
   while (!words.stop) {
     const uint64_t published = words.published;
     if (published == 0) continue;
-    kvc_key keys[8];
+    std::vector<kvc_key> keys(8);
     for (kvc_key& key : keys)
       key = bench::SyntheticKey(random.Below(published));
-    kvc_pages* found = nullptr;
-    kvc_miss why = KVC_MISS_NONE;
-    RETURN_UNLESS(kvc_lookup_prefix(reader.get(), space, keys, 8, &found, &why) == KVC_OK,
-                  "lookup");
-    const bench::Pages pages(found);
-    RETURN_UNLESS(why == KVC_MISS_NONE,
-                  "miss " + std::to_string(why) + " with " + std::to_string(published) + " pages");
-    for (size_t i = 0; i < 8; ++i) {
-      kvc_page page{};
-      RETURN_UNLESS(kvc_pages_get(found, i, &page) == KVC_OK, "page");
-      RETURN_IF_ERROR(CheckPage(keys[i], page));
-    }
+    const Result<bench::Pages> pages = PinAll(reader.get(), space, keys);
+    if (!pages) return pages.error();
+    RETURN_IF_ERROR(CheckPages(pages->get(), keys));
     words.lookups += 8;
   }
   return {};
 }
 
 Status ReadWhileItGrows(kvc_client* client, uint64_t seed, Words& words) {
-  ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(client, PageSpace()));
+  ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client, kPageBytes));
   std::array<Status, kThreads> ends;
   std::vector<std::thread> threads;
   for (int i = 0; i < kThreads; ++i) {
@@ -88,17 +74,9 @@ TEST_F(GrowthTest, PublishedPagesAreFoundWhileTheDirectoryGrows) {
     }));
   }
   bench::Child writer = StartClient("writer", [&](kvc_client* client, bench::Link&) -> Status {
-    ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(client, PageSpace()));
+    ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client, kPageBytes));
     while (words.published < pages) {
-      std::vector<kvc_key> keys;
-      for (uint64_t i = 0; i < kBatch; ++i)
-        keys.push_back(bench::SyntheticKey(words.published + i));
-      const auto fill = [&](size_t i, std::span<uint8_t> page) {
-        bench::FillContent(keys[i], page);
-      };
-      ASSIGN_OR_RETURN(const bench::Published put,
-                       bench::Put(client, space.get(), {.keys = keys}, fill));
-      RETURN_UNLESS(put.committed == kBatch, "there is room for all");
+      RETURN_IF_ERROR(PutNewPages(client, space.get(), Keys(words.published, kBatch)));
       words.published += kBatch;
     }
     return {};

@@ -15,7 +15,6 @@
 namespace terrace {
 namespace {
 
-constexpr uint32_t kTokens = 16;
 constexpr uint64_t kPageBytes = 4u << 10;
 constexpr uint64_t kKeys = 8192;  // Twice what the memory holds.
 
@@ -24,34 +23,21 @@ struct Words {
   std::atomic<bool> stop{};
 };
 
-bench::SpaceOptions PageSpace() {
-  return {.layout = bench::PlainLayout(kPageBytes, kTokens), .weights = nullptr, .salt = ""};
-}
-
 // Publishes, looks up and verifies until told to stop.
 Status WorkHonestly(kvc_client* client, Words& words) {
-  ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(client, PageSpace()));
+  ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client, kPageBytes));
   ASSIGN_OR_RETURN(const bench::Reader reader, bench::NewReader(client));
   Random random(1);
   for (; !words.stop; ++words.rounds) {
-    std::vector<kvc_key> keys;
-    const uint64_t first = random.Below(kKeys);
-    for (uint64_t i = 0; i < 16; ++i)
-      keys.push_back(bench::SyntheticKey((first + i) % kKeys));
-    const auto fill = [&](size_t i, std::span<uint8_t> page) { bench::FillContent(keys[i], page); };
-    ASSIGN_OR_RETURN(const bench::Published published,
-                     bench::Put(client, space.get(), {.keys = keys}, fill));
+    const std::vector<kvc_key> keys = Keys(random.Below(kKeys), 16, kKeys);
+    ASSIGN_OR_RETURN(const bench::Published published, PutPages(client, space.get(), keys));
     RETURN_UNLESS(published.refused == 0, "the honest client gets its memory");
     kvc_pages* found = nullptr;
     RETURN_UNLESS(
         kvc_lookup_each(reader.get(), space.get(), keys.data(), keys.size(), &found) == KVC_OK,
         "lookup");
     const bench::Pages pages(found);
-    for (size_t i = 0; i < keys.size(); ++i) {
-      kvc_page page{};
-      RETURN_UNLESS(kvc_pages_get(found, i, &page) == KVC_OK, "page");
-      if (page.data != nullptr) RETURN_IF_ERROR(CheckPage(keys[i], page));
-    }
+    RETURN_IF_ERROR(CheckPages(found, keys));
     RETURN_UNLESS(kvc_epoch(client) == 1, "it was never disconnected");
   }
   return {};
@@ -284,25 +270,18 @@ Status UseInheritedHandles(kvc_client* client, kvc_reader* reader, kvc_space* sp
 TEST_F(HostileTest, AForkedChildCanUseNoHandleOfItsParent) {
   StartDaemon();
   bench::Child parent = StartClient("parent", [](kvc_client* client, bench::Link&) -> Status {
-    ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(client, PageSpace()));
+    ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client, kPageBytes));
     ASSIGN_OR_RETURN(const bench::Reader reader, bench::NewReader(client));
-    const kvc_key key = bench::SyntheticKey(1);
-    const auto fill = [&](size_t, std::span<uint8_t> page) { bench::FillContent(key, page); };
-    RETURN_IF_ERROR(bench::Put(client, space.get(), {.keys = {&key, 1}}, fill).status());
-    kvc_pages* found = nullptr;
-    RETURN_UNLESS(
-        kvc_lookup_prefix(reader.get(), space.get(), &key, 1, &found, nullptr) == KVC_OK &&
-            kvc_pages_found(found) == 1,
-        "lookup");
-    const bench::Pages pages(found);
+    const std::vector<kvc_key> keys = Keys(1, 1);
+    RETURN_IF_ERROR(PutNewPages(client, space.get(), keys));
+    ASSIGN_OR_RETURN(const bench::Pages pages, PinAll(reader.get(), space.get(), keys));
+    kvc_pages* found = pages.get();
     ASSIGN_OR_RETURN(bench::Child child, bench::Child::Start("child", [&](bench::Link&) {
                        return UseInheritedHandles(client, reader.get(), space.get(), found);
                      }));
     RETURN_IF_ERROR(child.Wait());
     // The parent has lost nothing by it.
-    kvc_page page{};
-    RETURN_UNLESS(kvc_pages_get(found, 0, &page) == KVC_OK, "page");
-    RETURN_IF_ERROR(CheckPage(key, page));
+    RETURN_IF_ERROR(CheckPages(found, keys));
     RETURN_UNLESS(kvc_ping(client, 0, nullptr) == KVC_OK, "ping");
     RETURN_UNLESS(kvc_epoch(client) == 1, "it was never disconnected");
     return {};

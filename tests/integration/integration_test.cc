@@ -115,17 +115,4 @@ bool IntegrationTest::Runs(const bench::Child& child) {
   return ::poll(&entry, 1, 0) == 0;
 }
 
-Status Unexpected(const std::string& what) {
-  return {Code::kInternal, what};
-}
-
-Status CheckPage(const kvc_key& key, const kvc_page& page) {
-  const auto* data = static_cast<const uint8_t*>(page.data);
-  if (data == nullptr) return Unexpected("a pinned page has no address");
-  const uint64_t wrong = bench::WrongBytes(key, {data, page.bytes});
-  if (wrong == 0) return {};
-  return Unexpected(std::to_string(wrong) + " of " + std::to_string(page.bytes) +
-                    " bytes are not what the key demands");
-}
-
 }  // namespace terrace

@@ -14,9 +14,8 @@
 #include <string>
 
 #include "base/status.h"
-#include "bench/client.h"
-#include "bench/content.h"
 #include "bench/processes.h"
+#include "tests/integration/engine_steps.h"
 #include "tests/service/wire_client.h"
 #include "tests/support/daemon_process.h"
 
@@ -99,15 +98,5 @@ class IntegrationTest : public testing::Test {
   std::unique_ptr<DaemonProcess> daemon_;
   WireClient reporter_;
 };
-
-// Status of a failed expectation in a client process, where gtest's have no effect.
-Status Unexpected(const std::string& what);
-#define RETURN_UNLESS(condition, what)                                              \
-  do {                                                                              \
-    if (!(condition)) return Unexpected(std::string(what) + ": not " + #condition); \
-  } while (false)
-
-// The page that `key` demands is in `page`, all of it.
-Status CheckPage(const kvc_key& key, const kvc_page& page);
 
 }  // namespace terrace

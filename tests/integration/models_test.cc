@@ -18,11 +18,6 @@ namespace fs = std::filesystem;
 constexpr uint64_t kSeed = 33;
 constexpr const char* kName = "org/model";
 
-Status AddModel(kvc_client* client, const std::string& path, kvc_model_added* added = nullptr) {
-  kvc_error error{};
-  return bench::ToStatus(kvc_model_add(client, kName, "1", path.c_str(), 0, added, &error), error);
-}
-
 Result<kvc_loaded> Load(kvc_client* client) {
   kvc_loaded loaded{};
   loaded.struct_size = sizeof loaded;
@@ -38,30 +33,6 @@ Result<kvc_unloaded> Unload(kvc_client* client) {
   kvc_error error{};
   RETURN_IF_ERROR(bench::ToStatus(kvc_unload(client, kName, nullptr, 0, &unloaded, &error), error));
   return unloaded;
-}
-
-Result<bench::Weights> Attach(kvc_client* client, bool load) {
-  kvc_attach_options options{};
-  options.struct_size = sizeof options;
-  options.load = load ? 1 : 0;
-  kvc_weights* weights = nullptr;
-  kvc_error error{};
-  RETURN_IF_ERROR(bench::ToStatus(kvc_attach(client, kName, &options, 0, &weights, &error), error));
-  return bench::Weights(weights);
-}
-
-Status CheckTensors(const kvc_weights* weights, const std::vector<ModelTensor>& tensors) {
-  for (const ModelTensor& expected : tensors) {
-    kvc_tensor tensor{};
-    tensor.struct_size = sizeof tensor;
-    RETURN_UNLESS(kvc_weights_find(weights, expected.name.c_str(), &tensor) == KVC_OK,
-                  expected.name);
-    std::vector<uint8_t> bytes(expected.bytes());
-    FillTensor(TensorSeed(kSeed, expected.name), expected.dtype, 0, bytes);
-    RETURN_UNLESS(tensor.bytes == bytes.size(), expected.name);
-    RETURN_UNLESS(std::memcmp(bytes.data(), tensor.data, bytes.size()) == 0, expected.name);
-  }
-  return {};
 }
 
 class ModelsTest : public IntegrationTest {
@@ -108,12 +79,12 @@ TEST_F(ModelsTest, AShardedHubModelIsLoadedOnceForAllWhoAsk) {
   bench::Child adder = StartClient("adder", [&](kvc_client* client, bench::Link&) -> Status {
     kvc_model_added added{};
     added.struct_size = sizeof added;
-    RETURN_IF_ERROR(AddModel(client, path, &added));
+    RETURN_IF_ERROR(AddModel(client, kName, path, &added));
     RETURN_UNLESS(added.tensors == tensors.size(), "tensors");
     RETURN_UNLESS(added.files == 4, "files");
     RETURN_UNLESS(added.durable == 1, added.why_not);
-    RETURN_IF_ERROR(AddModel(client, path));  // The same again changes nothing.
-    RETURN_UNLESS(AddModel(client, folder_.path() + "/other").code() == Code::kAlreadyExists,
+    RETURN_IF_ERROR(AddModel(client, kName, path));  // The same again changes nothing.
+    RETURN_UNLESS(AddModel(client, kName, folder_.path() + "/other").code() == Code::kAlreadyExists,
                   "the name is taken");
     return {};
   });
@@ -128,8 +99,8 @@ TEST_F(ModelsTest, AShardedHubModelIsLoadedOnceForAllWhoAsk) {
           RETURN_IF_ERROR(link.Send(bench::Go{}));
           RETURN_IF_ERROR(link.Receive<bench::Go>().status());
           if (i % 2 == 0) RETURN_IF_ERROR(Load(client).status());
-          ASSIGN_OR_RETURN(const bench::Weights weights, Attach(client, true));
-          RETURN_IF_ERROR(CheckTensors(weights.get(), tensors));
+          ASSIGN_OR_RETURN(const bench::Weights weights, Attach(client, kName));
+          RETURN_IF_ERROR(CheckTensors(weights.get(), tensors, kSeed));
           RETURN_IF_ERROR(link.Send(bench::Go{}));
           return link.Receive<bench::Go>().status();
         }));
@@ -161,12 +132,13 @@ TEST_F(ModelsTest, UnloadedBlocksAreHeldUntilTheLastEngineDetaches) {
   const std::vector<ModelTensor> tensors = ManyTensors(1000);
   const std::string path = WriteHubCache(tensors);
   bench::Child engine = StartClient("engine", [&](kvc_client* client, bench::Link& link) -> Status {
-    RETURN_IF_ERROR(AddModel(client, path));
-    ASSIGN_OR_RETURN(bench::Weights weights, Attach(client, true));
+    RETURN_IF_ERROR(AddModel(client, kName, path));
+    ASSIGN_OR_RETURN(bench::Weights weights, Attach(client, kName));
     ASSIGN_OR_RETURN(const kvc_unloaded held, Unload(client));
     RETURN_UNLESS(held.freed_bytes == 0 && held.held_bytes > 0, "all is held");
-    RETURN_IF_ERROR(CheckTensors(weights.get(), tensors));
-    RETURN_UNLESS(Attach(client, false).status().code() == Code::kNotFound, "it is unloaded");
+    RETURN_IF_ERROR(CheckTensors(weights.get(), tensors, kSeed));
+    RETURN_UNLESS(Attach(client, kName, false).status().code() == Code::kNotFound,
+                  "it is unloaded");
     RETURN_IF_ERROR(link.Send(held.held_bytes));
     RETURN_IF_ERROR(link.Receive<bench::Go>().status());
     weights.reset();
@@ -196,8 +168,8 @@ TEST_F(ModelsTest, AKilledEngineHoldsItsBlocksNoLonger) {
   const std::vector<ModelTensor> tensors = ManyTensors(1000);
   const std::string path = WriteHubCache(tensors);
   bench::Child engine = StartClient("engine", [&](kvc_client* client, bench::Link& link) -> Status {
-    RETURN_IF_ERROR(AddModel(client, path));
-    ASSIGN_OR_RETURN(const bench::Weights weights, Attach(client, true));
+    RETURN_IF_ERROR(AddModel(client, kName, path));
+    ASSIGN_OR_RETURN(const bench::Weights weights, Attach(client, kName));
     RETURN_IF_ERROR(Unload(client).status());
     RETURN_IF_ERROR(link.Send(bench::Go{}));
     return link.Receive<bench::Go>().status();
@@ -214,29 +186,20 @@ TEST_F(ModelsTest, BlocksGiveWayToPagesAndComeBackOnDemand) {
   const std::string path = WriteHubCache(tensors);
   constexpr uint64_t kPageBytes = 64u << 10;
   constexpr uint64_t kPages = (32u << 20) / kPageBytes;
+  constexpr uint64_t kBatch = 32;
   bench::Child engine = StartClient("engine", [&](kvc_client* client, bench::Link& link) -> Status {
-    RETURN_IF_ERROR(AddModel(client, path));
-    ASSIGN_OR_RETURN(bench::Weights weights, Attach(client, true));
-    ASSIGN_OR_RETURN(const bench::Space space,
-                     bench::OpenSpace(client, {.layout = bench::PlainLayout(kPageBytes, 16),
-                                               .weights = nullptr,
-                                               .salt = ""}));
+    RETURN_IF_ERROR(AddModel(client, kName, path));
+    ASSIGN_OR_RETURN(bench::Weights weights, Attach(client, kName));
+    ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client, kPageBytes));
     uint64_t next = 0;
     const auto publish = [&]() -> Status {
-      std::vector<kvc_key> keys;
-      for (uint64_t i = 0; i < kPages; ++i)
-        keys.push_back(bench::SyntheticKey(next++));
-      const auto fill = [&](size_t i, std::span<uint8_t> page) {
-        bench::FillContent(keys[i], page);
-      };
-      ASSIGN_OR_RETURN(const bench::Published put,
-                       bench::Put(client, space.get(), {.keys = keys, .batch = 32}, fill));
-      RETURN_UNLESS(put.committed == kPages, "pages are evicted for pages");
+      for (const uint64_t end = next + kPages; next < end; next += kBatch)
+        RETURN_IF_ERROR(PutNewPages(client, space.get(), Keys(next, kBatch)));
       return {};
     };
     // Attached weights stay, whatever is published.
     RETURN_IF_ERROR(publish());
-    RETURN_IF_ERROR(CheckTensors(weights.get(), tensors));
+    RETURN_IF_ERROR(CheckTensors(weights.get(), tensors, kSeed));
     RETURN_IF_ERROR(link.Send(bench::Go{}));
     RETURN_IF_ERROR(link.Receive<bench::Go>().status());
     // Those that nobody holds give way.
@@ -245,8 +208,8 @@ TEST_F(ModelsTest, BlocksGiveWayToPagesAndComeBackOnDemand) {
     RETURN_IF_ERROR(publish());
     RETURN_IF_ERROR(link.Send(bench::Go{}));
     RETURN_IF_ERROR(link.Receive<bench::Go>().status());
-    ASSIGN_OR_RETURN(weights, Attach(client, true));
-    return CheckTensors(weights.get(), tensors);
+    ASSIGN_OR_RETURN(weights, Attach(client, kName));
+    return CheckTensors(weights.get(), tensors, kSeed);
   });
   Hear<bench::Go>(engine);
   EXPECT_EQ(StatusNumber("/blocks/evicted"), 0u);
@@ -268,14 +231,14 @@ TEST_F(ModelsTest, AFileThatChangedSinceItWasAddedIsNotLoaded) {
       WriteModel(path, tensors, {.seed = kSeed, .shards = 2, .config_json = ""});
   ASSERT_TRUE(written) << written.error().ToString();
   bench::Child engine = StartClient("engine", [&](kvc_client* client, bench::Link& link) -> Status {
-    RETURN_IF_ERROR(AddModel(client, path));
+    RETURN_IF_ERROR(AddModel(client, kName, path));
     RETURN_IF_ERROR(Load(client).status());
     RETURN_IF_ERROR(Unload(client).status());
     RETURN_IF_ERROR(link.Send(bench::Go{}));
     RETURN_IF_ERROR(link.Receive<bench::Go>().status());
     const Status changed = Load(client).status();
     RETURN_UNLESS(changed.code() == Code::kDataLoss, changed.ToString());
-    const Status attached = Attach(client, true).status();
+    const Status attached = Attach(client, kName).status();
     RETURN_UNLESS(attached.code() == Code::kDataLoss, attached.ToString());
     return {};
   });

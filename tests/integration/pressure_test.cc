@@ -1,9 +1,11 @@
 // Pin against evict with real processes, under a memory far too small for what is asked of it.
 #include <signal.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <deque>
+#include <functional>
 #include <optional>
 #include <thread>
 
@@ -14,7 +16,6 @@
 namespace terrace {
 namespace {
 
-constexpr uint32_t kTokens = 16;
 constexpr uint64_t kPageBytes = 2u << 10;
 constexpr uint64_t kCapacity = 16u << 20;  // 8,192 pages for
 constexpr uint64_t kKeys = 32'768;         // four times as many keys.
@@ -27,17 +28,6 @@ struct Words {
   std::atomic<uint64_t> failures{};
   std::atomic<bool> stop{};
 };
-
-bench::SpaceOptions PageSpace() {
-  return {.layout = bench::PlainLayout(kPageBytes, kTokens), .weights = nullptr, .salt = ""};
-}
-
-Status PutPages(kvc_client* client, const kvc_space* space, const std::vector<kvc_key>& keys,
-                bench::Published* published) {
-  const auto fill = [&](size_t i, std::span<uint8_t> page) { bench::FillContent(keys[i], page); };
-  ASSIGN_OR_RETURN(*published, bench::Put(client, space, {.keys = keys}, fill));
-  return {};
-}
 
 // One thread of a reader process: pins, verifies, holds for a while, verifies again, releases.
 Status ReadUnderPressure(kvc_client* client, const kvc_space* space, uint64_t seed, Words& words) {
@@ -93,7 +83,7 @@ class PressureTest : public IntegrationTest {
   static Status ReadWithThreads(Words& words, uint64_t seed, const std::string& path) {
     ASSIGN_OR_RETURN(const bench::Client client,
                      bench::Connect({.socket = path, .name = "reader", .read_only = true}));
-    ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(client.get(), PageSpace()));
+    ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client.get(), kPageBytes));
     std::array<Status, kThreads> ends;
     std::vector<std::thread> threads;
     for (int i = 0; i < kThreads; ++i) {
@@ -112,73 +102,75 @@ class PressureTest : public IntegrationTest {
   bench::Child StartWriter(uint64_t seed) {
     Words& words = *words_;
     return StartClient("writer", [&words, seed](kvc_client* client, bench::Link&) -> Status {
-      ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(client, PageSpace()));
+      ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client, kPageBytes));
       Random random(seed);
       while (!words.stop) {
-        std::vector<kvc_key> keys;
         const uint64_t range = random.Chance(1, 4) ? kKeys / 64 : kKeys;
-        const uint64_t first = random.Below(range);
-        for (uint64_t i = 0; i < 32; ++i)
-          keys.push_back(bench::SyntheticKey((first + i) % range));
-        bench::Published published;
-        RETURN_IF_ERROR(PutPages(client, space.get(), keys, &published));
+        ASSIGN_OR_RETURN(const bench::Published published,
+                         PutPages(client, space.get(), Keys(random.Below(range), 32, range)));
         RETURN_UNLESS(published.refused == 0, "far less than the capacity is pinned");
       }
       return {};
     });
   }
 
+  // Stops a reader in the middle of what it does, lets it go on, or kills it.
+  void DisturbOne() {
+    const size_t place = random_.Below(kReaders);
+    Reader& reader = readers_[place];
+    if (reader.stopped) {
+      ::kill(reader.child->pid(), SIGCONT);
+      reader.stopped = false;
+    } else if (random_.Chance(1, 3)) {
+      ::kill(reader.child->pid(), SIGKILL);
+      reader.child.emplace(StartReader(random_()));
+      ++killed_;
+    } else if (std::count_if(readers_.begin(), readers_.end(), [](const Reader& other) {
+                 return other.stopped;
+               }) < static_cast<ptrdiff_t>(kReaders) - 1) {
+      ::kill(reader.child->pid(), SIGSTOP);
+      reader.stopped = true;
+    }
+  }
+
+  struct Reader {
+    std::optional<bench::Child> child;
+    bool stopped = false;
+  };
+  Random random_{4};
   SharedWords<Words> words_;
+  std::array<Reader, kReaders> readers_;
+  uint64_t killed_ = 0;
 };
 
 TEST_F(PressureTest, NoReaderSeesAWrongByteWhileItsPagesAreEvicted) {
   StartDaemon(std::to_string(kCapacity));
-  Random random(4);
   Words& words = *words_;
   std::vector<bench::Child> writers;
   for (uint64_t seed = 1; seed <= 2; ++seed)
     writers.push_back(StartWriter(seed));
-  std::array<std::optional<bench::Child>, kReaders> readers;
-  for (size_t i = 0; i < kReaders; ++i)
-    readers[i].emplace(StartReader(100 * (i + 1)));
-
-  // Meanwhile readers are stopped in the middle of a lookup for a while, or killed.
+  for (Reader& reader : readers_)
+    reader.child.emplace(StartReader(random_()));
   const uint64_t target = Effort(4'000'000, 100'000);
   const uint64_t disturb_every = target / Effort(200, 20);
-  std::array<bool, kReaders> stopped{};
-  uint64_t killed = 0;
   for (uint64_t next = disturb_every; words.lookups < target; next += disturb_every) {
     ASSERT_TRUE(Await([&] { return words.lookups >= next || words.failures > 0; }))
         << words.lookups << " lookups";
     ASSERT_EQ(words.failures, 0u);
-    for (const bench::Child& writer : writers)
-      ASSERT_TRUE(Runs(writer));
-    const size_t place = random.Below(kReaders);
-    bench::Child& reader = *readers[place];
-    if (stopped[place]) {
-      ::kill(reader.pid(), SIGCONT);
-      stopped[place] = false;
-    } else if (random.Chance(1, 3)) {
-      ::kill(reader.pid(), SIGKILL);
-      readers[place].emplace(StartReader(random()));
-      ++killed;
-    } else if (std::count(stopped.begin(), stopped.end(), true) < 2) {
-      ::kill(reader.pid(), SIGSTOP);
-      stopped[place] = true;
-    }
+    ASSERT_TRUE(Runs(writers[0]) && Runs(writers[1]) && daemon().Running());
+    DisturbOne();
   }
   words.stop = true;
-  for (auto& reader : readers) {
-    ::kill(reader->pid(), SIGCONT);
-    ExpectDone(*reader);
+  for (Reader& reader : readers_) {
+    ::kill(reader.child->pid(), SIGCONT);
+    ExpectDone(*reader.child);
   }
   for (bench::Child& writer : writers)
     ExpectDone(writer);
   EXPECT_EQ(words.failures, 0u);
-  EXPECT_GT(killed, 0u);
+  EXPECT_GT(killed_, 0u);
   EXPECT_GT(words.hits, words.lookups / 20) << "hits are what this is about";
-  const Json status = Report("status");
-  EXPECT_GT(status["pages"]["evicted"].get<uint64_t>(), kCapacity / kPageBytes);
+  EXPECT_GT(StatusNumber("/pages/evicted"), kCapacity / kPageBytes);
   EXPECT_TRUE(Await([&] { return OtherClients() == 0; }));
   EXPECT_EQ(StatusNumber("/pages/grants"), 0u);
   EXPECT_TRUE(Await([&] { return StatusNumber("/pages/limbo") == 0; }));
@@ -186,79 +178,73 @@ TEST_F(PressureTest, NoReaderSeesAWrongByteWhileItsPagesAreEvicted) {
 
 // ---- Promise 4
 
-// Pins every page there is, says how many, and releases as many as it is told to.
-Status HoldEverything(kvc_client* client, bench::Link& link, bool grants_instead) {
-  ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(client, PageSpace()));
-  ASSIGN_OR_RETURN(const bench::Reader reader, bench::NewReader(client));
-  std::vector<kvc_ticket> pins;
-  std::vector<bench::Grants> grants;
-  uint64_t held = 0;
-  for (uint64_t i = 0; i < kKeys; ++i) {
-    const kvc_key key = bench::SyntheticKey(grants_instead ? kKeys + i : i);
-    if (grants_instead) {
-      ASSIGN_OR_RETURN(bench::Grants grant, bench::Grant(client, space.get(), {&key, 1}));
-      if (kvc_grants_code(grant.get(), 0) != KVC_OK) break;
-      grants.push_back(std::move(grant));
-      ++held;
-      continue;
-    }
-    kvc_page page{};
-    const kvc_ticket ticket = kvc_pin(reader.get(), space.get(), &key, &page, nullptr);
-    if (ticket == 0) continue;
-    RETURN_IF_ERROR(CheckPage(key, page));
-    pins.push_back(ticket);
-    ++held;
-  }
+// Says how many it holds, releases as many as it is told to, until that is none.
+Status ReleaseAsTold(bench::Link& link, uint64_t held, const std::function<void()>& release) {
   RETURN_IF_ERROR(link.Send(held));
   for (;;) {
     ASSIGN_OR_RETURN(const bench::Go go, link.Receive<bench::Go>());
-    if (go.number == 0) break;
-    for (uint32_t i = 0; i < go.number; ++i) {
-      if (!grants.empty()) {
-        grants.pop_back();
-      } else {
-        kvc_unpin(reader.get(), pins.back());
-        pins.pop_back();
-      }
-    }
+    if (go.number == 0) return {};
+    for (uint32_t i = 0; i < go.number; ++i)
+      release();
     RETURN_IF_ERROR(link.Send(go));
   }
-  for (const kvc_ticket ticket : pins)
-    kvc_unpin(reader.get(), ticket);
-  return {};
+}
+
+Status PinEverything(kvc_client* client, bench::Link& link) {
+  ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client, kPageBytes));
+  ASSIGN_OR_RETURN(const bench::Reader reader, bench::NewReader(client));
+  std::vector<kvc_ticket> pins;
+  for (const kvc_key& key : Keys(0, kKeys)) {
+    kvc_page page{};
+    const kvc_ticket ticket = kvc_pin(reader.get(), space.get(), &key, &page, nullptr);
+    if (ticket == 0) break;
+    RETURN_IF_ERROR(CheckPage(key, page));
+    pins.push_back(ticket);
+  }
+  return ReleaseAsTold(link, pins.size(), [&] {
+    kvc_unpin(reader.get(), pins.back());
+    pins.pop_back();
+  });
+}
+
+Status GrantEverything(kvc_client* client, bench::Link& link) {
+  ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client, kPageBytes));
+  std::vector<bench::Grants> grants;
+  for (const kvc_key& key : Keys(kKeys, kKeys)) {
+    ASSIGN_OR_RETURN(bench::Grants grant, bench::Grant(client, space.get(), {&key, 1}));
+    if (kvc_grants_code(grant.get(), 0) != KVC_OK) break;
+    grants.push_back(std::move(grant));
+  }
+  return ReleaseAsTold(link, grants.size(), [&] { grants.pop_back(); });
+}
+
+// Answers each number with how many of so many new pages it could publish.
+Status PublishAsTold(kvc_client* client, bench::Link& link) {
+  ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client, kPageBytes));
+  for (uint64_t next = 0;;) {
+    ASSIGN_OR_RETURN(const bench::Go go, link.Receive<bench::Go>());
+    if (go.number == 0) return {};
+    ASSIGN_OR_RETURN(const bench::Published published,
+                     PutPages(client, space.get(), Keys(next, go.number)));
+    next += go.number;
+    RETURN_UNLESS(published.committed + published.refused == go.number, "new keys");
+    RETURN_IF_ERROR(link.Send(published.committed));
+  }
 }
 
 TEST_F(PressureTest, AllocationFailsOnlyWhenEverythingIsPinnedOrGranted) {
   StartDaemon(std::to_string(kCapacity), "pinned_bytes = \"1GiB\"\ngrants = 16384");
   constexpr uint64_t kPages = kCapacity / kPageBytes;
   constexpr uint64_t kPinned = kPages * 3 / 4;
-  // It answers each number with how many of so many new pages it could publish.
-  bench::Child writer = StartClient("writer", [](kvc_client* client, bench::Link& link) -> Status {
-    ASSIGN_OR_RETURN(const bench::Space space, bench::OpenSpace(client, PageSpace()));
-    for (uint64_t next = 0;;) {
-      ASSIGN_OR_RETURN(const bench::Go go, link.Receive<bench::Go>());
-      if (go.number == 0) return {};
-      std::vector<kvc_key> keys;
-      for (uint32_t i = 0; i < go.number; ++i)
-        keys.push_back(bench::SyntheticKey(next++));
-      bench::Published published;
-      RETURN_IF_ERROR(PutPages(client, space.get(), keys, &published));
-      RETURN_UNLESS(published.committed + published.refused == keys.size(), "new keys");
-      RETURN_IF_ERROR(link.Send(published.committed));
-    }
-  });
+  bench::Child writer = StartClient("writer", PublishAsTold);
   const auto publish = [&](uint32_t count) {
     Tell(writer, count);
     return Hear<uint64_t>(writer);
   };
   ASSERT_EQ(publish(kPinned), kPinned);
-  bench::Child pinning = StartClient("pinning", [](kvc_client* client, bench::Link& link) {
-    return HoldEverything(client, link, false);
-  });
+  bench::Child pinning = StartClient("pinning", PinEverything);
   ASSERT_EQ(Hear<uint64_t>(pinning), kPinned);
-  bench::Child granted = StartClient("granted", [](kvc_client* client, bench::Link& link) {
-    return HoldEverything(client, link, true);
-  });
+  bench::Child granted = StartClient("granted", GrantEverything);
   ASSERT_EQ(Hear<uint64_t>(granted), kPages - kPinned);
 
   EXPECT_EQ(publish(3), 0u) << "everything is pinned or granted";
@@ -277,7 +263,7 @@ TEST_F(PressureTest, AllocationFailsOnlyWhenEverythingIsPinnedOrGranted) {
   EXPECT_TRUE(Await([&] { return ClientOf(pinning.pid()).is_null(); }));
   EXPECT_EQ(publish(kPinned), kPinned);
   for (bench::Child* holder : {&granted, &writer}) {
-    Tell(*holder, 0);
+    Tell(*holder);
     ExpectDone(*holder);
   }
 }
