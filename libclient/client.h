@@ -34,6 +34,7 @@ inline constexpr size_t kMaxBatch = 512;  // Pages of one message.
 
 struct ClientOptions {
   std::string socket_path;
+  FrameSocket::Listener listener = FrameSocket::Listener::kAnybody;
   std::string name;
   bool writer = true;
   uint32_t max_pins = 0;

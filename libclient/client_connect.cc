@@ -18,6 +18,12 @@ constexpr int kLongestPauseMs = 500;
 // Of one attempt to reach the listener; the answer to the hello has the client's default deadline.
 constexpr int32_t kAttemptMs = 250;
 
+// Gives the thread its signals back, also when there was no thread to be had (std::system_error).
+struct Restored {
+  const sigset_t& before;
+  ~Restored() { ::pthread_sigmask(SIG_SETMASK, &before, nullptr); }
+};
+
 }  // namespace
 
 Result<std::shared_ptr<Client>> Client::Connect(ClientOptions options) {
@@ -33,14 +39,15 @@ Result<std::shared_ptr<Client>> Client::Connect(ClientOptions options) {
   sigset_t before;
   ::sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  const Restored mask{before};
   client->thread_ = std::thread([raw = client.get()] { raw->Run(); });
-  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   ::pthread_setname_np(client->thread_.native_handle(), "kvclient");
   return client;
 }
 
 Result<std::shared_ptr<Connection>> Client::OpenConnection(Deadline deadline) {
-  ASSIGN_OR_RETURN(FrameSocket socket, FrameSocket::Connect(options_.socket_path, deadline));
+  ASSIGN_OR_RETURN(FrameSocket socket,
+                   FrameSocket::Connect(options_.socket_path, options_.listener, deadline));
   ASSIGN_OR_RETURN(std::shared_ptr<Connection> connection,
                    Connection::Make(std::move(socket), wake_.get(), *this));
   MutexLock lock(mu_);
@@ -75,8 +82,9 @@ Result<std::shared_ptr<Life>> Client::SayHello(Connection& connection, Deadline 
       RETURN_IF_ERROR(before->SetDirectory(resumed->fds[0]));
       return before;
     }
-    // Another daemon life, or one that has given this client up.
-    RETURN_IF_ERROR(connection.broken());
+    // Stale: another daemon life, or one that has given this client up. After anything else the
+    // client may be taken up again in the next attempt, with all that it holds.
+    if (resumed.status().code() != Code::kStale) return resumed.status();
     hello.resume_client = 0;
     hello.resume_token = 0;
   }

@@ -1,10 +1,12 @@
 #include "libclient/connection.h"
 
+#include <poll.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
+#include <new>
 #include <utility>
 
 #include "libclient/admin_messages.h"
@@ -24,12 +26,20 @@ Status StatusOf(const messages::Error& error) {
 
 }  // namespace
 
-// A call that waits: lives on its caller's stack, reached through pending_ under mu_.
+// A call under way: lives on its caller's stack, reached through pending_ under mu_.
 struct Connection::Slot {
+  Slot(Connection& its, wire::Type its_type) : connection(its), type(its_type) {}
+  ~Slot() { connection.Leave(*this); }
+  Slot(const Slot&) = delete;
+  Slot& operator=(const Slot&) = delete;
+
+  Connection& connection;
+  const wire::Type type;
   uint64_t request = 0;
-  wire::Type type = wire::Type::kError;
   CondVar changed;
   std::vector<Frame> frames;
+  bool receives = false;  // Has the role; written by its caller only.
+  bool waits = false;     // Sleeps on `changed`, and would take the role.
   bool done = false;
   bool progressed = false;
   messages::ProgressEvent progress;
@@ -37,37 +47,40 @@ struct Connection::Slot {
 
 Result<std::shared_ptr<Connection>> Connection::Make(FrameSocket socket, int wake,
                                                      ConnectionEvents& events) {
-  UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
-  if (!epoll) return SystemError("epoll_create1", errno);
-  epoll_event item{.events = EPOLLIN, .data = {.fd = wake}};
-  if (::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, wake, &item) != 0) {
+  UniqueFd unread(::epoll_create1(EPOLL_CLOEXEC));
+  if (!unread) return SystemError("epoll_create1", errno);
+  epoll_event item{.events = EPOLLIN | EPOLLRDHUP | EPOLLONESHOT, .data = {.fd = socket.fd()}};
+  if (::epoll_ctl(unread.get(), EPOLL_CTL_ADD, socket.fd(), &item) != 0) {
     return SystemError("epoll_ctl", errno);
   }
-  item = {.events = EPOLLIN | EPOLLRDHUP | EPOLLONESHOT, .data = {.fd = socket.fd()}};
-  if (::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, socket.fd(), &item) != 0) {
-    return SystemError("epoll_ctl", errno);
-  }
-  return std::shared_ptr<Connection>(new Connection(std::move(socket), std::move(epoll), events));
+  return std::shared_ptr<Connection>(
+      new Connection(std::move(socket), std::move(unread), wake, events));
 }
 
-// The socket is watched one-shot: after it fired, it is silent until the role is given back.
+// ---- The receiving role
+
 void Connection::Watch(bool on) {
   epoll_event item{.events = on ? EPOLLIN | EPOLLRDHUP | EPOLLONESHOT : uint32_t{EPOLLONESHOT},
                    .data = {.fd = socket_.fd()}};
-  ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, socket_.fd(), &item);
+  ::epoll_ctl(unread_.get(), EPOLL_CTL_MOD, socket_.fd(), &item);
 }
 
-void Connection::TakeRole() {
+bool Connection::TakeRole() {
+  if (receiving_) return false;
   receiving_ = true;
   Watch(false);
+  return true;
 }
 
 void Connection::GiveRole() {
   receiving_ = false;
   Watch(true);
-  // A waiting caller takes it over; until it has, the client's thread would do.
+  OfferRole();
+}
+
+void Connection::OfferRole() {
   for (const auto& [request, slot] : pending_) {
-    if (slot->done) continue;
+    if (!slot->waits || slot->done) continue;
     slot->changed.notify_one();
     return;
   }
@@ -102,31 +115,33 @@ Result<std::vector<Frame>> Connection::Exchange(wire::Type type, std::string_vie
   if (body.size() > wire::kMaxFrameBytes || fds.size() > wire::kMaxFds) {
     return Status(Code::kInvalidArgument, "the request is longer than a frame may be");
   }
-  Slot slot;
-  slot.type = type;
-  bool receiver = false;
-  {
-    MutexLock lock(mu_);
-    if (!broken_.ok()) return broken_;
-    if (pending_.size() >= kMaxPending) {
-      return Status(Code::kExhausted, "more than 256 calls at once");
-    }
-    slot.request = next_request_++;
-    pending_.emplace(slot.request, &slot);
-    // Taken before sending, so that the reply wakes this thread alone.
-    receiver = !receiving_;
-    if (receiver) TakeRole();
-  }
-  const Status sent = Send(slot, body, fds, deadline);
-  if (receiver) {
-    if (sent.ok()) ReceiveFor(slot, deadline);
-    MutexLock lock(mu_);
-    GiveRole();
-  }
+  Slot slot(*this, type);
+  RETURN_IF_ERROR(Register(slot));
+  RETURN_IF_ERROR(Send(slot, body, fds, deadline));
   return Wait(slot, deadline, progress);
 }
 
-Status Connection::Send(const Slot& slot, std::string_view body, std::span<const int> fds,
+Status Connection::Register(Slot& slot) {
+  MutexLock lock(mu_);
+  if (!broken_.ok()) return broken_;
+  if (pending_.size() >= kMaxPending) return {Code::kExhausted, "more than 256 calls at once"};
+  slot.request = next_request_++;
+  pending_.emplace(slot.request, &slot);
+  return {};
+}
+
+void Connection::Leave(Slot& slot) {
+  MutexLock lock(mu_);
+  pending_.erase(slot.request);
+  if (slot.receives) {
+    slot.receives = false;
+    GiveRole();
+  } else if (!receiving_) {
+    OfferRole();  // It may have been offered to this one.
+  }
+}
+
+Status Connection::Send(Slot& slot, std::string_view body, std::span<const int> fds,
                         Deadline deadline) {
   {
     MutexLock lock(mu_);
@@ -134,48 +149,95 @@ Status Connection::Send(const Slot& slot, std::string_view body, std::span<const
       sent_.wait_until(mu_, deadline.point());
     if (sending_) return {Code::kDeadlineExceeded, "the daemon does not read its socket"};
     sending_ = true;
+    slot.receives = TakeRole();
   }
-  const Status sent =
-      socket_.Send({.type = slot.type, .request = slot.request}, body, fds, deadline);
-  // Part of the frame may be out: nothing can follow it.
-  if (!sent.ok()) Break({Code::kUnavailable, sent.message()});
+  FrameSocket::Outgoing frame({.type = slot.type, .request = slot.request}, body, fds);
+  Status status;
+  for (;;) {
+    const Result<bool> whole = socket_.SendSome(frame);
+    status = whole.status();
+    if (!status.ok() || *whole) break;
+    status = AwaitRoom(slot, deadline);
+    if (!status.ok()) break;
+  }
+  // Where part of the frame is out, nothing can follow it; a request none of which is out harms
+  // none.
+  const bool harmless =
+      status.ok() || (frame.sent == 0 && status.code() == Code::kDeadlineExceeded);
+  if (!harmless) Break({Code::kUnavailable, status.message()});
   MutexLock lock(mu_);
   sending_ = false;
   sent_.notify_one();
-  return sent;
+  // Why it broke may be known better by whoever received.
+  return status.ok() || broken_.ok() ? status : broken_;
+}
+
+Status Connection::AwaitRoom(Slot& slot, Deadline deadline) {
+  {
+    MutexLock lock(mu_);
+    if (!broken_.ok()) return broken_;
+    if (!slot.receives) slot.receives = TakeRole();
+    // A hang-up is told even while another has the role: this takes note of it.
+    epoll_event seen;
+    if (!slot.receives) ::epoll_wait(unread_.get(), &seen, 1, 0);
+  }
+  std::array<pollfd, 2> items{{{.fd = socket_.fd(), .events = POLLOUT, .revents = 0},
+                               {.fd = unread_.get(), .events = POLLIN, .revents = 0}}};
+  if (slot.receives) {
+    items[0].events |= POLLIN;
+    items[1].fd = -1;
+  }
+  const timespec left = deadline.left();
+  const int ready = ::ppoll(items.data(), items.size(), &left, nullptr);
+  if (ready < 0 && errno != EINTR) return SystemError("poll", errno);
+  if (ready == 0) return {Code::kDeadlineExceeded, "the daemon does not read its socket"};
+  if (slot.receives && (items[0].revents & POLLIN) != 0) Receive(std::nullopt);
+  return {};
+}
+
+// ---- Waiting for a reply
+
+Connection::Step Connection::Next(Slot& slot, Deadline deadline, messages::ProgressEvent* news) {
+  MutexLock lock(mu_);
+  for (;;) {
+    if (slot.done || !broken_.ok()) return Step::kEnd;
+    if (slot.progressed) {
+      slot.progressed = false;
+      *news = slot.progress;
+      if (slot.receives) {
+        slot.receives = false;
+        GiveRole();
+      }
+      return Step::kReport;
+    }
+    if (deadline.passed()) return Step::kEnd;
+    if (!slot.receives) slot.receives = TakeRole();
+    if (slot.receives) return Step::kReceive;
+    slot.waits = true;
+    slot.changed.wait_until(mu_, deadline.point());
+    slot.waits = false;
+  }
 }
 
 Result<std::vector<Frame>> Connection::Wait(Slot& slot, Deadline deadline,
                                             const Progress& progress) {
-  mu_.lock();
-  while (!slot.done && broken_.ok() && (slot.progressed || !deadline.passed())) {
-    if (slot.progressed) {
-      slot.progressed = false;
-      const messages::ProgressEvent news = slot.progress;
-      mu_.unlock();
-      if (progress) progress(news.done_bytes, news.total_bytes);
-      mu_.lock();
-    } else if (!receiving_) {
-      TakeRole();
-      mu_.unlock();
-      ReceiveFor(slot, deadline);
-      mu_.lock();
-      GiveRole();
-    } else {
-      slot.changed.wait_until(mu_, deadline.point());
+  messages::ProgressEvent news;
+  for (Step step; (step = Next(slot, deadline, &news)) != Step::kEnd;) {
+    if (step == Step::kReceive) {
+      Receive(deadline);
+    } else if (progress) {
+      progress(news.done_bytes, news.total_bytes);
     }
   }
-  pending_.erase(slot.request);
-  const Status broken = broken_;
-  if (!slot.done && broken.ok()) {
-    if (late_.size() >= kMaxLate) late_.erase(late_.begin());
-    late_.emplace(slot.request, slot.type);
-  }
-  mu_.unlock();
-
-  if (!slot.done) {
-    if (!broken.ok()) return broken;
-    return Status(Code::kDeadlineExceeded, "no reply from the daemon in time");
+  {
+    MutexLock lock(mu_);
+    if (!slot.done && !broken_.ok()) return broken_;
+    if (!slot.done) {
+      pending_.erase(slot.request);  // Under the same lock, so that its reply is found in late_.
+      if (late_.size() >= kMaxLate) late_.erase(late_.begin());
+      late_.emplace(slot.request, slot.type);
+      return Status(Code::kDeadlineExceeded, "no reply from the daemon in time");
+    }
   }
   const Frame& first = slot.frames.front();
   if (first.header.type == wire::Type::kError) {
@@ -187,23 +249,17 @@ Result<std::vector<Frame>> Connection::Wait(Slot& slot, Deadline deadline,
   return std::move(slot.frames);
 }
 
-void Connection::ReceiveFor(const Slot& slot, Deadline deadline) {
-  while (Receive(deadline)) {
-    MutexLock lock(mu_);
-    if (slot.done || slot.progressed || !broken_.ok() || deadline.passed()) return;
-  }
-}
-
-bool Connection::Receive(std::optional<Deadline> deadline) {
+void Connection::Receive(std::optional<Deadline> deadline) noexcept try {
   Status status = socket_.Read(deadline);
   while (status.ok()) {
     Result<std::optional<Frame>> frame = socket_.Next();
-    if (frame && !*frame) return true;
+    if (frame && !*frame) return;
     status = frame.status();
     if (frame) Dispatch(std::move(**frame));
   }
   Break(status);
-  return false;
+} catch (const std::bad_alloc&) {
+  Break({Code::kExhausted, "out of memory"});  // Short enough to need none.
 }
 
 void Connection::Dispatch(Frame frame) {
@@ -236,26 +292,23 @@ void Connection::Dispatch(Frame frame) {
 }
 
 void Connection::Serve() {
-  for (;;) {
-    std::array<epoll_event, 2> fired;
-    const int count = ::epoll_wait(epoll_.get(), fired.data(), fired.size(), -1);
-    bool woken = false;
-    bool readable = false;
-    for (int i = 0; i < count; ++i) {
-      (fired[static_cast<size_t>(i)].data.fd == socket_.fd() ? readable : woken) = true;
+  while (broken().ok()) {
+    std::array<pollfd, 2> items{{{.fd = unread_.get(), .events = POLLIN, .revents = 0},
+                                 {.fd = wake_, .events = POLLIN, .revents = 0}}};
+    if (::poll(items.data(), items.size(), -1) < 0) continue;
+    bool mine = false;
+    if (items[0].revents != 0) {
+      MutexLock lock(mu_);
+      mine = TakeRole();  // Else a caller was faster, and will watch the socket again.
+      epoll_event seen;
+      if (!mine) ::epoll_wait(unread_.get(), &seen, 1, 0);
     }
-    if (readable) {
-      mu_.lock();
-      const bool mine = !receiving_;  // Else a caller was faster, and will watch it again.
-      if (mine) receiving_ = true;
-      mu_.unlock();
-      if (mine) {
-        Receive(std::nullopt);
-        MutexLock lock(mu_);
-        GiveRole();
-      }
+    if (mine) {
+      Receive(std::nullopt);
+      MutexLock lock(mu_);
+      GiveRole();
     }
-    if (woken || !broken().ok()) return;
+    if (items[1].revents != 0) return;
   }
 }
 

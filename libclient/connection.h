@@ -5,6 +5,10 @@
 // does the client's thread receive (Serve). So a round trip has no hop between threads of this
 // process, which would cost as much as the daemon's half of it.
 //
+// The daemon stops reading while its replies are not taken, so a caller whose request does not go
+// out receives meanwhile, unless another does; and nobody holds the role while he waits for his
+// turn to send.
+//
 // Shared by the client and the calls under way; every method from any thread, Serve from one.
 // At most kMaxPending calls at a time; a reply that comes after its caller's deadline goes to
 // ConnectionEvents::LateReply, for it may name something that must be given back.
@@ -27,6 +31,10 @@
 #include "libclient/deadline.h"
 #include "libclient/frame_socket.h"
 #include "libclient/messages.h"
+
+namespace terrace::messages {
+struct ProgressEvent;
+}
 
 namespace terrace::client {
 
@@ -87,32 +95,45 @@ class Connection {
 
  private:
   struct Slot;
-  Connection(FrameSocket socket, UniqueFd epoll, ConnectionEvents& events)
-      : socket_(std::move(socket)), epoll_(std::move(epoll)), events_(events) {}
+  // What a caller that waits for its reply has to do next.
+  enum class Step { kReceive, kReport, kEnd };
+
+  Connection(FrameSocket socket, UniqueFd unread, int wake, ConnectionEvents& events)
+      : socket_(std::move(socket)), unread_(std::move(unread)), wake_(wake), events_(events) {}
 
   Status BadReply();
-  Status Send(const Slot& slot, std::string_view body, std::span<const int> fds, Deadline deadline)
+  Status Register(Slot& slot) EXCLUDES(mu_);
+  // What a caller leaves behind in any case: no pointer to its slot, and not the role.
+  void Leave(Slot& slot) EXCLUDES(mu_);
+  // Takes the role too, if it is free: then the reply wakes this thread alone.
+  Status Send(Slot& slot, std::string_view body, std::span<const int> fds, Deadline deadline)
       EXCLUDES(mu_);
+  // Until the socket takes more of a request; receives meanwhile.
+  Status AwaitRoom(Slot& slot, Deadline deadline) EXCLUDES(mu_);
   Result<std::vector<Frame>> Wait(Slot& slot, Deadline deadline, const Progress& progress);
-  // Receives for everybody until `slot` has news, the deadline passes or the connection is broken.
-  void ReceiveFor(const Slot& slot, Deadline deadline);
+  // kReceive: with the role. kReport: without it, with the progress in `news`.
+  Step Next(Slot& slot, Deadline deadline, messages::ProgressEvent* news) EXCLUDES(mu_);
   // Reads once and hands out all frames that are there: none may stay behind when the role is given
-  // up, for nothing would tell of it. False: broken.
-  bool Receive(std::optional<Deadline> deadline);
+  // up, for nothing would tell of it. Breaks the connection where that fails, and throws nothing.
+  void Receive(std::optional<Deadline> deadline) noexcept;
   void Dispatch(Frame frame) EXCLUDES(mu_);
-  void TakeRole() REQUIRES(mu_);
+  bool TakeRole() REQUIRES(mu_);
   void GiveRole() REQUIRES(mu_);
+  // Wakes one caller that waits for the role. If there is none, the socket does so by `unread_`.
+  void OfferRole() REQUIRES(mu_);
   void Watch(bool on) REQUIRES(mu_);
 
   FrameSocket socket_;
-  const UniqueFd epoll_;
+  // An epoll that is readable when the socket is and nobody has the role.
+  const UniqueFd unread_;
+  const int wake_;
   ConnectionEvents& events_;
 
   mutable Mutex mu_;
   bool sending_ GUARDED_BY(mu_) = false;  // One frame at a time, so that they stay whole.
   CondVar sent_;
   Status broken_ GUARDED_BY(mu_);
-  bool receiving_ GUARDED_BY(mu_) = false;  // While false, epoll_ watches the socket.
+  bool receiving_ GUARDED_BY(mu_) = false;  // While false, unread_ watches the socket.
   uint64_t next_request_ GUARDED_BY(mu_) = 1;
   std::map<uint64_t, Slot*> pending_ GUARDED_BY(mu_);
   std::map<uint64_t, wire::Type> late_ GUARDED_BY(mu_);

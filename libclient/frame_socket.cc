@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -29,6 +30,19 @@ Result<bool> WaitFor(int fd, short events, Deadline deadline) {
   return ready != 0;
 }
 
+// Where everybody may make a folder, somebody else may have been there first.
+Status CheckListener(int fd, const std::string& path) {
+  ucred peer{};
+  socklen_t size = sizeof peer;
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) {
+    return SystemError("credentials of the daemon", errno);
+  }
+  if (peer.uid == 0 || peer.uid == ::geteuid()) return {};
+  return {Code::kPermissionDenied, "the listener at " + path + " is of user " +
+                                       std::to_string(peer.uid) +
+                                       ": name its socket to use it all the same"};
+}
+
 Status SetTimeout(int fd, int option, int64_t microseconds) {
   const timeval limit{.tv_sec = microseconds / 1'000'000, .tv_usec = microseconds % 1'000'000};
   if (::setsockopt(fd, SOL_SOCKET, option, &limit, sizeof limit) == 0) return {};
@@ -37,7 +51,8 @@ Status SetTimeout(int fd, int option, int64_t microseconds) {
 
 }  // namespace
 
-Result<FrameSocket> FrameSocket::Connect(const std::string& path, Deadline deadline) {
+Result<FrameSocket> FrameSocket::Connect(const std::string& path, Listener listener,
+                                         Deadline deadline) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof address.sun_path) {
@@ -60,11 +75,57 @@ Result<FrameSocket> FrameSocket::Connect(const std::string& path, Deadline deadl
     if (error != ENOENT && error != ECONNREFUSED) return why;
     return Status(Code::kUnavailable, why.message() + "; is terraced running?");
   }
+  if (listener == Listener::kOwnUserOrRoot) RETURN_IF_ERROR(CheckListener(fd.get(), path));
   return FrameSocket(std::move(fd));
+}
+
+FrameSocket::Outgoing::Outgoing(wire::FrameHeader header, std::string_view its_body,
+                                std::span<const int> its_fds)
+    : body(its_body), fds(its_fds) {
+  header.length = static_cast<uint32_t>(body.size());
+  header.fds = static_cast<uint16_t>(fds.size());
+  wire::EncodeHeader(header, head);
 }
 
 FrameSocket::FrameSocket(UniqueFd socket) : socket_(std::move(socket)) {
   buffer_.resize(kReadBytes);
+}
+
+Result<bool> FrameSocket::SendSome(Outgoing& frame) {
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * wire::kMaxFds)> control{};
+  const size_t head = frame.head.size();
+  const size_t total = head + frame.body.size();
+  while (frame.sent < total) {
+    std::array<iovec, 2> parts;
+    size_t count = 0;
+    if (frame.sent < head) parts[count++] = {frame.head.data() + frame.sent, head - frame.sent};
+    const size_t body_sent = frame.sent > head ? frame.sent - head : 0;
+    if (body_sent < frame.body.size()) {
+      parts[count++] = {const_cast<char*>(frame.body.data()) + body_sent,
+                        frame.body.size() - body_sent};
+    }
+    msghdr message{};
+    message.msg_iov = parts.data();
+    message.msg_iovlen = count;
+    if (frame.sent == 0 && !frame.fds.empty()) {
+      message.msg_control = control.data();
+      message.msg_controllen = CMSG_SPACE(frame.fds.size_bytes());
+      cmsghdr* item = CMSG_FIRSTHDR(&message);
+      item->cmsg_level = SOL_SOCKET;
+      item->cmsg_type = SCM_RIGHTS;
+      item->cmsg_len = CMSG_LEN(frame.fds.size_bytes());
+      std::memcpy(CMSG_DATA(item), frame.fds.data(), frame.fds.size_bytes());
+    }
+    const ssize_t bytes = ::sendmsg(socket_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (bytes > 0) {
+      frame.sent += static_cast<size_t>(bytes);
+    } else if (errno == EAGAIN) {
+      return false;
+    } else if (errno != EINTR) {
+      return Status(Code::kUnavailable, SystemError("send to the daemon", errno).message());
+    }
+  }
+  return true;
 }
 
 Status FrameSocket::Send(wire::FrameHeader header, std::string_view body, std::span<const int> fds,
@@ -72,44 +133,13 @@ Status FrameSocket::Send(wire::FrameHeader header, std::string_view body, std::s
   if (body.size() > wire::kMaxFrameBytes || fds.size() > wire::kMaxFds) {
     return {Code::kInvalidArgument, "the request is longer than a frame may be"};
   }
-  header.length = static_cast<uint32_t>(body.size());
-  header.fds = static_cast<uint16_t>(fds.size());
-  std::array<uint8_t, wire::kFrameHeaderBytes> head;
-  wire::EncodeHeader(header, head);
-
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * wire::kMaxFds)> control{};
-  const size_t total = head.size() + body.size();
-  for (size_t sent = 0; sent < total;) {
-    std::array<iovec, 2> parts;
-    size_t count = 0;
-    if (sent < head.size()) parts[count++] = {head.data() + sent, head.size() - sent};
-    const size_t body_sent = sent > head.size() ? sent - head.size() : 0;
-    if (body_sent < body.size()) {
-      parts[count++] = {const_cast<char*>(body.data()) + body_sent, body.size() - body_sent};
-    }
-    msghdr message{};
-    message.msg_iov = parts.data();
-    message.msg_iovlen = count;
-    if (sent == 0 && !fds.empty()) {
-      message.msg_control = control.data();
-      message.msg_controllen = CMSG_SPACE(fds.size_bytes());
-      cmsghdr* item = CMSG_FIRSTHDR(&message);
-      item->cmsg_level = SOL_SOCKET;
-      item->cmsg_type = SCM_RIGHTS;
-      item->cmsg_len = CMSG_LEN(fds.size_bytes());
-      std::memcpy(CMSG_DATA(item), fds.data(), fds.size_bytes());
-    }
-    const ssize_t bytes = ::sendmsg(socket_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (bytes > 0) {
-      sent += static_cast<size_t>(bytes);
-    } else if (errno == EAGAIN) {
-      ASSIGN_OR_RETURN(const bool writable, WaitFor(socket_.get(), POLLOUT, deadline));
-      if (!writable) return {Code::kDeadlineExceeded, "the daemon does not read its socket"};
-    } else if (errno != EINTR) {
-      return {Code::kUnavailable, SystemError("send to the daemon", errno).message()};
-    }
+  Outgoing frame(header, body, fds);
+  for (;;) {
+    ASSIGN_OR_RETURN(const bool whole, SendSome(frame));
+    if (whole) return {};
+    ASSIGN_OR_RETURN(const bool writable, WaitFor(socket_.get(), POLLOUT, deadline));
+    if (!writable) return {Code::kDeadlineExceeded, "the other end does not read its socket"};
   }
-  return {};
 }
 
 // For the rest of a frame that is there in part.

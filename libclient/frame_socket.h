@@ -6,6 +6,7 @@
 // the socket is of no further use.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -30,13 +31,25 @@ struct Frame {
 
 class FrameSocket {
  public:
-  // kUnavailable when nobody listens there.
-  static Result<FrameSocket> Connect(const std::string& path, Deadline deadline);
+  enum class Listener { kAnybody, kOwnUserOrRoot };
+  // kUnavailable when nobody listens there; kPermissionDenied when somebody else does.
+  static Result<FrameSocket> Connect(const std::string& path, Listener listener, Deadline deadline);
   // Takes a connected stream socket.
   explicit FrameSocket(UniqueFd socket);
 
   int fd() const { return socket_.get(); }
-  // Sends a whole frame; header.length and header.fds are filled in.
+  // A frame that is being sent; header.length and header.fds are filled in. What it points to
+  // stays with its owner.
+  struct Outgoing {
+    Outgoing(wire::FrameHeader header, std::string_view body, std::span<const int> fds);
+    std::array<uint8_t, wire::kFrameHeaderBytes> head;
+    std::string_view body;
+    std::span<const int> fds;
+    size_t sent = 0;  // Bytes, of both.
+  };
+  // Sends what goes out without waiting. False: more is left, the other end has to read first.
+  Result<bool> SendSome(Outgoing& frame);
+  // Sends a whole frame.
   Status Send(wire::FrameHeader header, std::string_view body, std::span<const int> fds,
               Deadline deadline);
   // Reads once what has arrived, waiting for it until the deadline; without one it does not wait.

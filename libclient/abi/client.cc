@@ -18,11 +18,15 @@ constexpr size_t kMaxModelName = 128;
 constexpr size_t kMaxSalt = 64;
 constexpr char kDefaultOrder[] = "layer,plane,token,head,dim";
 
-std::string DefaultSocket() {
+// In /tmp anybody may have made the folder first.
+void SetDefaultSocket(ClientOptions* options) {
   const char* runtime = ::secure_getenv("XDG_RUNTIME_DIR");
-  if (runtime != nullptr && runtime[0] == '/')
-    return std::string(runtime) + "/terrace/terraced.sock";
-  return "/tmp/terrace-" + std::to_string(::getuid()) + "/terraced.sock";
+  if (runtime != nullptr && runtime[0] == '/') {
+    options->socket_path = std::string(runtime) + "/terrace/terraced.sock";
+  } else {
+    options->socket_path = "/tmp/terrace-" + std::to_string(::getuid()) + "/terraced.sock";
+    options->listener = FrameSocket::Listener::kOwnUserOrRoot;
+  }
 }
 
 // The program's own name may be anything; what cannot be shown is left out.
@@ -38,7 +42,11 @@ Result<ClientOptions> OptionsOf(const kvc_client_options* given) {
   ASSIGN_OR_RETURN(const kvc_client_options asked, Read(given));
   if (asked.timeout_ms < 0) return Invalid("timeout_ms is negative");
   ClientOptions options;
-  options.socket_path = asked.socket_path != nullptr ? asked.socket_path : DefaultSocket();
+  if (asked.socket_path != nullptr) {
+    options.socket_path = asked.socket_path;
+  } else {
+    SetDefaultSocket(&options);
+  }
   ASSIGN_OR_RETURN(options.name, TextOf("name", asked.name, kMaxName));
   if (options.name.empty()) options.name = ProgramName();
   options.writer = asked.read_only == 0;

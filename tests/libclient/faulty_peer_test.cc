@@ -448,7 +448,95 @@ TEST_F(GivenBack, AttachmentOfALateReply) {
   EXPECT_TRUE(Await([&] { return detached == 44; }));
 }
 
+// The peer answers each request before it reads the next one, so it stops reading while its own
+// output is queued, as the daemon does: somebody has to receive while requests are being sent.
+TEST(FaultyPeer, LongRepliesAndLongRequestsDoNotWaitForEachOther) {
+  constexpr int kCallers = 32;
+  constexpr int kRounds = 20;
+  constexpr size_t kReplyBytes = 1 << 20;
+  // A field that the client does not know makes the reply long.
+  const std::string reply = std::string("\x7a\x80\x80\x40") + std::string(kReplyBytes, 'x');
+  ScriptedPeer peer;
+  peer.SetScript([&](ScriptedPeer& p, const Frame& f) {
+    if (f.header.type == Type::kOpenSpace) {
+      AnswerOpen(p, f.header.request);
+    } else if (f.header.type == Type::kDrop) {
+      p.SendBody(Type::kDropReply, f.header.request, reply);
+    } else {
+      return Act::kDefault;
+    }
+    return Act::kHandled;
+  });
+  auto client = Connect(peer, 20'000);
+  ASSERT_TRUE(client);
+  auto space = client->OpenExistingSpace(kvc_key{});
+  ASSERT_TRUE(space);
+  const std::vector<kvc_key> keys(512);
+  std::atomic<int> right = 0;
+  std::vector<std::thread> callers;
+  for (int i = 0; i < kCallers; ++i) {
+    callers.emplace_back([&] {
+      for (int round = 0; round < kRounds; ++round) {
+        if (!client->Drop(*space, {keys.data(), keys.size()})) return;
+        ++right;
+      }
+    });
+  }
+  for (std::thread& caller : callers)
+    caller.join();
+  EXPECT_EQ(right.load(), kCallers * kRounds);
+}
+
+// The call that receives gives up while the background thread waits for a reply of its own.
+TEST(FaultyPeer, LossIsSeenWhileSomethingIsBeingGivenBack) {
+  std::atomic<uint64_t> attach = 0;
+  std::atomic<bool> detaching = false;
+  std::atomic<bool> refuse = false;
+  ScriptedPeer peer;
+  auto client = Connect(peer, 3'600'000);
+  ASSERT_TRUE(client);
+  peer.SetScript([&](ScriptedPeer& p, const Frame& f) {
+    if (f.header.type == Type::kAttach) {
+      attach = f.header.request;
+    } else if (f.header.type == Type::kPing) {
+      wire::AttachReply reply;
+      reply.set_attachment(44);
+      p.Send(Type::kAttachReply, attach, reply);
+    } else if (f.header.type == Type::kDetach) {
+      detaching = true;
+    } else {
+      return f.header.type == Type::kHello && refuse ? Act::kHangUp : Act::kDefault;
+    }
+    return Act::kHandled;
+  });
+  EXPECT_EQ(client->Attach("m", {}, 20).error().code(), KVC_DEADLINE_EXCEEDED);
+  EXPECT_EQ(client->Ping(300).code(), KVC_DEADLINE_EXCEEDED);
+  EXPECT_TRUE(Await([&] { return detaching.load(); }));
+  refuse = true;
+  peer.Cut();
+  EXPECT_TRUE(Await([&] { return client->epoch() == 0; }));
+}
+
 // ---- Coming back
+
+TEST(FaultyPeer, ResumeThatFailsOtherwiseIsTriedAgain) {
+  std::atomic<int> failures = 3;
+  ScriptedPeer peer;
+  auto client = Connect(peer);
+  ASSERT_TRUE(client);
+  peer.SetScript(On(Type::kHello, [&](ScriptedPeer& p, const Frame& f) {
+    wire::Hello hello;
+    EXPECT_TRUE(hello.ParseFromString(f.body));
+    EXPECT_NE(hello.resume_client(), 0u);
+    if (failures.fetch_sub(1) <= 0) return Act::kDefault;
+    p.SendError(f.header.request, 6, "too many clients now");
+    return Act::kHandled;
+  }));
+  peer.Cut();
+  ASSERT_TRUE(Await([&] { return failures < 0 && client->epoch() != 0; }));
+  EXPECT_EQ(client->epoch(), 1u);
+  EXPECT_EQ(peer.CountOf(Type::kHello), 5u);
+}
 
 TEST(FaultyPeer, RefusedResumeIsANewLife) {
   ScriptedPeer peer;
