@@ -27,6 +27,17 @@ class ByteQueue {
     begin_ += bytes;
     if (begin_ == end_) begin_ = end_ = 0;
   }
+  // Gives memory beyond `capacity` back, if the content fits into that.
+  void ShrinkTo(size_t capacity) {
+    if (capacity_ <= capacity || size() > capacity) return;
+    const size_t content = size();
+    std::unique_ptr<uint8_t[]> data(new uint8_t[capacity]);
+    if (content > 0) std::memcpy(data.get(), data_.get() + begin_, content);
+    data_ = std::move(data);
+    capacity_ = capacity;
+    begin_ = 0;
+    end_ = content;
+  }
   // Gives the memory back if there is no content.
   void ReleaseIfEmpty() {
     if (!empty()) return;

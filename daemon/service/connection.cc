@@ -69,7 +69,7 @@ Status Connection::Open(UniqueFd socket) {
   opened_at_ = environment_.clock->Now();
   ASSIGN_OR_RETURN(watch_,
                    environment_.loop->NewWatch(
-                       std::move(socket), [this] { OnReadable(); }, [this] { Continue(); }));
+                       std::move(socket), [this] { OnReadable(); }, [this] { OnWritable(); }));
   watch_.ArmRead();
   return {};
 }
@@ -78,7 +78,9 @@ Status Connection::Open(UniqueFd socket) {
 
 void Connection::OnReadable() {
   if (closing_) return;
+  frames_left_ = kFramesPerWake;
   for (int i = 0; i < kReadsPerWake && open() && !closing_ && !MustWait(); ++i) {
+    if (frames_left_ == 0 || starved_) break;
     const Received received = ReceiveOnce();
     if (received == Received::kClosed) return;
     HandleFrames();
@@ -173,24 +175,31 @@ Result<size_t> Connection::CompleteFrame() {
   }
   const size_t whole = wire::kFrameHeaderBytes + header.length;
   if (bytes.size() >= whole) return whole;
-  if (!GrowInput(whole)) {
-    return Status(Code::kExhausted, "length: no memory left for a frame of " +
-                                        std::to_string(header.length) +
-                                        " bytes beside those of other connections; retry later");
-  }
+  starved_ = !GrowInput(whole);
   return size_t{0};
 }
 
 void Connection::HandleFrames() {
   batch_ = true;
-  while (open() && !closing_ && !MustWait()) {
+  starved_ = false;
+  while (open() && !closing_ && !MustWait() && frames_left_ > 0) {
     const Result<size_t> whole = CompleteFrame();
     if (!whole) {
       const std::span<const uint8_t> bytes = input_.bytes();
       Violation(wire::DecodeHeader(bytes.first<wire::kFrameHeaderBytes>()).request, whole.error());
       break;
     }
-    if (*whole == 0) break;
+    if (*whole == 0) {
+      // A frame that waits for our memory is not late.
+      if (starved_ || input_.empty()) {
+        incomplete_since_ = 0;
+      } else if (incomplete_since_ == 0) {
+        incomplete_since_ = environment_.clock->Now();
+      }
+      break;
+    }
+    --frames_left_;
+    incomplete_since_ = 0;
     const std::span<const uint8_t> bytes = input_.bytes();
     Frame frame;
     frame.header = wire::DecodeHeader(bytes.first<wire::kFrameHeaderBytes>());
@@ -204,13 +213,24 @@ void Connection::HandleFrames() {
     input_.Consume(*whole);
     if (output_.size() > kOutputHigh || output_fd_count_ > kOutputFdsHigh) Flush();
   }
-  if (open() && !closing_ && input_.empty()) {
-    ReturnInput();
-    if (!input_fds_.empty()) {
-      Violation(0, Status(Code::kInvalidArgument, "fds: descriptors came that no frame names"));
-    }
-  }
+  if (open() && !closing_) SettleInput();
   batch_ = false;
+}
+
+void Connection::SettleInput() {
+  if (input_.empty() && !input_fds_.empty()) {
+    Violation(0, Status(Code::kInvalidArgument, "fds: descriptors came that no frame names"));
+    return;
+  }
+  if (large_input_ == 0 || input_.size() > kSmallInput) return;
+  // Memory of a large frame goes back when what follows needs none, also when that follows so
+  // closely that the input is never empty.
+  const std::span<const uint8_t> bytes = input_.bytes();
+  const bool small =
+      bytes.size() < wire::kFrameHeaderBytes ||
+      wire::kFrameHeaderBytes + wire::DecodeHeader(bytes.first<wire::kFrameHeaderBytes>()).length <=
+          kSmallInput;
+  if (small) ReturnInput();
 }
 
 bool Connection::MustWait() const {
@@ -236,6 +256,7 @@ void Connection::ReturnInput() {
   *environment_.large_input_left += large_input_;
   large_input_ = 0;
   input_.ReleaseIfEmpty();
+  input_.ShrinkTo(kSmallInput);
 }
 
 // ---- Output -------------------------------------------------------------------------------------
@@ -324,11 +345,13 @@ void Connection::Flush() {
     }
     const ssize_t sent = ::sendmsg(watch_.fd(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent < 0) {
-      // ETOOMANYREFS: the peer has not taken earlier descriptors yet. Readiness does not tell when
-      // it has, so Sweep tries again; the stall limit bounds that.
+      // ETOOMANYREFS: too many descriptors that this user has sent, to whomever, are not taken yet.
+      // That is not this peer's stall. Readiness does not tell when it ends, so Sweep tries again.
       if (errno == EAGAIN || errno == EINTR) {
         watch_.ArmWrite();
-      } else if (errno != ETOOMANYREFS) {
+      } else if (errno == ETOOMANYREFS) {
+        stalled_since_ = environment_.clock->Now();
+      } else {
         Close(SystemError("sendmsg", errno));
       }
       return;
@@ -359,6 +382,11 @@ void Connection::FlushNow() {
   }
 }
 
+void Connection::OnWritable() {
+  frames_left_ = kFramesPerWake;
+  Continue();
+}
+
 // Called by the loop only: sends, then goes on with frames that had to wait while both progress.
 void Connection::Continue() {
   waiting_ = false;
@@ -367,6 +395,12 @@ void Connection::Continue() {
     if (!open() || closing_) return;
     if (MustWait()) {
       waiting_ = true;
+      incomplete_since_ = 0;  // It is not read meanwhile, so its rest cannot come.
+      return;
+    }
+    if (frames_left_ == 0) {
+      // Not before others had their turn; writability brings the loop back here.
+      watch_.ArmWrite();
       return;
     }
     const size_t before = input_.size();
@@ -374,7 +408,7 @@ void Connection::Continue() {
     if (input_.size() == before) break;
   }
   if (closing_) FlushNow();
-  if (open() && !closing_) watch_.ArmRead();
+  if (open() && !closing_ && !starved_) watch_.ArmRead();
 }
 
 bool Connection::EndRequest(uint64_t request) {
@@ -408,12 +442,19 @@ void Connection::Close(const Status& why) {
 }
 
 void Connection::Sweep(MonotonicNs now, MonotonicNs stall_limit) {
-  if (!open() || output_.empty()) return;
-  if (now - stalled_since_ > stall_limit) {
+  if (!open()) return;
+  if (!output_.empty() && now - stalled_since_ > stall_limit) {
     ++environment_.traffic->slow_readers_cut;
     Close(Status(Code::kDeadlineExceeded, "slow reader: it took nothing of what waits for it"));
     return;
   }
+  if (incomplete_since_ != 0 && !MustWait() && now - incomplete_since_ > stall_limit) {
+    ++environment_.traffic->slow_readers_cut;
+    Close(Status(Code::kDeadlineExceeded, "slow writer: it began a frame and did not end it"));
+    return;
+  }
+  if (output_.empty() && !starved_) return;
+  frames_left_ = kFramesPerWake;
   Continue();
 }
 

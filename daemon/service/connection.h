@@ -5,11 +5,14 @@
 // connected: a child that inherited the socket closes it by its first message. What breaks the
 // framing is answered with an Error frame and closes this connection only.
 //
-// Bounds. Input: one frame, whose memory beyond kSmallInput comes out of a budget that all
-// connections share. Output: while more than kOutputHigh bytes or kOutputFdsHigh descriptors wait
-// to be sent, no further frame is handled; events and late replies may add to that up to
-// kOutputMax, then the connection is cut. A peer that takes nothing for Limits::reader_stall is
-// cut. Requests in flight: beyond kMaxInFlight no further frame is handled until one is answered.
+// Bounds. Time: kFramesPerWake frames, then other connections have their turn. Input: one frame,
+// whose memory beyond kSmallInput comes out of a budget that all connections share: while that is
+// used up the connection is not read, and a peer that begins a frame and does not end it within
+// Sweep's `stall_limit` is cut, so that nobody holds the budget for ever. Output: while more than
+// kOutputHigh bytes or kOutputFdsHigh descriptors wait to be sent, no further frame is handled;
+// events and late replies may add to that up to kOutputMax, then the connection is cut. A peer that
+// takes nothing for `stall_limit` is cut. Requests in flight: beyond kMaxInFlight no further frame
+// is handled until one is answered.
 //
 // Owner thread only. Closing it never destroys it: its Owner does that, later.
 #pragma once
@@ -43,6 +46,7 @@ inline constexpr size_t kOutputMax = 16u << 20;
 inline constexpr size_t kOutputFdsHigh = 512;
 inline constexpr size_t kMaxInFlight = 64;
 inline constexpr int kReadsPerWake = 8;
+inline constexpr int kFramesPerWake = 32;
 inline constexpr size_t kHelloFrameBytes = 4096;  // Until a connection has said hello.
 
 // Frames by type and bytes, of all connections since the daemon started.
@@ -50,13 +54,12 @@ struct Traffic {
   static constexpr size_t kTypes = 128;
   std::array<uint64_t, kTypes> frames_received{};
   std::array<uint64_t, kTypes> frames_sent{};
-  uint64_t frames_unknown = 0;
   uint64_t bytes_received = 0;
   uint64_t bytes_sent = 0;
   uint64_t connections_accepted = 0;
   uint64_t connections_refused = 0;  // Over the limit, or of a peer that cannot be told.
   uint64_t protocol_violations = 0;  // Each closed a connection.
-  uint64_t slow_readers_cut = 0;
+  uint64_t slow_readers_cut = 0;     // Slow writers too: of a frame that was begun.
 };
 
 // What all connections share.
@@ -129,11 +132,14 @@ class Connection {
   Status TakeControl(msghdr& message, bool* from_peer);
   // Hands over the frames that are complete, as far as the bounds allow.
   void HandleFrames();
+  // After them: what the rest of the input means.
+  void SettleInput();
   // 0: not complete yet. Otherwise its whole size; an error when the framing is lost.
   Result<size_t> CompleteFrame();
   bool MustWait() const;
   void Violation(uint64_t request, const Status& status);
   void FlushNow();
+  void OnWritable();
   void Continue();
   void Flush();
   size_t NextSegment(std::span<const UniqueFd>* fds) const;
@@ -149,6 +155,10 @@ class Connection {
 
   ByteQueue input_;
   size_t large_input_ = 0;  // Taken out of the shared budget.
+  bool starved_ =
+      false;  // The budget has no room for its frame: it is not read, Sweep tries again.
+  MonotonicNs incomplete_since_ = 0;  // Since when the rest of a frame is awaited; 0: it is not.
+  int frames_left_ = 0;               // To be handled before other connections have their turn.
   std::deque<UniqueFd> input_fds_;
   size_t max_frame_bytes_ = kHelloFrameBytes;
 

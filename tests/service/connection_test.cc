@@ -55,16 +55,22 @@ class Echo final : public Connection::Owner {
     done.get_future().wait();
   }
   Connection& connection() { return *connection_; }
+  size_t& large_input_left() { return large_input_left_; }  // On the loop's thread.
   Status AwaitClosed() { return closed_.get_future().get(); }
 
   WireClient client;
   Traffic traffic;
+  uint64_t handled_at_turn = 0;  // Frames, when what the loop was asked to do had its turn.
 
  private:
   void OnFrame(Connection& connection, Frame& frame) override {
     wire::LoadReply reply;
     reply.set_digest(std::string(frame.message.begin(), frame.message.end()));
     if (reply.digest() == "late") return connection.BeginRequest(frame.header.request);
+    ++handled_;
+    if (reply.digest() == "ask for a turn") {
+      loop_.Post([this] { handled_at_turn = handled_; });
+    }
     connection.Send(wire::Type::kLoadReply, frame.header.request, reply, std::move(frame.fds));
   }
   void OnClosed(Connection&, const Status& why) override { closed_.set_value(why); }
@@ -72,6 +78,7 @@ class Echo final : public Connection::Owner {
   OwnerLoop loop_;
   const SystemClock clock_;
   size_t large_input_left_;
+  uint64_t handled_ = 0;
   std::promise<Status> closed_;
   std::unique_ptr<Connection> connection_;
   std::thread thread_;
@@ -231,15 +238,85 @@ TEST(Connection, AForkedChildClosesItByItsFirstByte) {
   ExpectViolation(echo, Code::kPermissionDenied, "credentials");
 }
 
-TEST(Connection, WhatTheSharedBudgetCannotHoldIsRefused) {
+TEST(Connection, WhatTheSharedBudgetCannotHoldWaitsUntilItCan) {
   Echo echo(1u << 20);
   ASSERT_TRUE(echo.client.SendBytes(EchoFrame(1, std::string(900'000, 'x'))));
   ExpectEcho(echo, 1, std::string(900'000, 'x'));
-  std::jthread sender([&] { echo.client.SendBytes(EchoFrame(2, std::string(2'000'000, 'x'))); });
-  std::optional<ReceivedFrame> frame = echo.client.Receive();
-  ASSERT_TRUE(frame.has_value());
-  EXPECT_EQ(WireClient::Parse<wire::Error>(*std::move(frame)).status().code(), Code::kExhausted);
-  EXPECT_TRUE(echo.client.AwaitClosed());
+  const std::string text(2'000'000, 'y');
+  std::jthread sender([&] { echo.client.SendBytes(EchoFrame(2, text) + EchoFrame(3, "next")); });
+  for (uint64_t taken = 0; taken <= 900'000 + wire::kFrameHeaderBytes;) {
+    echo.Post([&] { taken = echo.traffic.bytes_received; });
+  }
+  // However long that is: the memory that it waits for is not its own.
+  echo.Post([&] {
+    echo.connection().Sweep(SystemClock().Now() + 7200 * kNsPerSecond, 3600 * kNsPerSecond);
+    EXPECT_TRUE(echo.connection().open());
+    EXPECT_EQ(echo.traffic.frames_received[static_cast<size_t>(wire::Type::kLoad)], 1u);
+    EXPECT_EQ(echo.large_input_left(), 1u << 20);  // What the first frame had is back.
+    echo.large_input_left() += 1u << 20;
+    echo.connection().Sweep(SystemClock().Now(), 3600 * kNsPerSecond);
+  });
+  ExpectEcho(echo, 2, text);
+  ExpectEcho(echo, 3, "next");
+  echo.Post([&] { EXPECT_EQ(echo.large_input_left(), 2u << 20); });
+}
+
+TEST(Connection, MemoryOfALargeFrameGoesBackThoughAnotherFollowsAtOnce) {
+  Echo echo(1u << 20);
+  const std::string text(80'000, 'x');  // What is read of it may have the next one's begin behind.
+  const std::string next = EchoFrame(2, "follows");
+  std::jthread sender([&] {
+    ASSERT_TRUE(echo.client.SendBytes(EchoFrame(1, text) + next.substr(0, next.size() - 1)));
+  });
+  ExpectEcho(echo, 1, text);
+  sender.join();
+  for (size_t left = 0; left < 1u << 20;) {
+    echo.Post([&] { left = echo.large_input_left(); });
+  }
+  ASSERT_TRUE(echo.client.SendBytes(next.substr(next.size() - 1)));
+  ExpectEcho(echo, 2, "follows");
+}
+
+TEST(Connection, AFrameThatIsBegunAndNotEndedIsCut) {
+  Echo echo;
+  const std::string frame = EchoFrame(1, std::string(500'000, 'x'));
+  ASSERT_TRUE(echo.client.SendBytes(frame.substr(0, 20)));
+  for (size_t left = kLargeInputBudget; left == kLargeInputBudget;) {
+    echo.Post([&] { left = echo.large_input_left(); });
+  }
+  echo.Post([&] {
+    echo.connection().Sweep(SystemClock().Now(), 3600 * kNsPerSecond);
+    EXPECT_TRUE(echo.connection().open());
+    echo.connection().Sweep(SystemClock().Now() + 7200 * kNsPerSecond, 3600 * kNsPerSecond);
+    EXPECT_FALSE(echo.connection().open());
+  });
+  EXPECT_EQ(echo.AwaitClosed().code(), Code::kDeadlineExceeded);
+}
+
+TEST(Connection, AConnectionWithoutAFrameUnderWayMayBeIdleForEver) {
+  Echo echo;
+  ASSERT_TRUE(echo.client.SendBytes(EchoFrame(1, "one")));
+  ExpectEcho(echo, 1, "one");
+  echo.Post([&] {
+    echo.connection().Sweep(SystemClock().Now() + 7200 * kNsPerSecond, 3600 * kNsPerSecond);
+    EXPECT_TRUE(echo.connection().open());
+  });
+}
+
+TEST(Connection, ManyFramesAtOnceLeaveOthersTheirTurn) {
+  Echo echo;
+  std::string bytes = EchoFrame(0, "ask for a turn");
+  constexpr uint64_t kFrames = 1000;
+  for (uint64_t i = 1; i < kFrames; ++i)
+    bytes += EchoFrame(i, "x");
+  ASSERT_TRUE(echo.client.SendBytes(bytes));  // One piece, which one read takes.
+  ExpectEcho(echo, 0, "ask for a turn");
+  for (uint64_t i = 1; i < kFrames; ++i)
+    ExpectEcho(echo, i, "x");
+  echo.Post([&] {
+    EXPECT_GE(echo.handled_at_turn, 1u);
+    EXPECT_LE(echo.handled_at_turn, static_cast<uint64_t>(kFramesPerWake));
+  });
 }
 
 TEST(Connection, AReaderThatTakesNothingStopsItselfAndIsThenCut) {
