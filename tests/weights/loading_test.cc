@@ -296,6 +296,23 @@ TEST_F(Loading, TooManyWaitersAreRefused) {
   EXPECT_EQ(outcomes.codes.size(), Weights::kMaxWaiters + 1);
 }
 
+TEST_F(Loading, OneClientCannotTakeAllPlacesOfWaiters) {
+  world_.AddRandom("m", 1);
+  world_.AddRandom("n", 2);
+  Outcomes greedy;
+  Outcomes other;
+  for (size_t i = 0; i < Weights::kMaxClientWaiters; ++i)
+    world_.weights->Attach(1, i % 2 == 0 ? "m" : "n", "", true, 0, greedy.Attached());
+  EXPECT_TRUE(greedy.codes.empty());
+  world_.weights->Attach(1, "m", "", true, 0, greedy.Attached());
+  EXPECT_THAT(greedy.codes, ElementsAre(Code::kExhausted));
+  world_.weights->Attach(2, "m", "", true, 0, other.Attached());
+  world_.Run();
+  EXPECT_EQ(greedy.codes.size(), Weights::kMaxClientWaiters + 1);
+  EXPECT_THAT(other.codes, ElementsAre(Code::kOk));
+  EXPECT_EQ(world_.weights->HoldingsOf(1).attachments, Weights::kMaxClientWaiters);
+}
+
 TEST_F(Loading, NothingIsCalledBackAfterTheEnd) {
   WeightsWorld world;
   world.AddRandom("m", 1);

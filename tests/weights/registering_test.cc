@@ -122,6 +122,39 @@ TEST_F(Registering, SameFilesAgainChangeNothing) {
   EXPECT_THAT(Registered(), ElementsAre("m@1"));
 }
 
+TEST_F(Registering, SameFilesAgainMakeDurableWhatWasNot) {
+  world_.MakeFile("/m", WeightsWorld::MakeTensors(1), /*reopenable=*/false);
+  ASSERT_FALSE(world_.Add("m", "1", {"/m"})->durable);
+  world_.MakeFile("/m", WeightsWorld::MakeTensors(1));
+  // The journal fails first, so the same is tried again.
+  world_.journal.write_faults.FailAfter(0, {Code::kUnavailable, "disk full"});
+  auto again = world_.Add("m", "1", {"/m"});
+  ASSERT_TRUE(again.has_value()) << again.error().ToString();
+  EXPECT_FALSE(again->durable);
+  EXPECT_THAT(again->why_not, HasSubstr("the journal: disk full"));
+  again = world_.Add("m", "1", {"/m"});
+  ASSERT_TRUE(again.has_value()) << again.error().ToString();
+  EXPECT_TRUE(again->durable);
+  EXPECT_EQ(again->why_not, "");
+  world_.Restart();
+  EXPECT_THAT(Registered(), ElementsAre("m@1"));
+  // After a restart, too, nothing changes what is durable.
+  again = world_.Add("m", "1", {"/m"});
+  ASSERT_TRUE(again.has_value()) << again.error().ToString();
+  EXPECT_TRUE(again->durable);
+  EXPECT_GT(again->blocks, 0u);
+  EXPECT_TRUE(world_.Load("m").has_value());
+  ASSERT_TRUE(world_.weights->Unload("m", "").has_value());
+}
+
+TEST_F(Registering, FilesThatCannotBeReopenedTakeNothingFromADurableModel) {
+  world_.AddRandom("m", 1);
+  world_.MakeFile("/m", WeightsWorld::MakeTensors(1), /*reopenable=*/false);
+  const auto again = world_.Add("m", "1", {"/m"});
+  ASSERT_TRUE(again.has_value()) << again.error().ToString();
+  EXPECT_TRUE(again->durable);
+}
+
 TEST_F(Registering, OtherFilesUnderATakenNameAreRefused) {
   world_.AddRandom("m", 1);
   world_.MakeFile("/n", WeightsWorld::MakeTensors(1));

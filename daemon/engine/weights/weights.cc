@@ -15,10 +15,10 @@ using weights::Waiter;
 
 namespace {
 
-ModelAdded AddedOf(const Version& version) {
+ModelAdded AddedOf(const Version& version, uint32_t blocks) {
   return {.tensors = version.tensors,
           .bytes = version.tensor_bytes,
-          .blocks = version.image->blocks(),
+          .blocks = blocks,
           .durable = version.durable,
           .why_not = version.why_not};
 }
@@ -139,7 +139,8 @@ void Weights::SourceOpened(const std::string& name, const std::string& version,
   added->image_bytes = image->bytes;
   added->listing = weights::ListingDigest((*source)->tensors(), *image);
   added->files = (*source)->files();
-  added->blocks.resize(image->blocks());
+  const uint32_t blocks = image->blocks();
+  added->blocks.resize(blocks);
   added->image = std::make_shared<const weights::Image>(*std::move(image));
   added->source = *std::move(source);
 
@@ -149,27 +150,30 @@ void Weights::SourceOpened(const std::string& name, const std::string& version,
                          (*present)->Label() + " is registered with other files; remove it first "
                                                "or choose another version"));
     }
-    ModelAdded answer = AddedOf(*added);
-    answer.durable = (*present)->durable;
-    answer.why_not = (*present)->why_not;
-    return done(std::move(answer));
+    // What the version was registered with may have kept it from the journal; these files need not.
+    const bool reopenable = std::all_of(added->files.begin(), added->files.end(),
+                                        [](const SourceFile& file) { return file.reopenable; });
+    if (!(*present)->durable && reopenable) (*present)->files = std::move(added->files);
+    return MakeDurable(*present, blocks, std::move(done));
   }
-  Register(std::move(added), std::move(done));
+  added->ordinal = ++last_ordinal_;
+  versions_.push_back(added);
+  MakeDurable(std::move(added), blocks, std::move(done));
 }
 
-void Weights::Register(VersionPtr version, std::function<void(Result<ModelAdded>)> done) {
-  version->ordinal = ++last_ordinal_;
-  versions_.push_back(version);
+void Weights::MakeDurable(const VersionPtr& version, uint32_t blocks,
+                          std::function<void(Result<ModelAdded>)> done) {
+  if (version->durable) return done(AddedOf(*version, blocks));
   for (const SourceFile& file : version->files) {
     if (file.reopenable) continue;
     version->why_not = file.why_not;
-    return done(AddedOf(*version));
+    return done(AddedOf(*version, blocks));
   }
   version->recorded = true;
-  Save(version, [version, done = std::move(done)](const Status& saved) {
-    version->durable = saved.ok();
-    if (!saved.ok()) version->why_not = "the journal: " + saved.message();
-    done(AddedOf(*version));
+  Save(version, [version, blocks, done = std::move(done)](const Status& saved) {
+    if (!version->durable) version->why_not = saved.ok() ? "" : "the journal: " + saved.message();
+    version->durable = version->durable || saved.ok();
+    done(AddedOf(*version, blocks));
   });
 }
 
@@ -261,8 +265,15 @@ void Weights::Load(const std::string& name, const std::string& version, Engine::
 
 Status Weights::Await(const VersionPtr& version, Waiter waiter) {
   LoadPtr load;
+  int64_t theirs = 0;
   for (const LoadPtr& running : loads_) {
     if (running->version() == version) load = running;
+    theirs += std::count_if(running->waiters().begin(), running->waiters().end(),
+                            [&](const Waiter& other) { return other.client == waiter.client; });
+  }
+  if (waiter.client != 0 && static_cast<size_t>(theirs) >= kMaxClientWaiters) {
+    return {Code::kExhausted,
+            "this client waits for " + std::to_string(kMaxClientWaiters) + " attachments already"};
   }
   if (load != nullptr) {
     if (load->waiters().size() >= kMaxWaiters) {

@@ -82,8 +82,10 @@ struct Waiter;
 class Weights {
  public:
   static constexpr size_t kMaxVersions = 4096;
-  static constexpr size_t kMaxOpening = 64;        // AddModel calls that wait for their files.
-  static constexpr size_t kMaxWaiters = 4096;      // Of one load.
+  static constexpr size_t kMaxOpening = 64;  // AddModel calls that wait for their files.
+  // Of one load. Who asked for it by Load belongs to no client, and so waits to its end.
+  static constexpr size_t kMaxWaiters = 4096;
+  static constexpr size_t kMaxClientWaiters = 64;  // Attach calls of one client, over all loads.
   static constexpr size_t kMaxAttachments = 1024;  // Of one client.
   static constexpr size_t kMaxNameBytes = 128;
   static constexpr uint64_t kPopulateStepBytes = 16u << 20;  // A turn.
@@ -155,7 +157,9 @@ class Weights {
   void SourceOpened(const std::string& name, const std::string& version,
                     Result<std::shared_ptr<WeightSource>> source,
                     std::function<void(Result<ModelAdded>)> done);
-  void Register(VersionPtr version, std::function<void(Result<ModelAdded>)> done);
+  // Journals the version if it is not yet and all its files can be opened again.
+  void MakeDurable(const VersionPtr& version, uint32_t blocks,
+                   std::function<void(Result<ModelAdded>)> done);
   void Save(const VersionPtr& version, std::function<void(Status)> done);
 
   // Waits for the version's load, which is started if none runs.
