@@ -12,6 +12,7 @@
 
 #include "base/random.h"
 #include "tests/source/files.h"
+#include "tiers/source/safetensors.h"
 
 namespace terrace {
 namespace {
@@ -162,6 +163,25 @@ TEST_F(WeightFilesTest, RequestsThatMakeNoSenseAreRefused) {
   ExpectRefused(
       {.paths = std::vector<std::string>(kMaxSourceFiles + 1, path), .fds = {}, .index = ""},
       Code::kInvalidArgument, "more than 4096");
+}
+
+TEST_F(WeightFilesTest, TooManyBytesOfNamesInAllFilesAreRefused) {
+  SourceRequest request;
+  const size_t half = kMaxSourceNameBytes / kMaxTensorNameBytes / 2;
+  for (const char* file : {"a", "b", "c"}) {
+    std::string header = "{";
+    for (size_t i = 0; i < half; ++i) {
+      std::string name = file + std::to_string(i);
+      name.resize(kMaxTensorNameBytes, 'x');
+      header += (i > 0 ? "," : "") + Entry(name, "U8", "[0]", 0, 0);
+    }
+    if (*file == 'c') header = "{" + Entry("c", "U8", "[0]", 0, 0);
+    request.paths.push_back(directory_.Write(file, FileOf(header + "}", "")));
+  }
+  SourceRequest all_but_one;
+  all_but_one.paths = {request.paths[0], request.paths[1]};
+  EXPECT_TRUE(opener_.Open(std::move(all_but_one)).has_value());
+  ExpectRefused(std::move(request), Code::kInvalidArgument, "bytes of tensor names in all files");
 }
 
 TEST_F(WeightFilesTest, FullPoolRefusesInsteadOfWaiting) {

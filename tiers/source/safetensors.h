@@ -27,6 +27,8 @@ namespace terrace {
 
 inline constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // As in the reference implementation.
 inline constexpr size_t kMaxSourceTensors = 1u << 18;
+// Of all its tensors: who plans with the names sorts and copies them on one thread.
+inline constexpr size_t kMaxSourceNameBytes = 64u << 20;
 inline constexpr size_t kMaxMetadataEntries = 1u << 16;
 inline constexpr size_t kHeaderLengthBytes = 8;
 

@@ -76,6 +76,7 @@ class FileSource final : public WeightSource, public std::enable_shared_from_thi
   std::vector<SourceFile> files_;
   std::vector<UniqueFd> fds_;  // One a file.
   std::vector<TensorSpec> tensors_;
+  size_t name_bytes_ = 0;  // Of tensors_.
 };
 
 Status CheckRequest(const SourceRequest& request) {
@@ -205,8 +206,14 @@ Status FileSource::ReadHeader(uint32_t file) {
   if (tensors_.size() + tensors->size() > kMaxSourceTensors) {
     return bad("header: more than " + std::to_string(kMaxSourceTensors) + " tensors in all files");
   }
-  for (TensorSpec& tensor : *tensors)
+  for (TensorSpec& tensor : *tensors) {
+    name_bytes_ += tensor.name.size();
     tensors_.push_back(std::move(tensor));
+  }
+  if (name_bytes_ > kMaxSourceNameBytes) {
+    return bad("header: more than " + std::to_string(kMaxSourceNameBytes) +
+               " bytes of tensor names in all files");
+  }
   return {};
 }
 
