@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <cstdlib>
 #include <functional>
@@ -70,16 +71,21 @@ Field CountField(std::string_view path, std::string_view expected, uint32_t Conf
           [member](const Config& config) { return std::to_string(config.*member); }};
 }
 
-Field SizeField(std::string_view path, std::string_view expected, uint64_t Config::*member,
-                uint64_t low, uint64_t high) {
+// "auto" is 0.
+Field ArenaSizeField(std::string_view path, std::string_view expected, uint64_t Config::*member,
+                     uint64_t low, uint64_t high) {
   return {{path, expected},
           [=](Config& config, std::string_view text) {
-            const auto bytes = ParseSize(text);
-            if (!bytes || *bytes < low || *bytes > high || *bytes % 4096 != 0) return false;
+            const auto bytes = text == "auto" ? std::optional<uint64_t>(0) : ParseSize(text);
+            if (!bytes) return false;
+            if (text != "auto" && (*bytes < low || *bytes > high || *bytes % 4096 != 0))
+              return false;
             config.*member = *bytes;
             return true;
           },
-          [member](const Config& config) { return Quoted(SizeText(config.*member)); }};
+          [member](const Config& config) {
+            return Quoted(config.*member == 0 ? "auto" : SizeText(config.*member));
+          }};
 }
 
 Field DurationField(std::string_view path, std::string_view expected, uint32_t Config::*member,
@@ -199,12 +205,12 @@ std::vector<Field> MakeFields() {
   fields.push_back(PathField("daemon.state_dir", &Config::state_dir));
   fields.push_back(LogLevelField());
   fields.push_back(CapacityField());
-  fields.push_back(SizeField("host.slab",
-                             "a size such as \"64MiB\", a multiple of 4096, 1MiB to 1GiB",
-                             &Config::slab_bytes, kMinSlab, kMaxSlab));
-  fields.push_back(SizeField("host.block",
-                             "a size such as \"64MiB\", a multiple of 4096, 2MiB to 512MiB",
-                             &Config::block_bytes, kMinBlock, kMaxBlock));
+  fields.push_back(ArenaSizeField(
+      "host.slab", "\"auto\" or a size such as \"64MiB\", a multiple of 4096, 1MiB to 1GiB",
+      &Config::slab_bytes, kMinSlab, kMaxSlab));
+  fields.push_back(ArenaSizeField(
+      "host.block", "\"auto\" or a size such as \"64MiB\", a multiple of 4096, 2MiB to 512MiB",
+      &Config::block_bytes, kMinBlock, kMaxBlock));
   fields.push_back(PretouchField());
   fields.push_back(AutoOrNever("host.huge_pages", &Config::huge_pages));
   fields.push_back(AutoOrNever("host.lock", &Config::lock));
@@ -297,6 +303,10 @@ std::string ConfigText(const Config& config) {
     text.append(" = ").append(field.text(config)).append("\n");
   }
   return text;
+}
+
+uint64_t DefaultArenaBytes(uint64_t capacity_bytes) {
+  return std::clamp<uint64_t>(std::bit_floor(capacity_bytes / 128), 64u << 20, 512u << 20);
 }
 
 std::string DefaultSocketPath() {

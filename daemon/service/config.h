@@ -34,8 +34,8 @@ struct Config {
   LogLevel log_level = LogLevel::kInfo;
   // [host]
   CapacityChoice capacity;
-  uint64_t slab_bytes = 64u << 20;
-  uint64_t block_bytes = 64u << 20;
+  uint64_t slab_bytes = 0;               // 0: DefaultArenaBytes of the capacity.
+  uint64_t block_bytes = 0;              // Likewise.
   uint64_t pretouch_bytes = UINT64_MAX;  // UINT64_MAX: all.
   HugePagesChoice huge_pages = HugePagesChoice::kAuto;
   LockChoice lock = LockChoice::kAuto;
@@ -70,6 +70,10 @@ std::string ConfigText(const Config& config);
 Status ReadConfigFile(const std::string& file, Config* config);
 Status ReadConfigText(std::string_view text, const std::string& source, Config* config);
 
+// Of slabs and blocks alike, so that a blank of the reserve serves either: the power of two at or
+// below capacity/128, at least 64 MiB and at most 512 MiB. Larger hosts have larger models, whose
+// blocks then need no doubling.
+uint64_t DefaultArenaBytes(uint64_t capacity_bytes);
 // $XDG_RUNTIME_DIR/terrace/terraced.sock, or /tmp/terrace-<uid>/terraced.sock.
 std::string DefaultSocketPath();
 // $XDG_STATE_HOME/terrace, or ~/.local/state/terrace; empty when there is no home either.

@@ -37,10 +37,6 @@ uint64_t ResidentBytes(const HostReport& report) {
   return report.hugetlb_bytes + report.thp_bytes + report.small_page_bytes;
 }
 
-std::string FolderOf(const std::string& path) {
-  return path.substr(0, path.rfind('/'));
-}
-
 }  // namespace
 
 Daemon::~Daemon() {
@@ -66,6 +62,9 @@ Status Daemon::StartTiers() {
   ASSIGN_OR_RETURN(HostCapacity capacity,
                    HostCapacity::Choose(config_.capacity, [] { return ReadMemoryLimit(); }));
   capacity_ = std::make_unique<HostCapacity>(std::move(capacity));
+  const uint64_t usual = DefaultArenaBytes(capacity_->present_bytes());
+  if (config_.slab_bytes == 0) config_.slab_bytes = usual;
+  if (config_.block_bytes == 0) config_.block_bytes = usual;
   // Slabs and blocks of a small tier must leave room for several of each.
   const uint64_t most = std::max<uint64_t>(1u << 20, capacity_->present_bytes() / 8 / 4096 * 4096);
   if (config_.slab_bytes > most || config_.block_bytes > most) {

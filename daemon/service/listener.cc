@@ -70,13 +70,13 @@ Status RemoveStale(const std::string& path, const sockaddr_un& address) {
   return {};
 }
 
+}  // namespace
+
 std::string FolderOf(const std::string& path) {
   const size_t slash = path.rfind('/');
   if (slash == std::string::npos) return ".";
   return slash == 0 ? "/" : path.substr(0, slash);
 }
-
-}  // namespace
 
 Status MakePrivateFolder(const std::string& path) {
   for (size_t slash = path.find('/', 1); slash != std::string::npos;

@@ -51,6 +51,9 @@ class Listener {
   bool out_of_descriptors_ = false;
 };
 
+// Where the file of this path lies; "." if the path names no folder.
+std::string FolderOf(const std::string& path);
+
 // A folder of the daemon's own: created with mode 0700 if missing (its parents too), else it must
 // belong to this user and be writable by nobody else.
 Status MakePrivateFolder(const std::string& path);

@@ -35,8 +35,8 @@ const std::vector<Choices>& AllChoices() {
       {"host.capacity",
        {"16GiB", "0.25", "1", "1.0", "16777216"},
        {"", "0", "0.0", "1.5", "-1", "1MiB", "lots", "1e-400", "nan", "16GB"}},
-      {"host.slab", {"64MiB", "1MiB", "1GiB"}, {"", "512KiB", "2GiB", "1048577", "0.5"}},
-      {"host.block", {"64MiB", "2MiB", "512MiB"}, {"", "1MiB", "513MiB", "2097153"}},
+      {"host.slab", {"auto", "64MiB", "1MiB", "1GiB"}, {"", "512KiB", "2GiB", "1048577", "0.5"}},
+      {"host.block", {"auto", "64MiB", "2MiB", "512MiB"}, {"", "1MiB", "513MiB", "2097153"}},
       {"host.pretouch", {"all", "none", "4GiB", "0"}, {"", "some", "-1", "true"}},
       {"host.huge_pages", {"auto", "never"}, {"", "always", "true"}},
       {"host.lock", {"auto", "never"}, {"", "yes"}},
@@ -93,6 +93,22 @@ TEST(Config, CapacityIsASizeOrAShare) {
       Set("host.capacity", "lots").message(),
       "host.capacity: expected a size such as \"16GiB\", at least 16MiB, or a fraction such as "
       "0.25, above 0 and at most 1, got \"lots\"");
+}
+
+TEST(Config, SlabsAndBlocksFollowTheCapacityUnlessTheyAreChosen) {
+  EXPECT_EQ(DefaultArenaBytes(16u << 20), 64u << 20);
+  EXPECT_EQ(DefaultArenaBytes((16ull << 30) - 1), 64u << 20);
+  EXPECT_EQ(DefaultArenaBytes(16ull << 30), 128u << 20);
+  EXPECT_EQ(DefaultArenaBytes(40ull << 30), 256u << 20);
+  EXPECT_EQ(DefaultArenaBytes(64ull << 30), 512u << 20);
+  EXPECT_EQ(DefaultArenaBytes(2048ull << 30), 512u << 20);
+  Config config;
+  EXPECT_THAT(ConfigText(config), HasSubstr("slab = \"auto\"\nblock = \"auto\"\n"));
+  ASSERT_EQ(SetConfigField(&config, "host.slab", "8MiB"), Status());
+  EXPECT_EQ(config.slab_bytes, 8u << 20);
+  EXPECT_EQ(config.block_bytes, 0u);
+  ASSERT_EQ(SetConfigField(&config, "host.slab", "auto"), Status());
+  EXPECT_EQ(config.slab_bytes, 0u);
 }
 
 TEST(Config, TomlValuesReachTheirFields) {
