@@ -69,6 +69,20 @@ TEST(HostMemoryTest, SlotWithoutFurtherSequenceNumbersIsRetired) {
   EXPECT_EQ(memory.CheckInvariants(), Status());
 }
 
+TEST(HostMemoryTest, ABlankBeyondTheBudgetThatCannotBeEmptiedIsReleased) {
+  SimHostTier tier({.blank_bytes = kMiB});
+  tier.SetReserve(kMiB);
+  ASSERT_EQ(tier.MakeBlanks(), 1u);
+  HostMemory memory({.capacity_bytes = kMiB / 2, .slab_bytes = kMiB, .huge_page_bytes = 4096},
+                    tier);
+  SlabClass* of = *memory.ClassOf(1, kPage);
+  tier.punch_faults.FailAfter(0, Status(Code::kInternal, "no"));
+  EXPECT_FALSE(memory.Extend(*of));
+  EXPECT_EQ(tier.arena_count(), 0u);
+  EXPECT_EQ(memory.CheckInvariants(), Status());
+  EXPECT_TRUE(memory.Extend(*of));
+}
+
 TEST(HostMemoryTest, PageSizesOfATenantAreBounded) {
   SimHostTier tier;
   HostMemory memory(
@@ -171,6 +185,18 @@ TEST(ReserveTest, BlanksAndUsedMemoryStayWithinTheCapacity) {
   EXPECT_EQ(world.engine->CheckInvariants(), Status());
 }
 
+TEST(ReserveTest, BlanksThatCouldNotBeMadeAreTriedAgain) {
+  EngineOptions options = EngineWorld::SmallOptions();
+  options.host_capacity_bytes = 8 * kMiB;
+  EngineWorld world(options);
+  world.tier.blank_faults.FailAfter(0, Status(Code::kExhausted, "cgroup is full"));
+  EXPECT_EQ(world.tier.MakeBlanks(), 0u);
+  EXPECT_EQ(world.tier.MakeBlanks(), 0u) << "it stopped";
+  world.clock.Advance(10 * kNsPerSecond);
+  world.engine->Turn();
+  EXPECT_EQ(world.tier.MakeBlanks(), 1u);
+}
+
 TEST_F(MemoryTest, IdleMemoryGoesBack) {
   ClientOfTest client(world);
   const SpaceGiven space = client.Open();
@@ -258,13 +284,49 @@ TEST_F(MemoryTest, WhatCannotBePunchedStaysInTheBooks) {
   EXPECT_TRUE(client.Put(large, 100).has_value());
 }
 
-TEST_F(MemoryTest, APageLargerThanTheCapacityEvictsNothing) {
+TEST_F(MemoryTest, MemoryThatCouldNotBeGivenBackIsInTheBooksAndComesBackWithItsSlots) {
+  ClientOfTest client(world);
+  const SpaceGiven space = client.Open();
+  world.tier.populate_faults.FailAfter(0, Status(Code::kExhausted, "cgroup is full"));
+  world.tier.punch_faults.FailAfter(0, Status(Code::kInternal, "no"));
+  (void)client.Grant(space, 1);
+  EXPECT_GE(Summary().used_bytes, 2 * kPage);
+  EXPECT_EQ(world.engine->CheckInvariants(), Status());
+  // Pages of another size take the memory, and when they go the first size has all of it.
+  const SpaceGiven large = client.Open(4 * kPage, 1);
+  for (uint64_t key = 0; key < 4; ++key)
+    ASSERT_TRUE(client.Put(large, 100 + key).has_value()) << key;
+  Fill(client, space);
+  for (uint64_t key = 0; key < 16; ++key)
+    EXPECT_TRUE(client.Find(space, key).has_value()) << key;
+}
+
+TEST_F(MemoryTest, APageLargerThanTheCapacityTakesNothingFromOthers) {
   ClientOfTest client(world);
   const SpaceGiven small = client.Open();
   const SpaceGiven huge = client.Open(17 * kPage, 1);
   Fill(client, small);
+  Drop(client, small, 8);
+  TurnFor(100 * kNsPerMs);
+  const uint64_t used = Summary().used_bytes;
   EXPECT_EQ(client.Grant(huge, 100).code, Code::kExhausted);
   EXPECT_EQ(Summary().evicted_pages, 0u);
+  EXPECT_EQ(Summary().used_bytes, used);
+}
+
+TEST_F(MemoryTest, AnAllocationThatCannotBeMetTakesNothingFromOthers) {
+  ClientOfTest client(world);
+  const SpaceGiven small = client.Open();
+  const SpaceGiven large = client.Open(4 * kPage, 1);
+  std::vector<uint64_t> grants;
+  for (uint64_t key = 0; key < 16; ++key)
+    grants.push_back(client.Grant(small, key).grant);
+  ASSERT_EQ(world.engine->Abort(client.given.id, std::span(grants).first(3)), Status());
+  EXPECT_EQ(client.Grant(large, 100).code, Code::kExhausted);
+  EXPECT_EQ(Summary().used_bytes, 16 * kPage);
+  // One more, and there is memory for it.
+  ASSERT_EQ(world.engine->Abort(client.given.id, std::span(grants).subspan(3, 1)), Status());
+  EXPECT_EQ(client.Grant(large, 100).code, Code::kOk);
 }
 
 TEST_F(MemoryTest, PagesArriveWithMemoryBehindThem) {

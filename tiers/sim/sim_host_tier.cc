@@ -101,9 +101,12 @@ Result<UniqueFd> SimHostTier::Descriptor(ArenaId arena, Protection) {
 void SimHostTier::SetReserve(size_t bytes) {
   blank_target_ = bytes / options_.blank_bytes;
   blanks_ = std::min(blanks_, blank_target_);
+  blanks_stopped_ = false;
 }
 
 size_t SimHostTier::MakeBlanks() {
+  if (blank_target_ > blanks_ && !blanks_stopped_) blanks_stopped_ = !blank_faults.Next().ok();
+  if (blanks_stopped_) return 0;
   const size_t made = std::min(options_.blanks_per_step, blank_target_ - blanks_);
   blanks_ += made;
   return made;

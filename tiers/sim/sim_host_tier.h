@@ -76,13 +76,14 @@ class SimHostTier final : public HostTier {
   HostReport Report() const override;
 
   // What the background threads of the real tier do: makes up to blanks_per_step blanks towards the
-  // target and returns how many.
+  // target and returns how many. After a failure none, until the next SetReserve.
   size_t MakeBlanks();
   // What a client does with a descriptor; null when there is no such arena (any more).
   std::shared_ptr<const SimArena> Map(ArenaId arena) const;
   size_t arena_count() const { return arenas_.size(); }
 
   FaultPlan create_faults;
+  FaultPlan blank_faults;
   FaultPlan populate_faults;
   FaultPlan punch_faults;
   FaultPlan seal_faults;
@@ -97,6 +98,7 @@ class SimHostTier final : public HostTier {
   size_t arena_bytes_ = 0;
   size_t blanks_ = 0;  // Only their number: a blank has no contents.
   size_t blank_target_ = 0;
+  bool blanks_stopped_ = false;
 };
 
 }  // namespace terrace

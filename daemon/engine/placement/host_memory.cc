@@ -55,7 +55,11 @@ Result<Slab*> HostMemory::CreateSlab(SlabClass& of) {
   }
   bool resident = created.resident;
   if (resident && room() < bytes) {
-    RETURN_IF_ERROR(tier_.Punch({.arena = created.id, .offset = 0, .bytes = bytes}));
+    if (Status punched = tier_.Punch({.arena = created.id, .offset = 0, .bytes = bytes});
+        !punched.ok()) {
+      tier_.Release(created.id);
+      return punched;
+    }
     resident = false;
   }
   if (created.id >= by_arena_.size()) by_arena_.resize(created.id + 1);
@@ -158,13 +162,25 @@ Status HostMemory::PopulateGrains(Slab& slab, uint32_t first, uint32_t end) {
   TrimReserve(extent.bytes);
   if (Status populated = tier_.Populate(extent); !populated.ok()) {
     // Part of it may have become resident: it must not stay so without being in the books.
-    RETURN_IF_ERROR(tier_.Punch(extent));
+    if (!tier_.Punch(extent).ok()) BookLost(slab, first, end);
     return populated;
   }
   for (uint32_t grain = first; grain < end; ++grain)
     SetResident(slab, grain, true);
   UpdateSets(slab);
   return {};
+}
+
+// The grains may have memory, wholly or in part, so the budget pays for them. But the tier has
+// promised none for their slots, which therefore are not given out before a punch that works has
+// taken the memory back.
+void HostMemory::BookLost(Slab& slab, uint32_t first, uint32_t end) {
+  for (uint32_t grain = first; grain < end; ++grain) {
+    for (uint32_t i = grain * slab.shape().grain_slots; i < slab.SlotsEnd(grain); ++i)
+      SetState({&slab, i}, SlotState::kRetired);
+    SetResident(slab, grain, true);
+  }
+  UpdateSets(slab);
 }
 
 uint64_t HostMemory::Punch(SlabClass& of, uint64_t bytes) {
@@ -208,8 +224,12 @@ uint64_t HostMemory::PunchGrains(Slab& slab, uint32_t first, uint32_t end) {
   const Extent extent = slab.ExtentOf(first, end - first);
   // On failure the memory stays where it is and in the books.
   if (!tier_.Punch(extent).ok()) return 0;
-  for (uint32_t grain = first; grain < end; ++grain)
+  for (uint32_t grain = first; grain < end; ++grain) {
     SetResident(slab, grain, false);
+    for (uint32_t i = grain * slab.shape().grain_slots; i < slab.SlotsEnd(grain); ++i) {
+      if (slab.slot(i).state == SlotState::kRetired) Free({&slab, i});  // Of BookLost.
+    }
+  }
   return extent.bytes;
 }
 
@@ -276,6 +296,10 @@ void HostMemory::RaiseReserve() {
   if (target < reserve_bytes_ + tier_.blank_bytes()) return;
   reserve_bytes_ = target;
   tier_.SetReserve(target);
+}
+
+void HostMemory::RepeatReserve() {
+  if (reserve_bytes_ > 0) tier_.SetReserve(reserve_bytes_);
 }
 
 Status HostMemory::CheckInvariants() const {

@@ -108,6 +108,8 @@ class HostMemory {
   }
   // Lets the tier keep blanks for what is unused. Cheap when nothing much changed.
   void RaiseReserve();
+  // Tells the tier again what it shall keep: it stops after a failure until it is told.
+  void RepeatReserve();
   const HostBooks& books() const { return books_; }
   Status CheckInvariants() const;
 
@@ -116,6 +118,7 @@ class HostMemory {
   void TrimReserve(uint64_t coming);
   Result<Slab*> CreateSlab(SlabClass& of);
   Status PopulateGrains(Slab& slab, uint32_t first, uint32_t end);
+  void BookLost(Slab& slab, uint32_t first, uint32_t end);
   uint64_t PunchSlab(Slab& slab, uint64_t bytes, uint32_t unit_grains);
   uint64_t PunchGrains(Slab& slab, uint32_t first, uint32_t end);
   void SetResident(Slab& slab, uint32_t grain, bool resident);

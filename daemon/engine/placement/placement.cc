@@ -5,9 +5,11 @@
 namespace terrace {
 namespace {
 
-// Passes of one allocation. The second is needed only where pages were pinned during the first; a
-// batch whose victims are pinned anew each time is refused after the last.
-constexpr int kMaxPasses = 8;
+// Passes of one verb, each of which may walk over all that is resident. One that brings nothing is
+// the last, so where nothing can be evicted a verb walks once. Another follows only where the tier
+// refused what the one before made room for, where limbo pages became free, or where some of its
+// victims were pinned meanwhile; who has them pinned anew each time is refused after the last.
+constexpr int kMaxPasses = 4;
 // A pass evicts one page for this many pins that its scans read, so that the scans cost a page some
 // microseconds, but not more than a part of what is resident for a single page.
 constexpr uint64_t kBatchPages = 16;
@@ -28,6 +30,8 @@ constexpr uint64_t kShrinkStepBytes = 64u << 20;
 constexpr MonotonicNs kIdleNs = 30 * kNsPerSecond;
 constexpr uint64_t kGiveBackStepBytes = 32u << 20;
 constexpr MonotonicNs kVacantNs = kNsPerSecond;
+// What kept the tier from making blanks may be over.
+constexpr MonotonicNs kRepeatReserveNs = 5 * kNsPerSecond;
 constexpr uint64_t kRingRecordsAPass = 65536;
 
 }  // namespace
@@ -37,6 +41,8 @@ std::vector<SlotRef> Placement::Allocate(SlabClass& of, uint64_t count) {
   slots.reserve(count);
   of.last_demand = clock_.Now();
   of.recent_slots += count;
+  // No eviction makes room for a page that is larger than everything.
+  const bool fits = of.shape.BytesOf(0, 1) <= memory_.capacity();
   for (int passes = 0; slots.size() < count;) {
     if (const std::optional<SlotRef> slot = memory_.Take(of)) {
       slots.push_back(*slot);
@@ -44,7 +50,7 @@ std::vector<SlotRef> Placement::Allocate(SlabClass& of, uint64_t count) {
     }
     if (memory_.Extend(of)) continue;
     const bool tier_refuses = memory_.room() >= of.shape.BytesOf(0, 1);
-    if (++passes > kMaxPasses || !Reclaim(of, count - slots.size(), tier_refuses)) break;
+    if (!fits || ++passes > kMaxPasses || !Reclaim(of, count - slots.size(), tier_refuses)) break;
   }
   return slots;
 }
@@ -53,7 +59,12 @@ bool Placement::Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses) {
   const uint64_t least = of.shape.BytesOf(0, 1);
   const uint64_t all = (slots + of.shape.grain_slots - 1) / of.shape.grain_slots * least;
   const auto got = [&] { return of.ready_slots > 0 || (!tier_refuses && memory_.room() >= least); };
-  if (!tier_refuses) PunchOthers(&of, memory_.MissingFor(all), Take::kSpare);
+  // Nobody loses memory for less than a grain of it.
+  const auto punch = [&](Take take) {
+    if (tier_refuses || IdleBytes(&of) < memory_.MissingFor(least)) return;
+    PunchOthers(&of, memory_.MissingFor(all), take);
+  };
+  punch(Take::kSpare);
   if (got()) return true;
   const uint64_t limbo = pins_.limbo_pages();
   DrainRings(kRingRecordsAPass);
@@ -62,9 +73,7 @@ bool Placement::Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses) {
                  .have_bytes = static_cast<int64_t>(memory_.capacity() + IdleBytes(&of)) -
                                static_cast<int64_t>(memory_.books().used()),
                  .own_only = tier_refuses});
-  if (of.ready_slots == 0 && !tier_refuses) {
-    PunchOthers(&of, memory_.MissingFor(all), Take::kAll);
-  }
+  if (of.ready_slots == 0) punch(Take::kAll);
   if (got()) return true;
   // What was dropped may be read no more: the pass found that, after it had counted what there was,
   // or did not look.
@@ -174,6 +183,10 @@ bool Placement::Turn(std::vector<Gone>* gone) {
   more |= GiveBack();
   ReleaseVacant(now, gone);
   memory_.RaiseReserve();
+  if (now >= reserve_repeated_at_ + kRepeatReserveNs) {
+    reserve_repeated_at_ = now;
+    memory_.RepeatReserve();
+  }
   return more;
 }
 

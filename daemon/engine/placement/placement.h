@@ -76,6 +76,7 @@ class Placement {
   MonotonicNs decayed_at_ = 0;
   MonotonicNs vacant_looked_at_ = 0;
   MonotonicNs reserve_futile_until_ = 0;
+  MonotonicNs reserve_repeated_at_ = 0;
 };
 
 }  // namespace terrace
