@@ -67,9 +67,9 @@ Connection::~Connection() {
 
 Status Connection::Open(UniqueFd socket) {
   opened_at_ = environment_.clock->Now();
-  ASSIGN_OR_RETURN(watch_,
-                   environment_.loop->NewWatch(
-                       std::move(socket), [this] { OnReadable(); }, [this] { OnWritable(); }));
+  ASSIGN_OR_RETURN(watch_, environment_.loop->NewWatch(
+                               std::move(socket), [this] { OnReadable(); }, [this] { OnTurn(); }));
+  again_ = environment_.loop->NewTimer([this] { OnTurn(); });
   watch_.ArmRead();
   return {};
 }
@@ -382,7 +382,7 @@ void Connection::FlushNow() {
   }
 }
 
-void Connection::OnWritable() {
+void Connection::OnTurn() {
   frames_left_ = kFramesPerWake;
   Continue();
 }
@@ -399,8 +399,9 @@ void Connection::Continue() {
       return;
     }
     if (frames_left_ == 0) {
-      // Not before others had their turn; writability brings the loop back here.
-      watch_.ArmWrite();
+      // Not before others had their turn. Writability is not waited for: a peer that takes nothing
+      // must come to have a backlog, by which it is found.
+      again_.Start(std::chrono::milliseconds(0));
       return;
     }
     const size_t before = input_.size();
@@ -435,6 +436,7 @@ void Connection::CloseAfterSending(Status why) {
 void Connection::Close(const Status& why) {
   if (!open()) return;
   watch_.Close();
+  again_.Cancel();
   input_fds_.clear();
   output_fds_.clear();
   output_fd_count_ = 0;

@@ -139,7 +139,7 @@ class Connection {
   bool MustWait() const;
   void Violation(uint64_t request, const Status& status);
   void FlushNow();
-  void OnWritable();
+  void OnTurn();
   void Continue();
   void Flush();
   size_t NextSegment(std::span<const UniqueFd>* fds) const;
@@ -151,6 +151,7 @@ class Connection {
   Owner& owner_;
   Peer peer_;
   OwnerLoop::Watch watch_;
+  OwnerLoop::Timer again_;  // For frames that gave others their turn.
   MonotonicNs opened_at_ = 0;
 
   ByteQueue input_;
