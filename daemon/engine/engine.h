@@ -55,6 +55,8 @@ struct EngineParts {
   std::function<Result<std::unique_ptr<TenantIndex>>()> make_index;
 };
 
+inline constexpr uint32_t kMaxBatch = 512;  // Pages of one verb.
+
 using TenantId = uint32_t;
 
 struct ClientSpec {
@@ -203,6 +205,7 @@ class Engine {
   // deadlines, reserve, limbo). Returns whether more is waiting.
   virtual bool Turn() = 0;
   virtual void SetHostCapacity(uint64_t bytes) = 0;
+  virtual uint64_t host_capacity_bytes() const = 0;
 
   // ---- Reports
   virtual StatusReport Summary() const = 0;

@@ -70,6 +70,7 @@ class HostEngine final : public Engine {
 
   bool Turn() override;
   void SetHostCapacity(uint64_t bytes) override;
+  uint64_t host_capacity_bytes() const override { return memory_.capacity(); }
 
   StatusReport Summary() const override;
   std::vector<ModelReport> Models() const override;

@@ -7,8 +7,6 @@
 namespace terrace {
 namespace {
 
-constexpr size_t kMaxBatch = 512;
-
 Status CheckBatch(size_t count) {
   if (count <= kMaxBatch) return {};
   return Status(Code::kInvalidArgument, "a batch of " + std::to_string(count) + " pages, at most " +

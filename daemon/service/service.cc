@@ -110,10 +110,15 @@ void Service::OnClosed(Connection& connection, const Status& why) {
                {{"connection", connection.id()}, {"pid", connection.peer().pid}, {"why", why}});
   }
   // The client lives on: it ends with its process, not with its connection.
+  const ClientId client = session.client == nullptr ? 0 : session.client->id;
   if (session.client != nullptr) session.client->session = nullptr;
   session.client = nullptr;
-  // This may be called from within the connection, or a verb: it is destroyed later.
-  loop_.Post([this, id = connection.id()] {
+  // This may be called from within the connection, or a verb: the rest is done later.
+  loop_.Post([this, id = connection.id(), client] {
+    const auto away = clients_.find(client);
+    if (away != clients_.end() && away->second->session == nullptr) {
+      verbs_->EndUnusedAttachments(*away->second);
+    }
     sessions_.erase(id);
     StoppedIfEmpty();
   });

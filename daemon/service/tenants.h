@@ -17,7 +17,7 @@ struct Identity {
   TenantId tenant = 0;
   std::string tenant_name;
   bool may_write = false;       // Grants, commits, drops.
-  bool may_administer = false;  // Models, evictions, reports of everybody.
+  bool may_administer = false;  // Adds, removes and unloads models, evicts.
 };
 
 class Tenants {

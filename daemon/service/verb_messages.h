@@ -10,8 +10,11 @@
 
 namespace terrace {
 
-// Clear() keeps the memory of repeated fields, so the verbs on pages come to allocate nothing.
+// Clear() keeps the memory of repeated fields, so the verbs on pages come to allocate nothing. What
+// one huge message has left there is given back: see Trim.
 struct Verbs::Messages {
+  static constexpr size_t kMaxKept = 1u << 20;
+
   wire::Grant grant;
   wire::GrantReply grant_reply;
   wire::Commit commit;
@@ -19,6 +22,12 @@ struct Verbs::Messages {
   std::vector<Digest> keys;
   std::vector<GrantGiven> given;
   std::vector<Code> codes;
+
+  // To be called after a large frame. Replies are bounded by the pages of a message.
+  void Trim() {
+    if (grant.SpaceUsedLong() > kMaxKept) grant = wire::Grant();
+    if (commit.SpaceUsedLong() > kMaxKept) commit = wire::Commit();
+  }
 };
 
 template <typename Message>

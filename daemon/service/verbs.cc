@@ -58,6 +58,7 @@ void Verbs::Handle(Session& session, Frame& frame) {
     status = {Code::kInvalidArgument, "hello: it has to come before any other message"};
   } else {
     status = (this->*verb->handle)(session, frame);
+    if (header.length > kSmallInput) messages_->Trim();
   }
   if (!status.ok()) session.connection.SendError(header.request, status);
 }
@@ -83,6 +84,12 @@ void Verbs::EndClient(ClientId id, const Status& why) {
   if (client->session != nullptr) client->session->client = nullptr;
   parts_.engine->ClientGone(id);  // Only now may the channel be unmapped.
   Log(LogLevel::kDebug, "client-ended", {{"client", id}, {"pid", client->pid}, {"why", why}});
+}
+
+void Verbs::EndUnusedAttachments(ClientRecord& client) {
+  for (const uint64_t attachment : client.unused_attachments)
+    (void)parts_.engine->Detach(client.id, attachment);
+  client.unused_attachments.clear();
 }
 
 Result<UniqueFd> Verbs::GiveArena(ClientRecord& client, ArenaId arena, bool writable) {

@@ -16,7 +16,6 @@
 
 namespace terrace {
 
-inline constexpr uint32_t kMaxBatch = 512;  // Pages of one message.
 inline constexpr uint32_t kMaxReportPages = 10'000;
 inline constexpr uint32_t kMaxAttachBlocks = 4096;  // Of one message.
 inline constexpr uint32_t kMaxModelFiles = 1024;
@@ -48,6 +47,9 @@ class Verbs {
   void Handle(Session& session, Frame& frame);
   // The client's process is gone or it said goodbye: everything of it ends.
   void EndClient(ClientId id, const Status& why);
+  // The client's connection has ended: attachments that it never used end with it. Not to be called
+  // from within a verb of the engine.
+  void EndUnusedAttachments(ClientRecord& client);
 
  private:
   // Where a late reply goes.

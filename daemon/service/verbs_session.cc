@@ -95,6 +95,7 @@ Status Verbs::Resume(Session& session, ClientId id, uint64_t token) {
     old->client = nullptr;
     old->connection.Close(Status(Code::kUnavailable, "its client came back by another one"));
   }
+  EndUnusedAttachments(client);
   client.session = &session;
   session.client = &client;
   session.connection.AllowLargeFrames();
@@ -168,7 +169,7 @@ Status Verbs::SendHelloReply(Session& session, uint64_t request, bool resumed, U
   reply.set_max_pins(client.given.max_pins);
   reply.set_max_pinned_bytes(client.given.max_pinned_bytes);
   reply.set_max_grants(client.given.max_grants);
-  reply.set_host_capacity_bytes(parts_.engine->Summary().host_capacity_bytes);
+  reply.set_host_capacity_bytes(parts_.engine->host_capacity_bytes());
   reply.set_daemon_version(TERRACE_VERSION);
   session.connection.Send(wire::Type::kHelloReply, request, reply, std::move(fds));
   TellMissed(client);
@@ -233,6 +234,9 @@ Status Verbs::OnArenas(Session& session, Frame& frame) {
   wire::ArenasReply reply;
   std::vector<UniqueFd> fds;
   for (const uint32_t id : request.ids()) {
+    // Each once, however often it is named: every one costs a descriptor.
+    const auto same = [id](const wire::Arena& arena) { return arena.id() == id; };
+    if (std::any_of(reply.arenas().begin(), reply.arenas().end(), same)) continue;
     const std::optional<ArenaFacts> facts = parts_.engine->FindArena(client.id, id);
     if (!facts) continue;
     ASSIGN_OR_RETURN(UniqueFd fd, GiveArena(client, id, writable));

@@ -16,6 +16,12 @@ Status CheckFiles(const wire::ModelAdd& request, size_t fds) {
   const auto files = static_cast<size_t>(request.files_size());
   if (files == 0) return {Code::kInvalidArgument, "files: none"};
   if (files > kMaxModelFiles) return TooMany("files", request.files_size(), kMaxModelFiles);
+  if (fds != 0 && files > wire::kMaxFds) {
+    return {Code::kInvalidArgument,
+            "files: " + std::to_string(files) + " of them, and a frame has at most " +
+                std::to_string(wire::kMaxFds) +
+                " descriptors: send none, so that the daemon opens the paths itself"};
+  }
   if (fds != 0 && fds != files) {
     return {Code::kInvalidArgument, "fds: " + std::to_string(fds) + " descriptors for " +
                                         std::to_string(files) + " files; one each, or none"};
@@ -150,6 +156,7 @@ void Verbs::FinishAttach(const Ticket& ticket, const Result<Attached>& attached)
       reply.set_manifest_bytes(attached->manifest_bytes);
       std::vector<UniqueFd> fds;
       fds.push_back(*std::move(manifest));
+      waiting->client->unused_attachments.push_back(attached->attachment);
       waiting->connection.Send(wire::Type::kAttachReply, ticket.request, reply, std::move(fds));
       return;
     }
@@ -166,6 +173,8 @@ Status Verbs::OnAttachBlocks(Session& session, Frame& frame) {
   if (request.blocks_size() > static_cast<int>(kMaxAttachBlocks)) {
     return TooMany("blocks", request.blocks_size(), kMaxAttachBlocks);
   }
+  // Who names it has learned of it.
+  std::erase(session.client->unused_attachments, request.attachment());
   ASSIGN_OR_RETURN(const std::vector<ArenaId> arenas,
                    parts_.engine->BlocksOf(
                        session.client->id, request.attachment(),
@@ -197,6 +206,7 @@ Status Verbs::OnAttachBlocks(Session& session, Frame& frame) {
 Status Verbs::OnDetach(Session& session, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::Detach request, ParseFrame<wire::Detach>(frame));
   RETURN_IF_ERROR(parts_.engine->Detach(session.client->id, request.attachment()));
+  std::erase(session.client->unused_attachments, request.attachment());
   session.connection.Send(wire::Type::kDetachReply, frame.header.request, wire::DetachReply());
   return {};
 }

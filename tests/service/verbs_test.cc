@@ -171,6 +171,8 @@ TEST_F(VerbsTest, APageGoesFromGrantThroughTheArenaToEveryoneElse) {
   wire::Arenas arenas;
   arenas.add_ids(granted->arenas(0).id());
   arenas.add_ids(999'999);
+  for (int i = 0; i < 200; ++i)
+    arenas.add_ids(granted->arenas(0).id());
   arenas.set_writable(true);
   const Result<wire::ArenasReply> given =
       reader.Call<wire::ArenasReply>(wire::Type::kArenas, arenas, &fds);
@@ -499,6 +501,69 @@ TEST_F(VerbsTest, ManyBatchesMayBeUnderWayAtOnce) {
     EXPECT_EQ(frame->header.request, 1000 + i);
     EXPECT_EQ(frame->header.type, wire::Type::kGrantReply);
   }
+}
+
+TEST_F(VerbsTest, AnAttachmentThatWasNeverUsedEndsWithItsConnection) {
+  const std::string path = daemon_->folder() + "/model.safetensors";
+  WriteModel(path, 5'000'000);
+  wire::ModelAdd add;
+  add.set_name("tiny");
+  add.set_version("v1");
+  add.add_files(path);
+  ASSERT_EQ(client_.Call<wire::ModelAddReply>(wire::Type::kModelAdd, add).status(), Status());
+  WireClient engine = WireClient::Connect(daemon_->socket());
+  const Result<wire::HelloReply> hello = engine.Hello("engine");
+  ASSERT_EQ(hello.status(), Status());
+  wire::Attach attach;
+  attach.set_name("tiny");
+  attach.set_load(true);
+  wire::AttachBlocks blocks;
+  wire::AttachBlocks unused;
+  for (const bool used : {false, true}) {
+    const Result<wire::AttachReply> attached =
+        engine.Call<wire::AttachReply>(wire::Type::kAttach, attach);
+    ASSERT_EQ(attached.status(), Status());
+    (used ? blocks : unused).set_attachment(attached->attachment());
+    if (!used) continue;
+    ASSERT_EQ(engine.Call<wire::AttachBlocksReply>(wire::Type::kAttachBlocks, blocks).status(),
+              Status());
+  }
+  engine.Close();
+  wire::Report report;
+  report.set_what("models");
+  const auto attachments = [&] {
+    const Result<wire::ReportReply> reply =
+        client_.Call<wire::ReportReply>(wire::Type::kReport, report);
+    return reply ? json::parse(reply->json())["models"][0]["versions"][0]["attachments"].get<int>()
+                 : -1;
+  };
+  for (int i = 0; i < 2000 && attachments() != 1; ++i)
+    ::poll(nullptr, 0, 5);
+  EXPECT_EQ(attachments(), 1);
+  engine = WireClient::Connect(daemon_->socket());
+  wire::Hello resume;
+  resume.set_version_min(1);
+  resume.set_version_max(1);
+  resume.set_resume_client(hello->client());
+  resume.set_resume_token(hello->token());
+  ASSERT_EQ(engine.Call<wire::HelloReply>(wire::Type::kHello, resume).status(), Status());
+  EXPECT_EQ(engine.Call<wire::AttachBlocksReply>(wire::Type::kAttachBlocks, unused).status().code(),
+            Code::kNotFound);
+  EXPECT_EQ(engine.Call<wire::AttachBlocksReply>(wire::Type::kAttachBlocks, blocks).status(),
+            Status());
+}
+
+TEST_F(VerbsTest, MoreFilesThanAFrameHasDescriptorsCannotBePassedByThem) {
+  wire::ModelAdd add;
+  add.set_name("many");
+  add.set_version("v1");
+  for (int i = 0; i < 254; ++i)
+    add.add_files("/m/" + std::to_string(i));
+  const UniqueFd file(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  const Status status =
+      client_.Call<wire::ModelAddReply>(wire::Type::kModelAdd, add, nullptr, {file.get()}).status();
+  EXPECT_EQ(status.code(), Code::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr("files: 254 of them"));
 }
 
 }  // namespace
