@@ -44,6 +44,11 @@ struct StdAtomics {
   static uint64_t FetchAnd(Word& word, uint64_t bits, std::memory_order order) {
     return word.fetch_and(bits, order);
   }
+  // Stores `wanted` if the word is `expected`; false: it is not.
+  static bool CompareExchange(Word& word, uint64_t expected, uint64_t wanted,
+                              std::memory_order order) {
+    return word.compare_exchange_strong(expected, wanted, order);
+  }
 };
 
 // ---- Handles ------------------------------------------------------------------------------------
@@ -149,10 +154,11 @@ constexpr uint64_t HomeLine(uint64_t key_word0, uint64_t space_word, uint32_t pa
 
 // ---- Channel ------------------------------------------------------------------------------------
 // A pin word holds the handle of a page that the client is reading, or 0. Pin words come in lines of
-// eight; a line is leased by one reader (one thread), and only that reader stores a handle into a
-// zero word of it; any thread of the client may store 0 to release. While a line is leased its
-// summary bit is set, and while any of 64 lines is, their bit of the upper summary: the scan looks
-// only there. A summary bit may be set without need, never clear while a pin below it may be set.
+// eight; a line is leased by a reader (one thread), or by several when lines are short, and only they
+// store a handle into a zero word of it, by an exchange that fails if the word is not zero any more;
+// any thread of the client may store 0 to release. While a line is leased its summary bit is set, and
+// while any of 64 lines is, their bit of the upper summary: the scan looks only there. A summary bit
+// may be set without need, never clear while a pin below it may be set.
 inline constexpr uint32_t kPinsPerLine = 8;
 inline constexpr uint32_t kMaxPinLines = 8192;  // 65,536 pins a client.
 inline constexpr uint32_t kSummaryWords = kMaxPinLines / 64;

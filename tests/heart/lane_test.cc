@@ -4,6 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <memory>
+#include <optional>
 #include <set>
 #include <thread>
 #include <vector>
@@ -95,11 +98,11 @@ TEST_F(Lanes, MarksGoWithTheLastPinAndNeverBefore) {
     pages.push_back(PinOne(lane, i));
   for (size_t i = 0; i < pages.size(); ++i) {
     ReleaseOne(lane, pages[i]);
-    if (i % 50 == 0) lane.Trim();
+    // Use makes the lane return what it does not need.
+    for (uint32_t use = 0; use < 8; ++use)
+      ReleaseOne(lane, PinOne(lane, use));
     ASSERT_EQ(Marked(), pages.size() - i - 1);
   }
-  lane.Trim();
-  EXPECT_FALSE(AnyMark());
   EXPECT_EQ(lane.pins(), 0u);
 }
 
@@ -112,9 +115,10 @@ TEST_F(Lanes, EndOfALaneReturnsItsLinesButNotThoseStillPinned) {
     EXPECT_TRUE(AnyMark());
   }
   EXPECT_FALSE(AnyMark());
-  Lane<> lane(pool, 0);
-  PinOne(lane, 1);
-  lane.Trim();
+  {
+    Lane<> lane(pool, 0);
+    PinOne(lane, 1);
+  }
   EXPECT_EQ(Marked(), 1u);
 }
 
@@ -134,17 +138,71 @@ TEST_F(Lanes, BudgetOfPinsIsKeptAndAReleaseMakesRoom) {
   EXPECT_EQ(PinOne(lane, 18).pin, nullptr);
 }
 
-TEST_F(Lanes, IdleLaneGivesItsLinesToAnother) {
-  PinPool<> pool(Channel(2), kNoLimit);
+TEST_F(Lanes, IdleLaneKeepsNoPinsFromAnother) {
+  PinPool<> pool(Channel(100), kNoLimit);
   Lane<> one(pool, 0);
   Lane<> two(pool, 1);
   std::vector<Pinned> pages;
-  for (uint32_t i = 0; i < 16; ++i)
+  for (uint32_t i = 0; i < 800; ++i)
     pages.push_back(PinOne(one, i));
   EXPECT_EQ(PinOne(two, 0).pin, nullptr);
   one.Release(pages);
-  one.Trim();
-  EXPECT_NE(PinOne(two, 0).pin, nullptr);
+  for (uint32_t i = 0; i < 800; ++i)
+    ASSERT_NE(PinOne(two, i).pin, nullptr) << i;
+  EXPECT_EQ(Marked(), 800u);
+  EXPECT_EQ(PinOne(one, 0).pin, nullptr);
+}
+
+TEST_F(Lanes, WordsBetweenTheirPinsAreOfUseToOtherLanes) {
+  PinPool<> pool(Channel(10), kNoLimit);
+  Lane<> one(pool, 0);
+  Lane<> two(pool, 1);
+  std::vector<Pinned> pages;
+  for (uint32_t i = 0; i < 80; ++i)
+    pages.push_back(PinOne(one, i));
+  for (size_t i = 0; i < pages.size(); ++i) {
+    if (i % 8 != 0) ReleaseOne(one, pages[i]);
+  }
+  for (uint32_t i = 0; i < 70; ++i)
+    ASSERT_NE(PinOne(two, i).pin, nullptr) << i;
+  EXPECT_EQ(PinOne(two, 70).pin, nullptr);
+  EXPECT_EQ(PinOne(one, 80).pin, nullptr);
+  for (size_t i = 0; i < pages.size(); i += 8)
+    EXPECT_EQ(*pages[i].pin, pages[i].handle);
+}
+
+TEST_F(Lanes, SharedLineIsMarkedUntilTheLastPinOfTheLastLane) {
+  PinPool<> pool(Channel(1), kNoLimit);
+  std::optional<Lane<>> one(std::in_place, pool, 0);
+  std::optional<Lane<>> two(std::in_place, pool, 1);
+  const Pinned of_one = PinOne(*one, 1);
+  const Pinned of_two = PinOne(*two, 2);
+  ASSERT_NE(of_two.pin, nullptr);
+  ReleaseOne(*one, of_one);
+  one.reset();
+  EXPECT_EQ(Marked(), 1u);
+  ReleaseOne(*two, of_two);
+  ASSERT_NE(PinOne(*two, 3).pin, nullptr);
+  two.reset();
+  EXPECT_EQ(Marked(), 1u) << "a pin that outlives its lane";
+}
+
+TEST_F(Lanes, IdleLaneKeepsNoBytesFromAnother) {
+  constexpr uint32_t kPages = 8000;
+  constexpr uint32_t kBytes = 4096;
+  PinPool<> pool(Channel(shm::kMaxPinLines), uint64_t{kPages} * kBytes);
+  Lane<> one(pool, 0);
+  Lane<> two(pool, 1);
+  std::vector<Pinned> pages;
+  for (uint32_t i = 0; i < 7900; ++i)
+    pages.push_back(PinOne(one, i, kBytes));
+  ASSERT_NE(pages.back().pin, nullptr);
+  one.Release(pages);
+  uint32_t pinned = 0;
+  while (PinOne(two, pinned, kBytes).pin != nullptr)
+    ++pinned;
+  EXPECT_LE(pinned, kPages);
+  EXPECT_GE(pinned, kPages - 2 * kPages / 1024 - 1);  // Two chunks and a page.
 }
 
 TEST_F(Lanes, BudgetOfBytesIsKeptAcrossLanes) {
@@ -161,15 +219,79 @@ TEST_F(Lanes, BudgetOfBytesIsKeptAcrossLanes) {
   }
   const uint64_t held = one.pinned_bytes() + two.pinned_bytes();
   EXPECT_LE(held, kBudget);
-  EXPECT_GT(held, kBudget - 2 * kBudget / 256 - 700);  // What lanes hold unused is a chunk each.
+  EXPECT_GT(held, kBudget - 4 * kBudget / 1024 - 700);  // Lanes hold two chunks each unused.
   pages.pop_back();
   for (size_t i = 0; i < pages.size(); ++i)
     ReleaseOne(i % 2 == 0 ? one : two, pages[i]);
-  // All of it comes back, to whoever asks.
-  one.Trim();
-  two.Trim();
+}
+
+TEST_F(Lanes, EndOfALaneReturnsAllItsBytes) {
+  constexpr uint64_t kBudget = 1000 * 256;
+  PinPool<> pool(Channel(shm::kMaxPinLines), kBudget);
+  for (int i = 0; i < 100; ++i) {
+    Lane<> lane(pool, 0);
+    for (uint32_t page = 0; page < 1000; ++page)
+      ReleaseOne(lane, PinOne(lane, page, 200));
+  }
+  Lane<> one(pool, 0);
+  Lane<> two(pool, 1);
   EXPECT_NE(PinOne(one, 1, kBudget).pin, nullptr);
   EXPECT_EQ(PinOne(two, 1, 1).pin, nullptr);
+}
+
+// Lanes that live on a few lines and a few bytes, and take them from each other all the time.
+TEST_F(Lanes, ThreadsShareLinesAndBytesAndLoseNone) {
+  constexpr uint32_t kLines = 3;
+  constexpr uint32_t kBudget = 20 * 1000;
+  constexpr int kThreads = 3;
+  PinPool<> pool(Channel(kLines), kBudget);
+  std::vector<std::unique_ptr<Lane<>>> lanes;
+  for (uint32_t i = 0; i < kThreads; ++i)
+    lanes.push_back(std::make_unique<Lane<>>(pool, i));
+  std::atomic<uint64_t> bytes_held = 0;
+  std::atomic<uint64_t> over_budget = 0;
+  std::atomic<uint64_t> lost = 0;
+  std::atomic<uint64_t> pins = 0;
+  std::vector<std::thread> threads;
+  for (uint32_t i = 0; i < kThreads; ++i) {
+    threads.emplace_back([&, i] {
+      Random random(i + 1);
+      std::vector<Pinned> held;
+      for (uint32_t step = 0; step < 60'000; ++step) {
+        const Pinned page = PinOne(*lanes[i], i << 16 | step % 0xffff, 1000);
+        if (page.pin != nullptr) {
+          ++pins;
+          held.push_back(page);
+          if (bytes_held.fetch_add(1000) + 1000 > kBudget) ++over_budget;
+        }
+        while (!held.empty() && (page.pin == nullptr || held.size() > 12 || random.Chance(1, 2))) {
+          std::swap(held[random.Below(held.size())], held.back());
+          if (*held.back().pin != held.back().handle) ++lost;
+          bytes_held.fetch_sub(1000);
+          ReleaseOne(*lanes[i], held.back());
+          held.pop_back();
+          if (page.pin == nullptr && random.Chance(1, 4)) break;
+        }
+        // Now and then a lane ends, and with it its part of shared lines.
+        if (held.empty() && random.Chance(1, 16)) {
+          lanes[i].reset();
+          lanes[i] = std::make_unique<Lane<>>(pool, i);
+        }
+      }
+      bytes_held.fetch_sub(1000 * held.size());
+      lanes[i]->Release(held);
+    });
+  }
+  for (std::thread& thread : threads)
+    thread.join();
+  EXPECT_EQ(over_budget, 0u);
+  EXPECT_EQ(lost, 0u);
+  EXPECT_GT(pins, 0u);
+  EXPECT_EQ(Marked(), 0u);
+  lanes.clear();
+  Lane<> lane(pool, 0);
+  EXPECT_NE(PinOne(lane, 1, kBudget).pin, nullptr);
+  EXPECT_EQ(PinOne(lane, 2, 1).pin, nullptr);
 }
 
 TEST_F(Lanes, PageLargerThanTheBudgetIsRefused) {
@@ -195,7 +317,8 @@ TEST_F(Lanes, PinsThatWereNotConfirmedCostNothing) {
 TEST_F(Lanes, RandomUseNeverLosesAWordOrSharesOne) {
   constexpr uint32_t kLines = 40;
   PinPool<> pool(Channel(kLines), kNoLimit);
-  Lane<> lane(pool, 0);
+  std::optional<Lane<>> owned(std::in_place, pool, 0);
+  Lane<>& lane = *owned;
   Random random(7);
   std::vector<Pinned> held;
   for (int step = 0; step < 200'000; ++step) {
@@ -221,7 +344,7 @@ TEST_F(Lanes, RandomUseNeverLosesAWordOrSharesOne) {
     }
   }
   lane.Release(held);
-  lane.Trim();
+  owned.reset();
   EXPECT_FALSE(AnyMark());
 }
 
@@ -303,8 +426,7 @@ TEST_F(Lanes, ReleaseComesFromAnyThread) {
   }
   other.join();
   EXPECT_EQ(lane.pins(), 0u);
-  lane.Trim();
-  EXPECT_FALSE(AnyMark());
+  EXPECT_EQ(Marked(), 0u);
 }
 
 TEST_F(Lanes, FullRingDropsAndCounts) {

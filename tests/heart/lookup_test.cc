@@ -16,12 +16,14 @@ namespace {
 // Lets the daemon act between two steps of a reader: `between` runs after each store of a pin.
 struct StepAtomics : shm::StdAtomics {
   static inline std::function<void()> between;
-  static void Store(shm::Word& word, uint64_t value, std::memory_order order) {
-    StdAtomics::Store(word, value, order);
-    if (order != std::memory_order_seq_cst || value == 0 || !between) return;
+  static bool CompareExchange(shm::Word& word, uint64_t expected, uint64_t wanted,
+                              std::memory_order order) {
+    const bool stored = StdAtomics::CompareExchange(word, expected, wanted, order);
+    if (!stored || !between) return stored;
     const auto act = std::exchange(between, nullptr);
     act();
     if (!between) between = act;
+    return stored;
   }
 };
 

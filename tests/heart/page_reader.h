@@ -117,7 +117,6 @@ class PageReader {
   void ReleaseAll() {
     while (!held_.empty())
       Release(TakeHeld());
-    lane_.Trim();
   }
 
   const ReaderFigures& figures() const { return figures_; }

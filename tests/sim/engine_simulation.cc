@@ -158,6 +158,10 @@ uint64_t EngineSimulation::FetchAnd(shm::Word& word, uint64_t bits) {
   Step();
   return word.fetch_and(bits);
 }
+bool EngineSimulation::CompareExchange(shm::Word& word, uint64_t expected, uint64_t wanted) {
+  Step();
+  return word.compare_exchange_strong(expected, wanted);
+}
 
 void EngineSimulation::OnOwner(const std::function<void()>& verb) {
   SimAtomics::MutexLock lock(owner_);

@@ -93,6 +93,7 @@ class EngineSimulation final : public SharedAccess, public EngineEvents {
   void Store(shm::Word& word, uint64_t value, std::memory_order order) override;
   uint64_t FetchOr(shm::Word& word, uint64_t bits) override;
   uint64_t FetchAnd(shm::Word& word, uint64_t bits) override;
+  bool CompareExchange(shm::Word& word, uint64_t expected, uint64_t wanted) override;
   void GiveWay() override;
 
   // ---- EngineEvents

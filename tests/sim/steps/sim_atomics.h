@@ -17,6 +17,7 @@ class SharedAccess {
   virtual void Store(shm::Word& word, uint64_t value, std::memory_order order) = 0;
   virtual uint64_t FetchOr(shm::Word& word, uint64_t bits) = 0;
   virtual uint64_t FetchAnd(shm::Word& word, uint64_t bits) = 0;
+  virtual bool CompareExchange(shm::Word& word, uint64_t expected, uint64_t wanted) = 0;
   // While the lock of another fiber is waited for.
   virtual void GiveWay() = 0;
 };
@@ -36,6 +37,10 @@ struct SimAtomics {
   }
   static uint64_t FetchAnd(shm::Word& word, uint64_t bits, std::memory_order) {
     return access->FetchAnd(word, bits);
+  }
+  static bool CompareExchange(shm::Word& word, uint64_t expected, uint64_t wanted,
+                              std::memory_order) {
+    return access->CompareExchange(word, expected, wanted);
   }
 
   // All fibers are one thread: a lock that is taken is waited for by letting others go on.

@@ -43,14 +43,14 @@ StepsWorld::StepsWorld(uint64_t seed, Omitted omitted)
   growth_ = std::make_unique<Growth>(*index_, kPagesBefore + 200);
   growth_->Link(kPagesBefore + random_.Below(15));
   for (size_t i = 0; i < channels_.size(); ++i) {
-    index_->AddChannel(i + 1, channels_[i].span(), 3);
+    // With one line or two the lanes of a client share them.
+    index_->AddChannel(i + 1, channels_[i].span(), 1 + static_cast<uint32_t>(seed / 5 % 3));
     pools_.push_back(std::make_unique<PinPool<SimAtomics>>(channels_[i].channel(), 1u << 20));
   }
   Post();
   for (int i = 0; i < kReaders; ++i) {
     Reader& reader = readers_[static_cast<size_t>(i)];
-    reader.lane = std::make_unique<Lane<SimAtomics>>(*pools_[static_cast<size_t>(i / 2)],
-                                                     static_cast<uint32_t>(i % 2));
+    MakeLane(i);
     reader.view = posted_view_;
     reader.space = posted_space_;
   }
@@ -74,8 +74,6 @@ StepsResult StepsWorld::Run() {
   result_.growths = index_->directory_id() - 1;
   if (!result_.wrong.empty()) return result_;
   // Nothing is left behind, and everything was counted.
-  for (Reader& reader : readers_)
-    reader.lane->Trim();
   if (pager_->Scan() != 0) Fail("a pin outlived its release");
   pager_->ReapLimbo();
   if (pager_->in_limbo() != 0) Fail("a page stays in limbo");
@@ -166,10 +164,18 @@ void StepsWorld::ReaderBody(int index) {
     while (reader.held.size() > kMaxHeld || (!reader.held.empty() && random_.Chance(1, 2))) {
       ReleaseOne(index);
     }
-    if (random_.Chance(1, 8)) reader.lane->Trim();
+    // The end of a lane clears marks; the next one sets them again.
+    if (reader.held.empty() && random_.Chance(1, 2)) MakeLane(index);
   }
   while (!reader.held.empty())
     ReleaseOne(index);
+}
+
+void StepsWorld::MakeLane(int index) {
+  std::unique_ptr<Lane<SimAtomics>>& lane = readers_[static_cast<size_t>(index)].lane;
+  lane.reset();
+  lane = std::make_unique<Lane<SimAtomics>>(*pools_[static_cast<size_t>(index / 2)],
+                                            static_cast<uint32_t>(index % 2));
 }
 
 void StepsWorld::LookUp(int index) {
@@ -336,6 +342,14 @@ uint64_t StepsWorld::FetchOr(shm::Word& word, uint64_t bits) {
 uint64_t StepsWorld::FetchAnd(shm::Word& word, uint64_t bits) {
   BeforeAccess(PlaceOf(word));
   return word.fetch_and(bits, kRelaxed);
+}
+
+bool StepsWorld::CompareExchange(shm::Word& word, uint64_t expected, uint64_t wanted) {
+  const Place place = PlaceOf(word);
+  BeforeAccess(place);
+  if (omitted_ != Omitted::kPinStoredOverAnother && word.load(kRelaxed) != expected) return false;
+  StoreOfReader(reader(), place, word, wanted);
+  return true;
 }
 
 // ---- What is left out ---------------------------------------------------------------------------

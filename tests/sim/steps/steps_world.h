@@ -73,6 +73,7 @@ class StepsWorld final : public SharedAccess {
   void Store(shm::Word& word, uint64_t value, std::memory_order order) override;
   uint64_t FetchOr(shm::Word& word, uint64_t bits) override;
   uint64_t FetchAnd(shm::Word& word, uint64_t bits) override;
+  bool CompareExchange(shm::Word& word, uint64_t expected, uint64_t wanted) override;
   void GiveWay() override { fibers_.GiveWay(); }
 
   // ---- Pages, for Pager: two words each, written and read one after the other. All keys have one
@@ -128,6 +129,7 @@ class StepsWorld final : public SharedAccess {
 
   void Owner();
   void ReaderBody(int index);
+  void MakeLane(int index);
   void LookUp(int index);
   void Verify(int index, uint64_t key, const Pinned& page);
   void ReleaseOne(int index);
