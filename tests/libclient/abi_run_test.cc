@@ -107,6 +107,10 @@ TEST(Library, IsFoundByPkgConfigAndByCMakeOnceInstalled) {
   const std::string& root = folder.path();
   Ran ran = Shell("cmake --install " BUILD_FOLDER "/libclient --prefix " + root + "/usr");
   ASSERT_EQ(ran.exit_code, 0) << ran.output;
+  ran = Shell("cmake --install " BUILD_FOLDER "/cli --prefix " + root + "/usr && " + root +
+              "/usr/bin/terracectl version");
+  EXPECT_EQ(ran.exit_code, 0) << ran.output;
+  EXPECT_NE(ran.output.find(EXPECTED_VERSION), std::string::npos) << ran.output;
   std::ofstream(root + "/main.c") << "#include <kvclient/admin.h>\n#include <stdio.h>\n"
                                      "int main(void) { return puts(kvc_version()) < 0; }\n";
   std::ofstream(root + "/main.cc")
@@ -114,12 +118,9 @@ TEST(Library, IsFoundByPkgConfigAndByCMakeOnceInstalled) {
          "int main() { kvc_client_options o{}; o.socket_path = \"/none\";\n"
          "  return kvc::Client::Connect(o) ? 1 : std::puts(kvc_version()) < 0; }\n";
   const std::string lib = root + "/usr/" LIBRARY_FOLDER;
-  // The installed file names the final prefix; relocated as packagers do.
   ran = Shell("cd " + root + " && export PKG_CONFIG_PATH=" + lib +
-              "/pkgconfig && cc -std=c11 -Wall -Werror main.c -o by_pkg $(pkg-config "
-              "--define-variable=prefix=" +
-              root +
-              "/usr --cflags --libs kvclient) && "
+              "/pkgconfig && cc -std=c11 -Wall -Werror main.c -o by_pkg "
+              "$(pkg-config --cflags --libs kvclient) && "
               "LD_LIBRARY_PATH=" +
               lib + " ./by_pkg");
   EXPECT_EQ(ran.exit_code, 0) << ran.output;
@@ -132,6 +133,23 @@ TEST(Library, IsFoundByPkgConfigAndByCMakeOnceInstalled) {
               "/usr > log && cmake --build b >> log && ./b/by_cmake");
   EXPECT_EQ(ran.exit_code, 0) << ran.output << ReadFile(root + "/log");
   EXPECT_EQ(ran.output, EXPECTED_VERSION "\n");
+}
+
+TEST(Readme, TheEngineInTwentyLinesCompiles) {
+  const std::string readme = ReadFile(README_PATH);
+  const std::string open = "```cpp\n";
+  const size_t begin = readme.find(open);
+  ASSERT_NE(begin, std::string::npos);
+  const size_t end = readme.find("```", begin + open.size());
+  ASSERT_NE(end, std::string::npos);
+  const TemporaryFolder folder;
+  const std::string source = folder.path() + "/engine.cc";
+  std::ofstream(source) << "#include <kvclient/kvclient.hpp>\n#include <vector>\n"
+                           "void Use(kvc::PageView page);\nvoid Compute(kvc::Bytes page);\n"
+                           "void Serve(const std::vector<std::uint32_t>& prompt) {\n"
+                        << readme.substr(begin + open.size(), end - begin - open.size()) << "}\n";
+  const Ran ran = Shell("c++ -std=c++20 -Werror -fsyntax-only -I" KVCLIENT_INCLUDE " " + source);
+  EXPECT_EQ(ran.exit_code, 0) << ran.output;
 }
 
 }  // namespace

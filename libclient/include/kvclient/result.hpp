@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <variant>
 
@@ -57,6 +58,10 @@ class Span {
  public:
   Span() = default;
   Span(T* data, std::size_t size) : data_(data), size_(size) {}
+  // Of what has data() and size(): vectors, arrays, views of T.
+  template <class Elements, class = std::enable_if_t<std::is_convertible_v<
+                                decltype(std::declval<Elements&>().data()), T*>>>
+  Span(Elements&& elements) : Span(elements.data(), elements.size()) {}
   T* data() const { return data_; }
   std::size_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
