@@ -63,10 +63,9 @@ std::string Session::Socket() const {
 }
 
 kvc_code Session::Open(Access access, kvc_error* error) {
-  const std::string socket = Socket();
   kvc_client_options options{};
   options.struct_size = sizeof options;
-  options.socket_path = socket.c_str();
+  options.socket_path = options_.socket.empty() ? nullptr : options_.socket.c_str();
   options.name = "terracectl";
   options.read_only = access == Access::kReadOnly ? 1 : 0;
   options.timeout_ms = TimeoutMs(10);

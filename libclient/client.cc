@@ -6,6 +6,8 @@
 #include <cerrno>
 #include <utility>
 
+#include "libclient/finally.h"
+
 namespace terrace::client {
 namespace {
 
@@ -92,14 +94,16 @@ Result<std::shared_ptr<Space>> Client::OpenSpace(
     spaces_.insert(space);
     return space;
   };
-  auto space = open();
-  GiveSpaceTurn();
-  return space;
+  const Finally give([this] { GiveSpaceTurn(); });
+  return open();
 }
 
 void Client::CloseSpace(const std::shared_ptr<Space>& space, Deadline deadline) {
   // Without a turn in time the space counts as open until this client ends.
   const bool turn = TakeSpaceTurn(deadline);
+  const Finally give([this, turn] {
+    if (turn) GiveSpaceTurn();
+  });
   const Binding binding = space->binding();
   Session now;
   bool last = turn;
@@ -119,7 +123,6 @@ void Client::CloseSpace(const std::shared_ptr<Space>& space, Deadline deadline) 
     // Nothing is lost if it fails: the space is closed with the client.
     static_cast<void>(now.connection->Call(request, deadline).status());
   }
-  if (turn) GiveSpaceTurn();
 }
 
 bool Client::AddReader() {
@@ -164,11 +167,12 @@ Result<std::shared_ptr<const Directory>> Client::NewerDirectory(Life& life, uint
     if (directory->view.id() > seen) return directory;
     return Status(Code::kDataLoss, "the daemon has no newer directory");
   };
-  auto directory = fetch();
-  MutexLock lock(mu_);
-  fetching_directory_ = false;
-  changed_.notify_all();
-  return directory;
+  const Finally done([this] {
+    MutexLock lock(mu_);
+    fetching_directory_ = false;
+    changed_.notify_all();
+  });
+  return fetch();
 }
 
 Status Client::MapArenas(Life& life, const std::vector<uint32_t>& arenas, bool writable,

@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "libclient/finally.h"
+
 namespace terrace::client {
 namespace {
 
@@ -29,13 +31,15 @@ Result<std::unique_ptr<GrantSet>> GrantSet::Ask(std::shared_ptr<Client> client, 
                           .keys = {reinterpret_cast<const char*>(keys.data()), keys.size_bytes()},
                           .deadline_ms = deadline_ms};
   std::unique_ptr<GrantSet> set(new GrantSet(client, now.life));
-  client->BeginGrant();
-  const auto answer = now.connection->Call(request, deadline);
-  Status status = answer.status();
-  if (status.ok()) status = set->Take(answer->reply, keys.size());
-  client->EndGrant();
-  RETURN_IF_ERROR(status);
-  RETURN_IF_ERROR(set->Map(*answer, deadline));
+  const auto ask = [&]() -> Result<Answer<messages::GrantReply>> {
+    client->BeginGrant();
+    const Finally end([&] { client->EndGrant(); });
+    ASSIGN_OR_RETURN(auto answer, now.connection->Call(request, deadline));
+    RETURN_IF_ERROR(set->Take(answer.reply, keys.size()));
+    return answer;
+  };
+  ASSIGN_OR_RETURN(const auto answer, ask());
+  RETURN_IF_ERROR(set->Map(answer, deadline));
   return set;
 }
 

@@ -1,4 +1,5 @@
 // The C ABI: readers, lookups and pinned sets.
+#include <limits>
 #include <span>
 #include <string>
 #include <utility>
@@ -49,7 +50,12 @@ Status FillTable(const PageSet& set, kvc_table_format format, size_t first, size
       if (offset % set.range().page_bytes() != 0) {
         return Status(Code::kInternal, "a page lies outside the range of its space");
       }
-      block = static_cast<int32_t>(offset / set.range().page_bytes());
+      const uint64_t index = offset / set.range().page_bytes();
+      if (index > uint64_t{std::numeric_limits<int32_t>::max()}) {
+        return Status(Code::kInvalidArgument,
+                      "a page's index does not fit into KVC_TABLE_BLOCK: use KVC_TABLE_ADDRESS");
+      }
+      block = static_cast<int32_t>(index);
     }
     static_cast<int32_t*>(table)[i] = block;
   }

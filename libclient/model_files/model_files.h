@@ -27,8 +27,11 @@ struct ModelFiles {
   std::string index;               // Contents of model.safetensors.index.json, or empty.
 };
 
-inline constexpr size_t kMaxModelFiles = 4096;
-inline constexpr size_t kMaxModelIndexBytes = 64u << 20;
+// The daemon takes no more files of a model; above 253, the descriptors of one message, it opens
+// them itself by their paths.
+inline constexpr size_t kMaxModelFiles = 1024;
+// The index goes in one message (8 MiB), and leaves room for the paths.
+inline constexpr size_t kMaxModelIndexBytes = 7u << 20;
 
 // Errors name the path and say what was looked for.
 Result<ModelFiles> FindModelFiles(const std::string& path);

@@ -13,9 +13,10 @@
  *   kvc_grants   space for pages being written; used by one thread at a time
  *   kvc_weights  an attached weight set, readable until detached; thread-safe
  *
- * Structs. Every options and result struct begins with `struct_size`, which the caller sets to
- * sizeof: the library reads and writes no more than that, so programs compiled against an older
- * header keep working. A NULL options pointer means all defaults, where the call allows it.
+ * Structs. Those that begin with `struct_size`, which the caller sets to sizeof, may grow: the
+ * library reads and writes no more than that, so programs compiled against an older header keep
+ * working. The others (kvc_error, kvc_key, kvc_layout, kvc_page, kvc_page_ref) stay as they are. A
+ * NULL options pointer means all defaults, where the call allows it.
  *
  * Errors. Calls return a kvc_code. Where a `kvc_error*` is taken it may be NULL; on failure it gets
  * the same code and a message. A miss is not an error. No call aborts on bad input, none throws.
@@ -29,8 +30,9 @@
  * kvc_pages_epoch(), kvc_weights_epoch() say which one a mapping is of. Spaces are opened again by
  * the library; grants of an old life are lost (KVC_STALE at commit).
  *
- * Fork. A forked child must not use any handle: calls fail with KVC_PERMISSION_DENIED, and nothing
- * of the daemon's memory is mapped in it.
+ * Fork. Nothing of the daemon's memory is mapped in a forked child, and no handle may be used there:
+ * calls that need the daemon or its memory fail with KVC_PERMISSION_DENIED, pins miss, and releasing
+ * does nothing. Calls that only look at a handle's own values do not check it.
  *
  * The library keeps no global state, exports only what is declared here and in admin.h, and needs
  * nothing at run time but libc, libstdc++ and libgcc. */
@@ -97,7 +99,8 @@ typedef struct kvc_key {
 typedef struct kvc_client_options {
   size_t struct_size;
   const char* socket_path; /* NULL: $XDG_RUNTIME_DIR/terrace/terraced.sock, else
-                              /tmp/terrace-UID/terraced.sock */
+                              /tmp/terrace-UID/terraced.sock, there only of a daemon of
+                              this user or of root (else KVC_PERMISSION_DENIED) */
   const char* name;        /* shown by `terracectl clients`; NULL: the program's name */
   int32_t read_only;       /* not 0: never asks for grants */
   uint32_t max_pins;       /* wanted pin budget; 0: the daemon's default */
@@ -129,7 +132,7 @@ typedef struct kvc_client_info {
   uint32_t max_grants;
   uint64_t pinned_pages; /* now, by all readers */
   uint64_t pinned_bytes;
-  uint64_t lookups; /* since connecting; = hits + misses */
+  uint64_t lookups; /* in the present daemon life; = hits + misses */
   uint64_t hits;
   uint64_t misses;
 } kvc_client_info;
@@ -233,8 +236,9 @@ typedef enum kvc_miss {
 
 /* At most 64 readers a client. */
 KVC_API kvc_code kvc_reader_create(kvc_client* client, kvc_reader** reader, kvc_error* error);
-/* Sets that it pinned stay pinned until released; pins of kvc_pin are to be released before, for
- * those that are not stay until the client is closed. */
+/* Sets that it pinned stay pinned until released. Tickets of kvc_pin are to be given back before:
+ * with the reader gone they cannot be, and their pages stay pinned, and count against the pin budget,
+ * until the client is closed. */
 KVC_API void kvc_reader_destroy(kvc_reader* reader);
 
 typedef struct kvc_page {
@@ -322,8 +326,10 @@ KVC_API kvc_code kvc_grants_code(const kvc_grants* grants, size_t index);
 /* page_bytes writable bytes; NULL where there is no grant, and after commit. */
 KVC_API void* kvc_grants_data(kvc_grants* grants, size_t index);
 /* Publishes every granted page, one message; `valid_tokens` (may be NULL: all full) has one number a
- * page. Afterwards kvc_grants_code says what became of each: KVC_OK, KVC_ALREADY_EXISTS (another
- * page of that key was first; this one is freed), KVC_STALE, KVC_DEADLINE_EXCEEDED.
+ * page. Nothing may be written to the pages after the first call that sent them, whatever it
+ * returned: others may read them already. Afterwards kvc_grants_code says what became of each:
+ * KVC_OK, KVC_ALREADY_EXISTS (another page of that key was first; this one is freed), KVC_STALE,
+ * KVC_DEADLINE_EXCEEDED.
  * If the call itself fails after it was sent (KVC_DEADLINE_EXCEEDED, KVC_UNAVAILABLE), the pages may
  * be published already: kvc_grants_data is NULL, and the call may be repeated, in which case
  * KVC_NOT_FOUND stands for pages that had been. KVC_STALE: the daemon life of the grants is over. */
