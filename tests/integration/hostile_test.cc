@@ -4,8 +4,9 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include <array>
 #include <atomic>
+#include <functional>
+#include <optional>
 
 #include "base/random.h"
 #include "proto/shared_memory.h"
@@ -78,132 +79,47 @@ struct Intruder {
   }
 };
 
-class HostileTest : public IntegrationTest {
- protected:
-  void StartWithHonestClient(const std::string& limits = "") {
-    StartDaemon("16MiB", limits);
-    Words& words = *words_;
-    honest_.push_back(StartClient("honest", [&words](kvc_client* client, bench::Link&) {
-      return WorkHonestly(client, words);
-    }));
-    AwaitRounds(300);  // The memory is full.
-  }
-  // The honest client has got on by so much.
-  void AwaitRounds(uint64_t rounds) {
-    const uint64_t until = words_->rounds + rounds;
-    ASSERT_TRUE(Await([&] { return words_->rounds >= until || !Runs(honest_[0]); }));
-    ASSERT_TRUE(Runs(honest_[0]));
-    ASSERT_TRUE(daemon().Running());
-  }
-  void ExpectHonestClientUnharmed() {
-    AwaitRounds(50);
-    words_->stop = true;
-    ExpectDone(honest_[0]);
-    EXPECT_TRUE(daemon().Running());
-  }
+// Says hello and maps what it is given.
+Result<Intruder> Intrude(const std::string& socket) {
+  Intruder intruder;
+  intruder.wire = WireClient::Connect(socket);
+  std::vector<UniqueFd> fds;
+  ASSIGN_OR_RETURN(intruder.hello, intruder.wire.Hello("intruder", true, &fds));
+  RETURN_UNLESS(fds.size() == 2, "channel and directory");
+  ASSIGN_OR_RETURN(intruder.channel_memory,
+                   Mapping::Of(fds[0].get(), 0, shm::kChannelBytes, Protection::kReadWrite));
+  struct stat facts {};
+  RETURN_UNLESS(::fstat(fds[1].get(), &facts) == 0, "fstat");
+  ASSIGN_OR_RETURN(
+      intruder.directory_memory,
+      Mapping::Of(fds[1].get(), 0, static_cast<size_t>(facts.st_size), Protection::kRead));
+  return intruder;
+}
 
-  Result<Intruder> Intrude() {
-    Intruder intruder;
-    intruder.wire = WireClient::Connect(socket());
-    std::vector<UniqueFd> fds;
-    ASSIGN_OR_RETURN(intruder.hello, intruder.wire.Hello("intruder", true, &fds));
-    RETURN_UNLESS(fds.size() == 2, "channel and directory");
-    ASSIGN_OR_RETURN(intruder.channel_memory,
-                     Mapping::Of(fds[0].get(), 0, shm::kChannelBytes, Protection::kReadWrite));
-    // The whole of the directory, as it is now.
-    struct stat facts {};
-    RETURN_UNLESS(::fstat(fds[1].get(), &facts) == 0, "fstat");
-    ASSIGN_OR_RETURN(
-        intruder.directory_memory,
-        Mapping::Of(fds[1].get(), 0, static_cast<size_t>(facts.st_size), Protection::kRead));
-    return intruder;
-  }
-
-  SharedWords<Words> words_;
-  std::vector<bench::Child> honest_;
-};
-
-TEST_F(HostileTest, AChannelOfRandomWordsHarmsNobody) {
-  StartWithHonestClient();
-  Random random(3);
-  const uint64_t fills = Effort(60, 10);
-  for (uint64_t fill = 0; fill < fills; ++fill) {
-    Result<Intruder> intruder = Intrude();
-    ASSERT_TRUE(intruder) << intruder.error().ToString();
-    const std::vector<shm::Handle> handles = intruder->Handles();
-    for (shm::Word& word : intruder->words()) {
-      // Noise, and sometimes what would make sense elsewhere.
+// Noise, and sometimes what would make sense elsewhere, until it is killed.
+Status FillChannelForEver(const std::string& socket, uint64_t seed, bench::Link& link) {
+  ASSIGN_OR_RETURN(const Intruder intruder, Intrude(socket));
+  Random random(seed);
+  for (;;) {
+    const std::vector<shm::Handle> handles = intruder.Handles();
+    for (shm::Word& word : intruder.words()) {
       const uint64_t kind = random.Below(8);
       word.store(kind == 0 && !handles.empty() ? handles[random.Below(handles.size())]
                  : kind == 1                   ? UINT64_MAX
                  : kind == 2                   ? random.Below(1 << 20)
                                                : random());
     }
-    AwaitRounds(5);  // Scans, drains and reports meet it.
-    EXPECT_FALSE(Report("clients").is_null());
-    EXPECT_FALSE(Report("status").is_null());
+    RETURN_IF_ERROR(link.Send(bench::Go{}));
   }
-  // Those that were found over their budget are gone; the others end with their connection's
-  // process, which is this one.
-  ExpectHonestClientUnharmed();
 }
 
-TEST_F(HostileTest, PinsOfArenasThatAreNotItsOwnHoldNothing) {
-  StartWithHonestClient();
-  Result<Intruder> intruder = Intrude();
-  ASSERT_TRUE(intruder) << intruder.error().ToString();
-  intruder->MarkAllLines();
-  for (uint32_t i = 0; i < 4096; ++i)
-    intruder->Pin(i, shm::MakeHandle(1000 + i, i, 1));  // No such arena.
-  AwaitRounds(100);
-  EXPECT_EQ(ClientNamed("intruder")["pinned_bytes"], 0);
-  EXPECT_TRUE(intruder->wire.Call<wire::PingReply>(wire::Type::kPing, wire::Ping()))
-      << "it is within its budget, and no bytes are pinned";
-  ExpectHonestClientUnharmed();
-}
-
-TEST_F(HostileTest, AClientOverItsBudgetOfBytesIsCut) {
-  StartWithHonestClient("pinned_bytes = \"1MiB\"");
-  Result<Intruder> intruder = Intrude();
-  ASSERT_TRUE(intruder) << intruder.error().ToString();
-  EXPECT_EQ(intruder->hello.max_pinned_bytes(), 1u << 20);
-  const std::vector<shm::Handle> handles = intruder->Handles();
-  ASSERT_GT(handles.size(), (1u << 20) / kPageBytes);
-  intruder->MarkAllLines();
-  for (uint32_t i = 0; i < handles.size(); ++i)
-    intruder->Pin(i, handles[i]);
-  EXPECT_TRUE(intruder->wire.AwaitClosed());
-  EXPECT_TRUE(Await([&] { return OtherClients() == 1; }));
-  // All it had pinned is to be had again.
-  AwaitRounds(200);
-  ExpectHonestClientUnharmed();
-}
-
-TEST_F(HostileTest, PinsBeyondTheLinesOfItsBudgetCountForNothing) {
-  StartWithHonestClient("pins = 64");
-  Result<Intruder> intruder = Intrude();
-  ASSERT_TRUE(intruder) << intruder.error().ToString();
-  EXPECT_EQ(intruder->hello.max_pins(), 64u);
-  const std::vector<shm::Handle> handles = intruder->Handles();
-  intruder->MarkAllLines();
-  for (uint32_t i = 0; i < handles.size(); ++i)
-    intruder->Pin(64 + i, handles[i]);
-  AwaitRounds(200);
-  EXPECT_EQ(ClientNamed("intruder")["pins"], 0);
-  ExpectHonestClientUnharmed();
-}
-
-TEST_F(HostileTest, GarbageClosesOnlyItsOwnConnection) {
-  StartWithHonestClient();
-  Random random(8);
-  const uint64_t tries = Effort(200, 40);
-  for (uint64_t i = 0; i < tries; ++i) {
-    WireClient wire = WireClient::Connect(socket());
-    ASSERT_GE(wire.fd(), 0);
-    const bool hello = random.Chance(1, 2);
-    if (hello) {
-      ASSERT_TRUE(wire.Hello("garbage"));
-    }
+// Connections with garbage, with or without a hello, closed by either side.
+Status SendGarbage(const std::string& socket, uint64_t seed) {
+  Random random(seed);
+  for (int i = 0; i < 30; ++i) {
+    WireClient wire = WireClient::Connect(socket);
+    RETURN_UNLESS(wire.fd() >= 0, "connect");
+    if (random.Chance(1, 2)) RETURN_IF_ERROR(wire.Hello("garbage").status());
     std::string bytes(random.Below(4000), '\0');
     for (char& byte : bytes)
       byte = static_cast<char>(random());
@@ -213,10 +129,129 @@ TEST_F(HostileTest, GarbageClosesOnlyItsOwnConnection) {
     }
     wire.SendBytes(bytes);
     if (random.Chance(1, 2)) ::shutdown(wire.fd(), SHUT_WR);
-    // It closes by itself, or is closed here in the middle of a frame.
   }
-  AwaitRounds(20);
+  return {};
+}
+
+class HostileTest : public IntegrationTest {
+ protected:
+  void StartWithHonestClient(const std::string& limits = "") {
+    StartDaemon("16MiB", limits);
+    Words& words = *words_;
+    honest_.emplace(StartClient("honest", [&words](kvc_client* client, bench::Link&) {
+      return WorkHonestly(client, words);
+    }));
+    AwaitRounds(300);  // The memory is full.
+  }
+  // The honest client has got on by so much.
+  void AwaitRounds(uint64_t rounds) {
+    const uint64_t until = words_->rounds + rounds;
+    ASSERT_TRUE(Await([&] { return words_->rounds >= until || !Runs(*honest_); }));
+    ASSERT_TRUE(Runs(*honest_));
+    ASSERT_TRUE(daemon().Running());
+  }
+  void ExpectHonestClientUnharmed() {
+    AwaitRounds(50);
+    words_->stop = true;
+    ExpectDone(*honest_);
+    EXPECT_TRUE(daemon().Running());
+  }
+  // A process that marks all its lines, pins by `pin`, which gets the handles of all pages there
+  // are, and tells so; it tells, too, when the daemon has closed its connection.
+  bench::Child StartPinning(
+      const std::function<void(const Intruder&, const std::vector<shm::Handle>&)>& pin) {
+    return StartProcess("intruder", [path = socket(), pin](bench::Link& link) -> Status {
+      ASSIGN_OR_RETURN(Intruder intruder, Intrude(path));
+      intruder.MarkAllLines();
+      pin(intruder, intruder.Handles());
+      RETURN_IF_ERROR(link.Send(bench::Go{}));
+      const bool cut = intruder.wire.AwaitClosed();
+      RETURN_IF_ERROR(link.Send(cut));
+      return link.Receive<bench::Go>().status();
+    });
+  }
+
+  SharedWords<Words> words_;
+  std::optional<bench::Child> honest_;
+};
+
+TEST_F(HostileTest, AChannelOfRandomWordsHarmsNobody) {
+  StartWithHonestClient();
+  const uint64_t intruders = Effort(40, 8);
+  for (uint64_t seed = 1; seed <= intruders; ++seed) {
+    bench::Child intruder = StartProcess("intruder", [&, seed](bench::Link& link) {
+      return FillChannelForEver(socket(), seed, link);
+    });
+    Hear<bench::Go>(intruder);
+    AwaitRounds(10);  // Scans, drains and reports meet it.
+    if (HasFatalFailure()) return;
+    EXPECT_FALSE(Report("clients").is_null());
+    EXPECT_FALSE(Report("status").is_null());
+    intruder.Kill();
+    ASSERT_TRUE(Await([&] { return ClientNamed("intruder").is_null(); }));
+  }
+  ExpectHonestClientUnharmed();
+}
+
+TEST_F(HostileTest, PinsOfArenasThatThereAreNotHoldNothing) {
+  StartWithHonestClient();
+  bench::Child intruder = StartPinning([](const Intruder& self, const auto&) {
+    for (uint32_t i = 0; i < 4096; ++i)
+      self.Pin(i, shm::MakeHandle(1000 + i, i, 1));
+  });
+  Hear<bench::Go>(intruder);
+  AwaitRounds(100);
+  const Json client = ClientOf(intruder.pid());
+  ASSERT_FALSE(client.is_null());
+  EXPECT_EQ(client["pinned_bytes"], 0);
+  ExpectHonestClientUnharmed();
+}
+
+TEST_F(HostileTest, AClientOverItsBudgetOfBytesIsCut) {
+  StartWithHonestClient("pinned_bytes = \"1MiB\"");
+  bench::Child intruder =
+      StartPinning([](const Intruder& self, const std::vector<shm::Handle>& handles) {
+        for (uint32_t i = 0; i < handles.size(); ++i)
+          self.Pin(i, handles[i]);
+      });
+  Hear<bench::Go>(intruder);
+  EXPECT_TRUE(Hear<bool>(intruder)) << "its connection is closed";
+  // Its words are still there; they count no more, so the honest client gets all memory in turn.
+  const uint64_t evicted = StatusNumber("/pages/evicted");
+  EXPECT_TRUE(
+      Await([&] { return StatusNumber("/pages/evicted") > evicted + kKeys || !Runs(*honest_); }));
+  EXPECT_EQ(ClientOf(intruder.pid())["pins"], 0);
+  intruder.Kill();
+  EXPECT_TRUE(Await([&] { return ClientOf(intruder.pid()).is_null(); }));
+  ExpectHonestClientUnharmed();
+}
+
+TEST_F(HostileTest, PinsBeyondTheLinesOfItsBudgetCountForNothing) {
+  constexpr uint32_t kBudget = 64;
+  StartWithHonestClient("pins = " + std::to_string(kBudget));
+  bench::Child intruder =
+      StartPinning([](const Intruder& self, const std::vector<shm::Handle>& handles) {
+        for (uint32_t i = 0; i < handles.size(); ++i)
+          self.Pin(kBudget + i, handles[i]);
+      });
+  Hear<bench::Go>(intruder);
+  AwaitRounds(200);
+  const Json client = ClientOf(intruder.pid());
+  ASSERT_FALSE(client.is_null());
+  EXPECT_EQ(client["pins"], 0);
+  ExpectHonestClientUnharmed();
+}
+
+TEST_F(HostileTest, GarbageClosesOnlyItsOwnConnection) {
+  StartWithHonestClient();
+  const uint64_t processes = Effort(8, 3);
+  for (uint64_t seed = 1; seed <= processes; ++seed) {
+    bench::Child process =
+        StartProcess("garbage", [&, seed](bench::Link&) { return SendGarbage(socket(), seed); });
+    ExpectDone(process);
+  }
   EXPECT_GT(StatusNumber("/traffic/protocol_violations"), 0u);
+  EXPECT_TRUE(Await([&] { return OtherClients() == 1; }));
   ExpectHonestClientUnharmed();
 }
 
