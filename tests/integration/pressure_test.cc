@@ -16,9 +16,9 @@
 namespace terrace {
 namespace {
 
-constexpr uint64_t kPageBytes = 2u << 10;
-constexpr uint64_t kCapacity = 16u << 20;  // 8,192 pages for
-constexpr uint64_t kKeys = 32'768;         // four times as many keys.
+constexpr uint64_t kPageBytes = 8u << 10;
+constexpr uint64_t kCapacity = 16u << 20;  // 2,048 pages for
+constexpr uint64_t kKeys = 4096;           // twice as many keys.
 constexpr size_t kReaders = 3;
 constexpr int kThreads = 2;
 
@@ -36,15 +36,16 @@ Status ReadUnderPressure(kvc_client* client, const kvc_space* space, uint64_t se
     kvc_page page;
     kvc_ticket ticket;
   };
-  constexpr size_t kHeld = 64;
+  constexpr size_t kHeld = 96;
   constexpr uint64_t kReportEvery = 256;
   ASSIGN_OR_RETURN(const bench::Reader reader, bench::NewReader(client));
   Random random(seed);
   std::deque<Held> held;
   uint64_t hits = 0;
   for (uint64_t lookups = 1; !words.stop; ++lookups) {
-    // Half of the lookups go to few keys, so that readers meet on them and the policy has a choice.
-    const uint64_t range = random.Chance(1, 2) ? kKeys / 64 : kKeys;
+    // Half of the lookups go to few keys, so that the policy has a choice. Between its two scans
+    // the evictor meets a new pin dozens of times in a million lookups.
+    const uint64_t range = random.Chance(1, 2) ? kKeys / 8 : kKeys;
     Held one{bench::SyntheticKey(random.Below(range)), {}, 0};
     kvc_miss why = KVC_MISS_NONE;
     one.ticket = kvc_pin(reader.get(), space, &one.key, &one.page, &why);
@@ -105,7 +106,7 @@ class PressureTest : public IntegrationTest {
       ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client, kPageBytes));
       Random random(seed);
       while (!words.stop) {
-        const uint64_t range = random.Chance(1, 4) ? kKeys / 64 : kKeys;
+        const uint64_t range = random.Chance(1, 4) ? kKeys / 8 : kKeys;
         ASSIGN_OR_RETURN(const bench::Published published,
                          PutPages(client, space.get(), Keys(random.Below(range), 32, range)));
         RETURN_UNLESS(published.refused == 0, "far less than the capacity is pinned");
@@ -149,6 +150,7 @@ TEST_F(PressureTest, NoReaderSeesAWrongByteWhileItsPagesAreEvicted) {
   std::vector<bench::Child> writers;
   for (uint64_t seed = 1; seed <= 2; ++seed)
     writers.push_back(StartWriter(seed));
+  ASSERT_TRUE(Await([&] { return StatusNumber("/pages/evicted") > 0; }));  // It is full.
   for (Reader& reader : readers_)
     reader.child.emplace(StartReader(random_()));
   const uint64_t target = Effort(4'000'000, 100'000);
