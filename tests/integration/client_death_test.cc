@@ -228,7 +228,8 @@ class ClientDeathTest : public IntegrationTest {
 
   // Nobody pins, nothing is granted or in limbo, and all bytes are accounted for.
   void ExpectNothingHeld() {
-    for (const Json& client : Report("clients")["clients"]) {
+    const Json clients = Report("clients");
+    for (const Json& client : clients["clients"]) {
       EXPECT_EQ(client["pins"], 0);
       EXPECT_EQ(client["grants"], 0);
     }
