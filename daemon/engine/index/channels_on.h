@@ -241,6 +241,8 @@ class ChannelsOn {
       outcomes += lane->misses[i] = value(counters.misses[i]);
     const uint64_t difference =
         std::max(lane->lookups, outcomes) - std::min(lane->lookups, outcomes);
+    // Without those of a call in which its reader is now, or was killed: what is told adds up.
+    lane->lookups = outcomes;
     return believed && difference <= kMaxUnsettled;
   }
 
