@@ -27,13 +27,13 @@ Result<Deadline> Client::DeadlineOf(int32_t timeout_ms) const {
   return Deadline::In(timeout_ms == 0 ? options_.timeout_ms : timeout_ms);
 }
 
-Result<Session> Client::session() const {
+Result<Contact> Client::contact() const {
   MutexLock lock(mu_);
   if (connected_.load(std::memory_order_relaxed) == 0) {
     return Status(Code::kUnavailable,
                   stopping_ ? "the client is closed" : "there is no connection to the daemon now");
   }
-  return Session{connection_, life_};
+  return Contact{connection_, life_};
 }
 
 std::shared_ptr<Life> Client::life() const {
@@ -75,10 +75,10 @@ Result<std::shared_ptr<Space>> Client::OpenSpace(
     return Status(Code::kDeadlineExceeded, "another space is still being opened or closed");
   }
   const auto open = [&]() -> Result<std::shared_ptr<Space>> {
-    ASSIGN_OR_RETURN(const Session now, session());
+    ASSIGN_OR_RETURN(const Contact now, contact());
     ASSIGN_OR_RETURN(const auto answer, now.connection->Call(request, deadline));
     const messages::OpenSpaceReply& reply = answer.reply;
-    ASSIGN_OR_RETURN(const Binding binding, BindingOf(reply, now.life->epoch()));
+    ASSIGN_OR_RETURN(const Binding binding, BindingOf(reply, part, now.life->epoch()));
     SpaceFacts facts{.id = DigestOf(reply.space_id), .part = part};
     facts.page_tokens = reply.layout ? reply.layout->page_tokens : 0;
     facts.page_bytes = part_bytes(reply.page_bytes);
@@ -104,22 +104,23 @@ void Client::CloseSpace(const std::shared_ptr<Space>& space, Deadline deadline) 
   const Finally give([this, turn] {
     if (turn) GiveSpaceTurn();
   });
-  const Binding binding = space->binding();
-  Session now;
+  const Binding& binding = space->binding();
+  Contact now;
   bool last = turn;
   {
     MutexLock lock(mu_);
     spaces_.erase(space);
     for (const auto& other : spaces_) {
-      const Binding its = other->binding();
-      last = last && (its.life_epoch != binding.life_epoch || its.ref.word() != binding.ref.word());
+      const Binding& its = other->binding();
+      last = last &&
+             (its.life_epoch != binding.life_epoch || its.ref().word() != binding.ref().word());
     }
     if (connected_.load(std::memory_order_relaxed) == binding.life_epoch) {
       now = {connection_, life_};
     }
   }
   if (last && now.connection != nullptr) {
-    const messages::CloseSpace request{.slot = binding.ref.slot, .epoch = binding.ref.epoch};
+    const messages::CloseSpace request{.slot = binding.ref().slot, .epoch = binding.ref().epoch};
     // Nothing is lost if it fails: the space is closed with the client.
     static_cast<void>(now.connection->Call(request, deadline).status());
   }
@@ -141,7 +142,7 @@ void Client::RemoveReader() {
 
 Result<std::shared_ptr<const Directory>> Client::NewerDirectory(Life& life, uint64_t seen,
                                                                 Deadline deadline) {
-  Session now;
+  Contact now;
   {
     MutexLock lock(mu_);
     for (;;) {
@@ -177,7 +178,7 @@ Result<std::shared_ptr<const Directory>> Client::NewerDirectory(Life& life, uint
 
 Status Client::MapArenas(Life& life, const std::vector<uint32_t>& arenas, bool writable,
                          Deadline deadline) {
-  ASSIGN_OR_RETURN(const Session now, session());
+  ASSIGN_OR_RETURN(const Contact now, contact());
   if (now.life.get() != &life) return {Code::kUnavailable, "the daemon was lost meanwhile"};
   for (size_t first = 0; first < arenas.size(); first += kArenasAMessage) {
     messages::Arenas request{.ids = {}, .writable = writable};
@@ -264,7 +265,7 @@ void Client::LateReply(const Connection& from, const Frame& frame) {
   Wake();
 }
 
-void Client::DoChores(const Session& now) {
+void Client::DoChores(const Contact& now) {
   Chores chores;
   {
     MutexLock lock(mu_);

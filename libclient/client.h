@@ -43,7 +43,7 @@ struct ClientOptions {
 };
 
 // A life and a connection to its daemon, which belong together.
-struct Session {
+struct Contact {
   std::shared_ptr<Connection> connection;
   std::shared_ptr<Life> life;
 };
@@ -65,7 +65,7 @@ class Client final : private ConnectionEvents {
 
   // Ok once connected; kUnavailable if that will never be.
   Status WaitConnected(Deadline deadline) EXCLUDES(mu_);
-  Result<Session> session() const EXCLUDES(mu_);
+  Result<Contact> contact() const EXCLUDES(mu_);
   // The present life, or the last one while there is no daemon.
   std::shared_ptr<Life> life() const EXCLUDES(mu_);
   // To whichever daemon life there is.
@@ -73,7 +73,7 @@ class Client final : private ConnectionEvents {
   Result<Answer<typename Request::Reply>> Call(const Request& request, Deadline deadline,
                                                std::span<const int> fds = {},
                                                const Connection::Progress& progress = {}) {
-    ASSIGN_OR_RETURN(const Session now, session());
+    ASSIGN_OR_RETURN(const Contact now, contact());
     return now.connection->Call(request, deadline, fds, progress);
   }
 
@@ -127,7 +127,7 @@ class Client final : private ConnectionEvents {
   void Run();
   // Waits for a while, or until the client is closed.
   void Pause(int ms) EXCLUDES(mu_);
-  void DoChores(const Session& now);
+  void DoChores(const Contact& now);
   void Wake();
 
   // The single turn of opening and closing spaces: the daemon counts a space as open once a client,

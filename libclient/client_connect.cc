@@ -110,7 +110,7 @@ void Client::ReopenSpaces(Connection& connection, const Life& life, Deadline dea
   for (const auto& space : spaces) {
     const auto answer = connection.Call(space->request(), deadline);
     if (!answer) continue;
-    const auto binding = BindingOf(answer->reply, life.epoch());
+    const auto binding = BindingOf(answer->reply, space->facts().part, life.epoch());
     if (binding && DigestOf(answer->reply.space_id) == space->facts().id) space->Bind(*binding);
   }
 }
@@ -154,7 +154,7 @@ void Client::Pause(int ms) {
 void Client::Run() {
   int pause_ms = kFirstPauseMs;
   for (;;) {
-    Session now;
+    Contact now;
     {
       MutexLock lock(mu_);
       if (stopping_) return;

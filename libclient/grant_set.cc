@@ -20,13 +20,13 @@ Code CodeOf(uint32_t number) {
 Result<std::unique_ptr<GrantSet>> GrantSet::Ask(std::shared_ptr<Client> client, const Space& space,
                                                 std::span<const Digest> keys, uint32_t deadline_ms,
                                                 Deadline deadline) {
-  ASSIGN_OR_RETURN(const Session now, client->session());
-  const Binding binding = space.binding();
+  ASSIGN_OR_RETURN(const Contact now, client->contact());
+  const Binding& binding = space.binding();
   if (binding.life_epoch != now.life->epoch()) {
     return Status(Code::kStale, "the space could not be opened again after a reconnect");
   }
-  messages::Grant request{.slot = binding.ref.slot,
-                          .epoch = binding.ref.epoch,
+  messages::Grant request{.slot = binding.ref().slot,
+                          .epoch = binding.ref().epoch,
                           .part = space.facts().part,
                           .keys = {reinterpret_cast<const char*>(keys.data()), keys.size_bytes()},
                           .deadline_ms = deadline_ms};
@@ -100,7 +100,7 @@ Status GrantSet::Commit(std::span<const uint32_t> valid_tokens, Deadline deadlin
     if (!valid_tokens.empty()) request.valid_tokens.push_back(valid_tokens[i]);
   }
   if (pages.empty()) return {};
-  ASSIGN_OR_RETURN(const Session now, client_->session());
+  ASSIGN_OR_RETURN(const Contact now, client_->contact());
   if (now.life != life_) {
     for (Page* page : pages)
       *page = {.code = Code::kStale};
@@ -131,7 +131,7 @@ Status GrantSet::Commit(std::span<const uint32_t> valid_tokens, Deadline deadlin
 GrantSet::~GrantSet() {
   messages::Abort request{.grants = Held()};
   if (request.grants.empty()) return;
-  const Result<Session> now = client_->session();
+  const Result<Contact> now = client_->contact();
   if (now && now->life == life_) {
     const Deadline deadline = Deadline::In(client_->options().timeout_ms);
     // If it fails, the daemon asks for them again when their deadline passes.

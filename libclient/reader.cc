@@ -104,7 +104,7 @@ const uint8_t* PageSet::DataAt(size_t place) const {
 // ---- Reader
 
 Result<std::unique_ptr<Reader>> Reader::Make(std::shared_ptr<Client> client) {
-  ASSIGN_OR_RETURN(const Session now, client->session());
+  ASSIGN_OR_RETURN(const Contact now, client->contact());
   if (!client->AddReader()) return Status(Code::kExhausted, "this client has 64 readers already");
   Berth* berth = Berth::Take(now.life);
   if (berth == nullptr) {
@@ -146,10 +146,10 @@ void Reader::DropOld() {
   since_drop_ = 0;
 }
 
-Berth* Reader::Ready(const Space& space, uint64_t count, LookupSpec* spec, shm::Miss* why) {
+Reader::Setting Reader::Ready(const Space& space, uint64_t count, shm::Miss* why) {
   // Nothing of the daemon's is mapped in a forked child, not even the counters.
   *why = shm::Miss::kDisconnected;
-  if (client_->in_child()) return nullptr;
+  if (client_->in_child()) return {};
   const uint64_t epoch = client_->epoch();
   Berth* berth = berth_;
   if (epoch != 0 && berth->life().epoch() != epoch) {
@@ -162,14 +162,14 @@ Berth* Reader::Ready(const Space& space, uint64_t count, LookupSpec* spec, shm::
   // What was pinned when a daemon died keeps all of that life's memory: not longer than needed.
   if (has_old_ && ++since_drop_ == kDropEvery) [[unlikely]]
     DropOld();
-  const Binding binding = space.binding();
-  *spec = {.space = binding.ref, .part = space.facts().part};
   if (epoch != 0 && berth->life().epoch() == epoch) {
-    if (binding.life_epoch == epoch) return berth;
+    // Read after the epoch: spaces are bound again before the client shows a new one.
+    const Binding& binding = space.binding();
+    if (binding.life_epoch == epoch) return {berth, &binding.spec};
     *why = shm::Miss::kStale;
   }
   berth->lane().CountMisses(*why, count);
-  return nullptr;
+  return {};
 }
 
 bool Reader::Renew(Berth& berth) {
@@ -199,11 +199,10 @@ bool Reader::MapMissing(Berth& berth, std::span<const Pinned> pages) {
 
 Ticket Reader::Pin(const Space& space, const Digest& key, Pinned* page, const uint8_t** data,
                    shm::Miss* why) {
-  LookupSpec spec;
-  Berth* berth = Ready(space, 1, &spec, why);
+  const auto [berth, spec] = Ready(space, 1, why);
   if (berth == nullptr) return 0;
   for (int renewals = 0; renewals < kMaxRenewals; ++renewals) {
-    Lookup<> lookup(berth->directory().view, berth->lane(), spec);
+    Lookup<> lookup(berth->directory().view, berth->lane(), *spec);
     const LookupResult result = lookup.One(key, page);
     if (result.outcome == Outcome::kSuperseded) {
       if (Renew(*berth)) continue;
@@ -281,8 +280,7 @@ void Reader::LeaveUnmapped(Berth& berth, Want want, PageSet* set, Found* found) 
 
 Reader::Found Reader::Look(const Space& space, std::span<const Digest> keys, Want want) {
   Found found;
-  LookupSpec spec;
-  Berth* berth = Ready(space, keys.size(), &spec, &found.why);
+  const auto [berth, spec] = Ready(space, keys.size(), &found.why);
   if (berth == nullptr) {
     // An empty set all the same: its places are of no life.
     found.set = PageSet::Make(*berth_, space.facts(), keys.size());
@@ -292,7 +290,7 @@ Reader::Found Reader::Look(const Space& space, std::span<const Digest> keys, Wan
   }
   PageSet* set = PageSet::Make(*berth, space.facts(), keys.size());
   found.set = set;
-  const LookupResult result = Fill(*berth, spec, keys, want, set);
+  const LookupResult result = Fill(*berth, *spec, keys, want, set);
   found.all = result.outcome == Outcome::kHit;
   found.why = result.reason;
   set->found_ = result.hits;

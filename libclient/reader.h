@@ -123,8 +123,12 @@ class Reader {
   explicit Reader(std::shared_ptr<Client> client, Berth* berth)
       : client_(std::move(client)), first_(berth), berth_(berth) {}
 
-  // The berth to look up with; nullptr after `count` misses were counted for `why`.
-  Berth* Ready(const Space& space, uint64_t count, LookupSpec* spec, shm::Miss* why);
+  // The berth and the lookup to make; berth nullptr after `count` misses were counted for `why`.
+  struct Setting {
+    Berth* berth = nullptr;
+    const LookupSpec* spec = nullptr;
+  };
+  Setting Ready(const Space& space, uint64_t count, shm::Miss* why);
   // Takes a lane in the present life. False: there is none.
   bool Move();
   // Lets go of berths before that have no pins any more, and with the last one of a life its

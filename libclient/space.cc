@@ -4,13 +4,15 @@
 
 namespace terrace::client {
 
-Result<Binding> BindingOf(const messages::OpenSpaceReply& reply, uint64_t life_epoch) {
+Result<Binding> BindingOf(const messages::OpenSpaceReply& reply, uint32_t part,
+                          uint64_t life_epoch) {
   Binding binding{life_epoch,
-                  {.slot = reply.slot,
-                   .epoch = reply.epoch,
-                   .generation_index = reply.generation_index,
-                   .generation = reply.generation}};
-  if (!DirectoryView<>::Valid(binding.ref) || reply.space_id.size() != sizeof(Digest)) {
+                  {.space = {.slot = reply.slot,
+                             .epoch = reply.epoch,
+                             .generation_index = reply.generation_index,
+                             .generation = reply.generation},
+                   .part = part}};
+  if (!DirectoryView<>::Valid(binding.ref()) || reply.space_id.size() != sizeof(Digest)) {
     return Status(Code::kDataLoss, "the daemon describes the space wrongly");
   }
   return binding;

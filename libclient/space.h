@@ -1,7 +1,11 @@
 // Space: an open space as this client knows it, over daemon lives.
 //
 // What names it for good is constant. Where it is in the present daemon life (its binding) is
-// replaced after a reconnect, while readers read it: any thread, without a lock.
+// replaced after a reconnect, while readers read it: any thread, without a lock. A binding never
+// changes once it is published and stays until the space is gone, so a lookup follows one pointer
+// and copies nothing: there is one binding a daemon life, and a copy made from words that were
+// stored a moment ago would hold the processor up (no store forwarding) until the lookup before is
+// through.
 #pragma once
 
 #include <atomic>
@@ -9,10 +13,11 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "base/digest.h"
 #include "base/status.h"
-#include "libclient/directory_view.h"
+#include "libclient/lookup.h"
 #include "libclient/messages.h"
 #include "libclient/page_keys.h"
 #include "libclient/page_range.h"
@@ -22,11 +27,14 @@ namespace terrace::client {
 // The space in one daemon life; life_epoch 0: in none.
 struct Binding {
   uint64_t life_epoch = 0;
-  SpaceRef ref;
+  LookupSpec spec;
+
+  const SpaceRef& ref() const { return spec.space; }
 };
 
 // kDataLoss unless the daemon's numbers can be looked up with.
-Result<Binding> BindingOf(const messages::OpenSpaceReply& reply, uint64_t life_epoch);
+Result<Binding> BindingOf(const messages::OpenSpaceReply& reply, uint32_t part,
+                          uint64_t life_epoch);
 // Of a field of 32 bytes.
 Digest DigestOf(const std::string& bytes);
 
@@ -50,32 +58,13 @@ class Space {
   const messages::OpenSpace& request() const { return request_; }
   const KeyHasher& hasher() const { return hasher_; }
 
-  Binding binding() const {
-    constexpr auto kAcquire = std::memory_order_acquire;
-    for (;;) {
-      const uint64_t before = changes_.load(kAcquire);
-      Binding binding;
-      binding.life_epoch = life_epoch_.load(kAcquire);
-      const uint64_t slot_epoch = slot_epoch_.load(kAcquire);
-      binding.ref.slot = shm::LowOf(slot_epoch);
-      binding.ref.epoch = shm::HighOf(slot_epoch);
-      binding.ref.generation_index = generation_index_.load(kAcquire);
-      binding.ref.generation = generation_.load(kAcquire);
-      // Whoever read one new word with acquire also sees the odd count that was stored before it.
-      if (changes_.load(std::memory_order_relaxed) == before && before % 2 == 0) return binding;
-    }
-  }
+  // Valid as long as the space.
+  const Binding& binding() const { return *binding_.load(std::memory_order_acquire); }
 
   // One thread at a time: the client's, or the one that opens the space.
   void Bind(const Binding& binding) {
-    constexpr auto kRelease = std::memory_order_release;
-    const uint64_t changes = changes_.load(std::memory_order_relaxed);
-    changes_.store(changes + 1, std::memory_order_relaxed);
-    life_epoch_.store(binding.life_epoch, kRelease);
-    slot_epoch_.store(shm::PackPair(binding.ref.slot, binding.ref.epoch), kRelease);
-    generation_index_.store(binding.ref.generation_index, kRelease);
-    generation_.store(binding.ref.generation, kRelease);
-    changes_.store(changes + 2, kRelease);
+    bindings_.push_back(std::make_unique<const Binding>(binding));
+    binding_.store(bindings_.back().get(), std::memory_order_release);
   }
 
  private:
@@ -83,11 +72,9 @@ class Space {
   const messages::OpenSpace request_;
   const KeyHasher hasher_;
 
-  std::atomic<uint64_t> changes_ = 0;  // Odd while the binding is being replaced.
-  std::atomic<uint64_t> life_epoch_ = 0;
-  std::atomic<uint64_t> slot_epoch_ = 0;
-  std::atomic<uint32_t> generation_index_ = 0;
-  std::atomic<uint64_t> generation_ = 0;
+  const Binding unbound_;
+  std::atomic<const Binding*> binding_ = &unbound_;
+  std::vector<std::unique_ptr<const Binding>> bindings_;  // Of all lives so far.
 };
 
 }  // namespace terrace::client

@@ -7,7 +7,7 @@ namespace terrace::client {
 
 Result<std::unique_ptr<WeightSet>> WeightSet::Attach(std::shared_ptr<Client> client,
                                                      const AttachSpec& spec, Deadline deadline) {
-  ASSIGN_OR_RETURN(const Session now, client->session());
+  ASSIGN_OR_RETURN(const Contact now, client->contact());
   const messages::Attach request{.name = spec.model,
                                  .version = spec.version,
                                  .load = spec.load,
@@ -101,7 +101,7 @@ const uint8_t* WeightSet::DataOf(const manifest::TensorRecord& record) const {
 WeightSet::~WeightSet() {
   if (attachment_ == 0) return;
   image_ = MappedRange();  // Unmapped before the daemon is told so.
-  const Result<Session> now = client_->session();
+  const Result<Contact> now = client_->contact();
   if (!now || now->life->epoch() != life_epoch_) return;
   const Deadline deadline = Deadline::In(client_->options().timeout_ms);
   // If it fails, the daemon holds the model for this client until it ends.

@@ -91,15 +91,15 @@ kvc_code kvc_drop(kvc_client* client, const kvc_space* space, const kvc_key* key
     Client& core = *Of(client)->client;
     RETURN_IF_ERROR(CheckWriter(core));
     ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
-    ASSIGN_OR_RETURN(const client::Session now, core.session());
+    ASSIGN_OR_RETURN(const client::Contact now, core.contact());
     const client::Space& opened = *Of(space)->space;
-    const client::Binding binding = opened.binding();
+    const client::Binding& binding = opened.binding();
     if (binding.life_epoch != now.life->epoch()) {
       return Status(Code::kStale, "the space could not be opened again after a reconnect");
     }
     const messages::Drop request{
-        .slot = binding.ref.slot,
-        .epoch = binding.ref.epoch,
+        .slot = binding.ref().slot,
+        .epoch = binding.ref().epoch,
         .part = opened.facts().part,
         .keys = {reinterpret_cast<const char*>(keys), count * sizeof(kvc_key)}};
     ASSIGN_OR_RETURN(const auto answer, now.connection->Call(request, deadline));

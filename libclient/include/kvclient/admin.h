@@ -1,7 +1,7 @@
 /* The operator's side of libkvclient: what terracectl is built on.
  *
- * Same conventions as kvclient.h. Calls are thread-safe. Strings that a call returns in `char**` are
- * freed with kvc_free. */
+ * Same conventions as kvclient.h. Calls are thread-safe. Strings that a call returns in `char**`
+ * are freed with kvc_free. */
 #ifndef KVCLIENT_ADMIN_H
 #define KVCLIENT_ADMIN_H
 

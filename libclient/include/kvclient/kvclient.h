@@ -26,13 +26,13 @@
  *
  * Daemon death. What is pinned or attached stays mapped and readable. Every lookup misses
  * (KVC_MISS_DISCONNECTED) and every verb fails with KVC_UNAVAILABLE until the library has
- * reconnected by itself, which kvc_epoch() shows: the epoch grows by one with every daemon life, and
- * kvc_pages_epoch(), kvc_weights_epoch() say which one a mapping is of. Spaces are opened again by
- * the library; grants of an old life are lost (KVC_STALE at commit).
+ * reconnected by itself, which kvc_epoch() shows: the epoch grows by one with every daemon life,
+ * and kvc_pages_epoch(), kvc_weights_epoch() say which one a mapping is of. Spaces are opened again
+ * by the library; grants of an old life are lost (KVC_STALE at commit).
  *
- * Fork. Nothing of the daemon's memory is mapped in a forked child, and no handle may be used there:
- * calls that need the daemon or its memory fail with KVC_PERMISSION_DENIED, pins miss, and releasing
- * does nothing. Calls that only look at a handle's own values do not check it.
+ * Fork. Nothing of the daemon's memory is mapped in a forked child, and no handle may be used
+ * there: calls that need the daemon or its memory fail with KVC_PERMISSION_DENIED, pins miss, and
+ * releasing does nothing. Calls that only look at a handle's own values do not check it.
  *
  * The library keeps no global state, exports only what is declared here and in admin.h, and needs
  * nothing at run time but libc, libstdc++ and libgcc. */
@@ -155,7 +155,7 @@ typedef struct kvc_layout {
 typedef struct kvc_space_options {
   size_t struct_size;
   kvc_layout layout;
-  const kvc_weights* weights; /* the attached weights the KV is computed with; or NULL and: */
+  const kvc_weights* weights;    /* the attached weights the KV is computed with; or NULL and: */
   const kvc_key* weights_digest; /* a digest the engine names; NULL: none */
   const char* model;             /* with weights_digest: the registered model that fences the space;
                                     NULL: none. Ignored with `weights`, which know their model */
@@ -191,8 +191,8 @@ KVC_API kvc_code kvc_space_get_info(const kvc_space* space, kvc_space_info* info
 
 /* ---- Page keys (docs/keys.md) ---------------------------------------------------------------- */
 
-/* key = SHA-256(tag, space id, parent key, token count, extra length, token ids, extra): chained, so
- * a key stands for the whole prefix up to the end of its page. */
+/* key = SHA-256(tag, space id, parent key, token count, extra length, token ids, extra): chained,
+ * so a key stands for the whole prefix up to the end of its page. */
 
 /* The key of one page. `parent` is NULL for the first page. `extra` (images, ...) may be NULL. */
 KVC_API kvc_code kvc_page_key(const kvc_space* space, const kvc_key* parent, const uint32_t* tokens,
@@ -237,8 +237,8 @@ typedef enum kvc_miss {
 /* At most 64 readers a client. */
 KVC_API kvc_code kvc_reader_create(kvc_client* client, kvc_reader** reader, kvc_error* error);
 /* Sets that it pinned stay pinned until released. Tickets of kvc_pin are to be given back before:
- * with the reader gone they cannot be, and their pages stay pinned, and count against the pin budget,
- * until the client is closed. */
+ * with the reader gone they cannot be, and their pages stay pinned, and count against the pin
+ * budget, until the client is closed. */
 KVC_API void kvc_reader_destroy(kvc_reader* reader);
 
 typedef struct kvc_page {
@@ -247,9 +247,9 @@ typedef struct kvc_page {
   uint32_t valid_tokens; /* page_tokens for a full page */
 } kvc_page;
 
-/* Hit path for one page: pins it and fills *page, returns a ticket for kvc_unpin; 0 is a miss, whose
- * reason is in *why (may be NULL). No system call, no allocation, except the first time that an
- * arena or a new directory is met. */
+/* Hit path for one page: pins it and fills *page, returns a ticket for kvc_unpin; 0 is a miss,
+ * whose reason is in *why (may be NULL). No system call, no allocation, except the first time that
+ * an arena or a new directory is met. */
 typedef uint64_t kvc_ticket;
 KVC_API kvc_ticket kvc_pin(kvc_reader* reader, const kvc_space* space, const kvc_key* key,
                            kvc_page* page, kvc_miss* why);
@@ -266,8 +266,8 @@ KVC_API kvc_code kvc_lookup_prefix(kvc_reader* reader, const kvc_space* space, c
 KVC_API kvc_code kvc_lookup_each(kvc_reader* reader, const kvc_space* space, const kvc_key* keys,
                                  size_t count, kvc_pages** pages);
 
-KVC_API size_t kvc_pages_count(const kvc_pages* pages);   /* places */
-KVC_API size_t kvc_pages_found(const kvc_pages* pages);   /* pinned pages */
+KVC_API size_t kvc_pages_count(const kvc_pages* pages);    /* places */
+KVC_API size_t kvc_pages_found(const kvc_pages* pages);    /* pinned pages */
 KVC_API uint64_t kvc_pages_tokens(const kvc_pages* pages); /* sum of valid tokens */
 KVC_API uint64_t kvc_pages_epoch(const kvc_pages* pages);
 KVC_API kvc_code kvc_pages_get(const kvc_pages* pages, size_t index, kvc_page* page);
@@ -282,8 +282,8 @@ typedef enum kvc_table_format {
 typedef struct kvc_table_options {
   size_t struct_size;
   kvc_table_format format; /* NULL options: KVC_TABLE_ADDRESS, flat, all places */
-  size_t first;     /* first place of the set to write */
-  size_t count;     /* places; 0: to the end */
+  size_t first;            /* first place of the set to write */
+  size_t count;            /* places; 0: to the end */
   size_t leaf_size; /* two-level: entries of one leaf; 0: flat. `table` is then an array of pointers
                        to leaves of that many entries, provided by the caller; the entry for place
                        `first` + i goes to leaf i / leaf_size at i % leaf_size */
@@ -325,14 +325,15 @@ KVC_API size_t kvc_grants_count(const kvc_grants* grants);
 KVC_API kvc_code kvc_grants_code(const kvc_grants* grants, size_t index);
 /* page_bytes writable bytes; NULL where there is no grant, and after commit. */
 KVC_API void* kvc_grants_data(kvc_grants* grants, size_t index);
-/* Publishes every granted page, one message; `valid_tokens` (may be NULL: all full) has one number a
- * page. Nothing may be written to the pages after the first call that sent them, whatever it
+/* Publishes every granted page, one message; `valid_tokens` (may be NULL: all full) has one number
+ * a page. Nothing may be written to the pages after the first call that sent them, whatever it
  * returned: others may read them already. Afterwards kvc_grants_code says what became of each:
  * KVC_OK, KVC_ALREADY_EXISTS (another page of that key was first; this one is freed), KVC_STALE,
  * KVC_DEADLINE_EXCEEDED.
- * If the call itself fails after it was sent (KVC_DEADLINE_EXCEEDED, KVC_UNAVAILABLE), the pages may
- * be published already: kvc_grants_data is NULL, and the call may be repeated, in which case
- * KVC_NOT_FOUND stands for pages that had been. KVC_STALE: the daemon life of the grants is over. */
+ * If the call itself fails after it was sent (KVC_DEADLINE_EXCEEDED, KVC_UNAVAILABLE), the pages
+ * may be published already: kvc_grants_data is NULL, and the call may be repeated, in which case
+ * KVC_NOT_FOUND stands for pages that had been. KVC_STALE: the daemon life of the grants is over.
+ */
 KVC_API kvc_code kvc_commit(kvc_grants* grants, const uint32_t* valid_tokens, int32_t timeout_ms,
                             kvc_error* error);
 /* Gives back what was not committed, by a message for which it waits at most the client's default
