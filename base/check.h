@@ -11,9 +11,9 @@ namespace terrace {
 
 }  // namespace terrace
 
-#define TERRACE_CHECK(condition)                                  \
-  do {                                                            \
-    if (!(condition)) [[unlikely]] {                              \
-      ::terrace::CheckFailed(#condition, __FILE__, __LINE__);     \
-    }                                                             \
+#define TERRACE_CHECK(condition)                              \
+  do {                                                        \
+    if (!(condition)) [[unlikely]] {                          \
+      ::terrace::CheckFailed(#condition, __FILE__, __LINE__); \
+    }                                                         \
   } while (false)

@@ -18,7 +18,9 @@ SHA256_CTX* Context(std::array<uint8_t, 112>& state) {
 
 }  // namespace
 
-std::string Digest::Hex() const { return HexEncode(bytes); }
+std::string Digest::Hex() const {
+  return HexEncode(bytes);
+}
 
 std::optional<Digest> Digest::FromHex(std::string_view hex) {
   Digest digest;
@@ -26,7 +28,9 @@ std::optional<Digest> Digest::FromHex(std::string_view hex) {
   return digest;
 }
 
-Sha256::Sha256() { TERRACE_CHECK(SHA256_Init(Context(state_)) == 1); }
+Sha256::Sha256() {
+  TERRACE_CHECK(SHA256_Init(Context(state_)) == 1);
+}
 
 Sha256& Sha256::Update(std::span<const uint8_t> bytes) {
   SHA256_Update(Context(state_), bytes.data(), bytes.size());

@@ -21,12 +21,12 @@ namespace terrace {
 // The numbers are part of the wire protocol and of the C ABI: never renumber, only append.
 enum class Code : uint8_t {
   kOk = 0,
-  kInvalidArgument = 1,   // The request can never succeed as written; the message names the field.
-  kNotFound = 2,          // No such model, space, arena or grant.
-  kAlreadyExists = 3,     // The name is taken, by something else than what was asked for.
-  kMismatch = 4,          // It exists but differs (layout, version, content); the message says in what.
-  kStale = 5,             // Right once, but of an old generation, epoch or daemon life: reopen.
-  kExhausted = 6,         // A budget, quota or tier is full; retry after releasing something.
+  kInvalidArgument = 1,  // The request can never succeed as written; the message names the field.
+  kNotFound = 2,         // No such model, space, arena or grant.
+  kAlreadyExists = 3,    // The name is taken, by something else than what was asked for.
+  kMismatch = 4,   // It exists but differs (layout, version, content); the message says in what.
+  kStale = 5,      // Right once, but of an old generation, epoch or daemon life: reopen.
+  kExhausted = 6,  // A budget, quota or tier is full; retry after releasing something.
   kDeadlineExceeded = 7,  // The deadline passed first; the outcome may be unknown.
   kUnavailable = 8,       // The daemon or a tier cannot be reached now; retry later.
   kPermissionDenied = 9,  // This peer may not do that.
@@ -68,8 +68,10 @@ template <typename T>
 class [[nodiscard]] Result {
  public:
   // Implicit on purpose, so that `return value;` and `return Status(...)` both read well.
-  Result(T value) : v_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
-  Result(Status status) : v_(std::in_place_index<1>, std::move(status)) {  // NOLINT(google-explicit-constructor)
+  Result(T value)
+      : v_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Result(Status status)
+      : v_(std::in_place_index<1>, std::move(status)) {  // NOLINT(google-explicit-constructor)
     TERRACE_CHECK(!std::get<1>(v_).ok());
   }
 
@@ -106,11 +108,11 @@ class [[nodiscard]] Result {
 #define TERRACE_CAT_INNER(a, b) a##b
 #define TERRACE_CAT(a, b) TERRACE_CAT_INNER(a, b)
 
-#define RETURN_IF_ERROR(expr)                               \
-  do {                                                      \
+#define RETURN_IF_ERROR(expr)                                \
+  do {                                                       \
     if (::terrace::Status status_ = (expr); !status_.ok()) { \
-      return status_;                                       \
-    }                                                       \
+      return status_;                                        \
+    }                                                        \
   } while (false)
 
 #define ASSIGN_OR_RETURN(lhs, expr) \

@@ -43,7 +43,7 @@ void AddReportVerbs(CLI::App& app, Arguments& arguments) {
   CLI::App* pages = AddVerb(app, "pages", "Pages that can be found now");
   pages->add_option("--space", arguments.space, "Of this space: its id or the beginning of it");
   pages->add_option("--limit", arguments.limit, "At most so many")
-      ->check(CLI::Range(1u, 1'000'000u))
+      ->check(CLI::Range(1u, 10'000u))
       ->capture_default_str();
 }
 
@@ -93,49 +93,49 @@ void AddPageVerbs(CLI::App& app, Arguments& arguments) {
   bytes->excludes(all);
 }
 
-int UsageError(const Session& session, std::string_view message) {
-  return session.Fail(kExitUsage, "invalid_argument", message, "see `terracectl --help`");
+int UsageError(const Invocation& invocation, std::string_view message) {
+  return invocation.Fail(kExitUsage, "invalid_argument", message, "see `terracectl --help`");
 }
 
 bool OneChosen(const PageChoice& page) {
   return page.key.empty() != page.tokens.empty();
 }
 
-int RunPageVerb(const std::string& verb, Session& session, const Arguments& arguments) {
+int RunPageVerb(const std::string& verb, Invocation& invocation, const Arguments& arguments) {
   if (verb == "evict") {
-    if (arguments.all) return Evict(session, 0);
+    if (arguments.all) return Evict(invocation, 0);
     const auto bytes = ParseSize(arguments.bytes);
-    if (arguments.bytes.empty()) return UsageError(session, "evict needs --bytes SIZE or --all");
+    if (arguments.bytes.empty()) return UsageError(invocation, "evict needs --bytes SIZE or --all");
     if (!bytes || *bytes == 0) {
-      return UsageError(session, "--bytes: '" + arguments.bytes + "' is not a size");
+      return UsageError(invocation, "--bytes: '" + arguments.bytes + "' is not a size");
     }
-    return Evict(session, *bytes);
+    return Evict(invocation, *bytes);
   }
   if (!OneChosen(arguments.page)) {
-    return UsageError(session, verb + " needs --key HEX or --tokens LIST");
+    return UsageError(invocation, verb + " needs --key HEX or --tokens LIST");
   }
-  return verb == "put" ? PutPage(session, arguments.page, arguments.file)
-                       : GetPage(session, arguments.page, arguments.file);
+  return verb == "put" ? PutPage(invocation, arguments.page, arguments.file)
+                       : GetPage(invocation, arguments.page, arguments.file);
 }
 
-int RunVerb(const CLI::App& app, Session& session, const Arguments& arguments) {
+int RunVerb(const CLI::App& app, Invocation& invocation, const Arguments& arguments) {
   const CLI::App* verb = app.get_subcommands().front();
   const std::string name = verb->get_name();
-  if (name == "status") return ShowStatus(session);
-  if (name == "models") return ShowModels(session);
-  if (name == "spaces") return ShowSpaces(session);
-  if (name == "clients") return ShowClients(session);
-  if (name == "pages") return ShowPages(session, arguments.space, arguments.limit);
-  if (name == "version") return ShowVersion(session);
-  if (name == "load") return LoadModel(session, ParseModelName(arguments.model));
-  if (name == "unload") return UnloadModel(session, ParseModelName(arguments.model));
+  if (name == "status") return ShowStatus(invocation);
+  if (name == "models") return ShowModels(invocation);
+  if (name == "spaces") return ShowSpaces(invocation);
+  if (name == "clients") return ShowClients(invocation);
+  if (name == "pages") return ShowPages(invocation, arguments.space, arguments.limit);
+  if (name == "version") return ShowVersion(invocation);
+  if (name == "load") return LoadModel(invocation, ParseModelName(arguments.model));
+  if (name == "unload") return UnloadModel(invocation, ParseModelName(arguments.model));
   if (name == "model") {
     if (verb->get_subcommands().front()->get_name() == "add") {
-      return AddModel(session, {arguments.model, arguments.version}, arguments.path);
+      return AddModel(invocation, {arguments.model, arguments.version}, arguments.path);
     }
-    return RemoveModel(session, ParseModelName(arguments.model));
+    return RemoveModel(invocation, ParseModelName(arguments.model));
   }
-  return RunPageVerb(name, session, arguments);
+  return RunPageVerb(name, invocation, arguments);
 }
 
 int Main(int argc, char** argv) {
@@ -159,8 +159,8 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
-  Session session(arguments.common);
-  return RunVerb(app, session, arguments);
+  Invocation invocation(arguments.common);
+  return RunVerb(app, invocation, arguments);
 }
 
 }  // namespace

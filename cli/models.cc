@@ -23,12 +23,14 @@ std::string Label(const ModelName& model) {
   return model.version.empty() ? model.name : model.name + "@" + model.version;
 }
 
-int FailOnModel(const Session& session, const kvc_error& error) {
-  return session.Fail(error, error.code == KVC_NOT_FOUND ? kSeeModels : std::string_view());
+int FailOnModel(const Invocation& invocation, const kvc_error& error) {
+  return invocation.Fail(error, error.code == KVC_NOT_FOUND ? kSeeModels : std::string_view());
 }
 
-int Print(const Session& session, const nlohmann::ordered_json& json, const std::string& text) {
-  return PrintOut((session.json() ? json.dump() : text) + "\n") ? kExitOk : session.FailOutput();
+int Print(const Invocation& invocation, const nlohmann::ordered_json& json,
+          const std::string& text) {
+  return PrintOut((invocation.json() ? json.dump() : text) + "\n") ? kExitOk
+                                                                   : invocation.FailOutput();
 }
 
 std::string HexOf(const kvc_key& key) {
@@ -45,17 +47,18 @@ ModelName ParseModelName(const std::string& text) {
   return {text.substr(0, at), text.substr(at + 1)};
 }
 
-int AddModel(Session& session, const ModelName& model, const std::string& path) {
+int AddModel(Invocation& invocation, const ModelName& model, const std::string& path) {
   // The daemon may run elsewhere: it is told the absolute path.
   std::error_code failed;
   const std::string absolute = std::filesystem::absolute(path, failed).string();
-  if (int code = session.Connect(Session::Access::kReadOnly); code != kExitOk) return code;
+  if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
   kvc_model_added added{};
   added.struct_size = sizeof added;
   kvc_error error{};
-  if (kvc_model_add(session.client(), model.name.c_str(), model.version.c_str(), absolute.c_str(),
-                    session.TimeoutMs(kLongCallSeconds), &added, &error) != KVC_OK) {
-    return session.Fail(error);
+  if (kvc_model_add(invocation.client(), model.name.c_str(), model.version.c_str(),
+                    absolute.c_str(), invocation.TimeoutMs(kLongCallSeconds), &added,
+                    &error) != KVC_OK) {
+    return invocation.Fail(error);
   }
   const std::string why_not = Printable(added.why_not);
   std::string text = "added " + Label(model) + ": " + HumanCount(added.tensors) + " tensors, " +
@@ -71,35 +74,35 @@ int AddModel(Session& session, const ModelName& model, const std::string& path) 
                                  {"files", added.files},
                                  {"durable", added.durable != 0},
                                  {"why_not", why_not}};
-  return Print(session, json, text);
+  return Print(invocation, json, text);
 }
 
-int RemoveModel(Session& session, const ModelName& model) {
-  if (int code = session.Connect(Session::Access::kReadOnly); code != kExitOk) return code;
+int RemoveModel(Invocation& invocation, const ModelName& model) {
+  if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
   kvc_error error{};
-  if (kvc_model_remove(session.client(), model.name.c_str(), OrNull(model.version),
-                       session.TimeoutMs(kShortCallSeconds), &error) != KVC_OK) {
-    return FailOnModel(session, error);
+  if (kvc_model_remove(invocation.client(), model.name.c_str(), OrNull(model.version),
+                       invocation.TimeoutMs(kShortCallSeconds), &error) != KVC_OK) {
+    return FailOnModel(invocation, error);
   }
-  return Print(session, {{"removed", Label(model)}}, "removed " + Label(model));
+  return Print(invocation, {{"removed", Label(model)}}, "removed " + Label(model));
 }
 
-int LoadModel(Session& session, const ModelName& model) {
-  if (int code = session.Connect(Session::Access::kReadOnly); code != kExitOk) return code;
+int LoadModel(Invocation& invocation, const ModelName& model) {
+  if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
   kvc_loaded loaded{};
   loaded.struct_size = sizeof loaded;
   kvc_error error{};
   const auto start = std::chrono::steady_clock::now();
   kvc_code code = KVC_OK;
   {
-    ProgressBar bar("load " + Label(model), !session.json());
+    ProgressBar bar("load " + Label(model), !invocation.json());
     const auto show = [](void* context, uint64_t done, uint64_t total) {
       static_cast<ProgressBar*>(context)->Show(done, total);
     };
-    code = kvc_load(session.client(), model.name.c_str(), OrNull(model.version), show, &bar,
-                    session.TimeoutMs(kLongCallSeconds), &loaded, &error);
+    code = kvc_load(invocation.client(), model.name.c_str(), OrNull(model.version), show, &bar,
+                    invocation.TimeoutMs(kLongCallSeconds), &loaded, &error);
   }
-  if (code != KVC_OK) return FailOnModel(session, error);
+  if (code != KVC_OK) return FailOnModel(invocation, error);
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const std::string digest = HexOf(loaded.digest);
@@ -111,20 +114,20 @@ int LoadModel(Session& session, const ModelName& model) {
                                  {"bytes", loaded.bytes},
                                  {"digest", digest},
                                  {"seconds", seconds}};
-  return Print(session, json,
+  return Print(invocation, json,
                "loaded " + Label({model.name, Printable(loaded.version)}) + ": " +
                    HumanBytes(loaded.bytes) + " in " + took + " (" + HumanBytes(rate) +
                    "/s), digest " + digest.substr(0, 12));
 }
 
-int UnloadModel(Session& session, const ModelName& model) {
-  if (int code = session.Connect(Session::Access::kReadOnly); code != kExitOk) return code;
+int UnloadModel(Invocation& invocation, const ModelName& model) {
+  if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
   kvc_unloaded unloaded{};
   unloaded.struct_size = sizeof unloaded;
   kvc_error error{};
-  if (kvc_unload(session.client(), model.name.c_str(), OrNull(model.version),
-                 session.TimeoutMs(kShortCallSeconds), &unloaded, &error) != KVC_OK) {
-    return FailOnModel(session, error);
+  if (kvc_unload(invocation.client(), model.name.c_str(), OrNull(model.version),
+                 invocation.TimeoutMs(kShortCallSeconds), &unloaded, &error) != KVC_OK) {
+    return FailOnModel(invocation, error);
   }
   std::string text =
       "unloaded " + Label(model) + ": " + HumanBytes(unloaded.freed_bytes) + " freed";
@@ -132,7 +135,7 @@ int UnloadModel(Session& session, const ModelName& model) {
     text += ", " + HumanBytes(unloaded.held_bytes) +
             " still held by clients and freed when they let go (see `terracectl clients`)";
   }
-  return Print(session,
+  return Print(invocation,
                {{"name", model.name},
                 {"version", model.version},
                 {"freed_bytes", unloaded.freed_bytes},

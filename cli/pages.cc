@@ -44,12 +44,12 @@ struct ChosenPage {
   uint32_t valid_tokens = 0;
 };
 
-int FailUsage(const Session& session, const std::string& message) {
-  return session.Fail(kExitUsage, "invalid_argument", message);
+int FailUsage(const Invocation& invocation, const std::string& message) {
+  return invocation.Fail(kExitUsage, "invalid_argument", message);
 }
 
-int FailErrno(const Session& session, const std::string& what) {
-  return session.Fail(kExitFailed, "internal", what + ": " + std::strerror(errno));
+int FailErrno(const Invocation& invocation, const std::string& what) {
+  return invocation.Fail(kExitFailed, "internal", what + ": " + std::strerror(errno));
 }
 
 kvc_key KeyFrom(const std::array<uint8_t, 32>& bytes) {
@@ -59,29 +59,29 @@ kvc_key KeyFrom(const std::array<uint8_t, 32>& bytes) {
 }
 
 // All of `path` ("-": standard input), but no more than `limit` bytes and one.
-int ReadAll(const Session& session, const std::string& path, size_t limit,
+int ReadAll(const Invocation& invocation, const std::string& path, size_t limit,
             std::vector<uint8_t>* bytes) {
   const File file(path == "-" ? stdin : std::fopen(path.c_str(), "rb"));
-  if (!file) return FailErrno(session, path);
+  if (!file) return FailErrno(invocation, path);
   bytes->resize(limit + 1);
   bytes->resize(std::fread(bytes->data(), 1, bytes->size(), file.get()));
-  return std::ferror(file.get()) != 0 ? FailErrno(session, path) : kExitOk;
+  return std::ferror(file.get()) != 0 ? FailErrno(invocation, path) : kExitOk;
 }
 
 // Hashes the whole prefix; the page is its last one, full or partly filled.
-int ChooseByTokens(const Session& session, const std::string& argument, ChosenPage* page) {
+int ChooseByTokens(const Invocation& invocation, const std::string& argument, ChosenPage* page) {
   std::string list = argument;
   if (argument.starts_with('@')) {
     constexpr size_t kMostBytes = 64u << 20;
     std::vector<uint8_t> bytes;
-    if (int code = ReadAll(session, argument.substr(1), kMostBytes, &bytes); code != kExitOk) {
+    if (int code = ReadAll(invocation, argument.substr(1), kMostBytes, &bytes); code != kExitOk) {
       return code;
     }
     list.assign(bytes.begin(), bytes.end());
   }
   const auto tokens = ParseTokens(list);
   if (!tokens || tokens->empty()) {
-    return FailUsage(session, "--tokens: expected token ids below 2^32, separated by commas");
+    return FailUsage(invocation, "--tokens: expected token ids below 2^32, separated by commas");
   }
   kvc_key key{};
   const kvc_key* parent = nullptr;
@@ -91,7 +91,8 @@ int ChooseByTokens(const Session& session, const std::string& argument, ChosenPa
     const kvc_code code =
         kvc_page_key(page->space.get(), parent, tokens->data() + first, count, nullptr, 0, &next);
     if (code != KVC_OK) {
-      return session.Fail(kExitFailed, kvc_code_name(code), "the page's key could not be computed");
+      return invocation.Fail(kExitFailed, kvc_code_name(code),
+                             "the page's key could not be computed");
     }
     key = next;
     parent = &key;
@@ -101,23 +102,23 @@ int ChooseByTokens(const Session& session, const std::string& argument, ChosenPa
   return kExitOk;
 }
 
-int Choose(Session& session, const PageChoice& choice, ChosenPage* page) {
+int Choose(Invocation& invocation, const PageChoice& choice, ChosenPage* page) {
   std::string id;
-  if (int code = ResolveSpace(session, choice.space, &id); code != kExitOk) return code;
+  if (int code = ResolveSpace(invocation, choice.space, &id); code != kExitOk) return code;
   const kvc_key space_id = KeyFrom(*ParseKey(id));
   kvc_space* space = nullptr;
   kvc_error error{};
-  if (kvc_space_open_existing(session.client(), &space_id, session.TimeoutMs(kCallSeconds), &space,
-                              &error) != KVC_OK) {
-    return session.Fail(error);
+  if (kvc_space_open_existing(invocation.client(), &space_id, invocation.TimeoutMs(kCallSeconds),
+                              &space, &error) != KVC_OK) {
+    return invocation.Fail(error);
   }
   page->space.reset(space);
   page->info.struct_size = sizeof page->info;
   kvc_space_get_info(space, &page->info);
   page->valid_tokens = page->info.page_tokens;
-  if (!choice.tokens.empty()) return ChooseByTokens(session, choice.tokens, page);
+  if (!choice.tokens.empty()) return ChooseByTokens(invocation, choice.tokens, page);
   const auto key = ParseKey(choice.key);
-  if (!key) return FailUsage(session, "--key: expected 64 hexadecimal digits");
+  if (!key) return FailUsage(invocation, "--key: expected 64 hexadecimal digits");
   page->key = KeyFrom(*key);
   return kExitOk;
 }
@@ -128,19 +129,20 @@ std::string HexOf(const kvc_key& key) {
   return Hex(bytes);
 }
 
-int Publish(Session& session, const ChosenPage& page, std::span<const uint8_t> bytes) {
+int Publish(Invocation& invocation, const ChosenPage& page, std::span<const uint8_t> bytes) {
   kvc_grants* made = nullptr;
   kvc_error error{};
-  if (kvc_grant(session.client(), page.space.get(), &page.key, 1, nullptr,
-                session.TimeoutMs(kCallSeconds), &made, &error) != KVC_OK) {
-    return session.Fail(error);
+  if (kvc_grant(invocation.client(), page.space.get(), &page.key, 1, nullptr,
+                invocation.TimeoutMs(kCallSeconds), &made, &error) != KVC_OK) {
+    return invocation.Fail(error);
   }
   const Grants grants(made);
   kvc_code code = kvc_grants_code(made, 0);
   if (code == KVC_OK) {
     std::memcpy(kvc_grants_data(made, 0), bytes.data(), bytes.size());
-    if (kvc_commit(made, &page.valid_tokens, session.TimeoutMs(kCallSeconds), &error) != KVC_OK) {
-      return session.Fail(error);
+    if (kvc_commit(made, &page.valid_tokens, invocation.TimeoutMs(kCallSeconds), &error) !=
+        KVC_OK) {
+      return invocation.Fail(error);
     }
     code = kvc_grants_code(made, 0);
   }
@@ -151,7 +153,7 @@ int Publish(Session& session, const ChosenPage& page, std::span<const uint8_t> b
                 code == KVC_ALREADY_EXISTS ? "page %s exists already: the first stays"
                                            : "page %s was refused",
                 HexOf(page.key).c_str());
-  return session.Fail(refused);
+  return invocation.Fail(refused);
 }
 
 // Writes to a new file that replaces `path` only when it is whole.
@@ -170,20 +172,22 @@ bool WriteFile(const std::string& path, std::span<const uint8_t> bytes) {
 
 }  // namespace
 
-int PutPage(Session& session, const PageChoice& choice, const std::string& file) {
-  if (int code = session.Connect(Session::Access::kWriter); code != kExitOk) return code;
+int PutPage(Invocation& invocation, const PageChoice& choice, const std::string& file) {
+  if (int code = invocation.Connect(Invocation::Access::kWriter); code != kExitOk) return code;
   ChosenPage page;
-  if (int code = Choose(session, choice, &page); code != kExitOk) return code;
+  if (int code = Choose(invocation, choice, &page); code != kExitOk) return code;
   std::vector<uint8_t> bytes;
-  if (int code = ReadAll(session, file, page.info.page_bytes, &bytes); code != kExitOk) return code;
+  if (int code = ReadAll(invocation, file, page.info.page_bytes, &bytes); code != kExitOk)
+    return code;
   if (bytes.size() != page.info.page_bytes) {
     const std::string found = bytes.size() > page.info.page_bytes
                                   ? "more than that"
                                   : std::to_string(bytes.size()) + " bytes";
-    return FailUsage(session, "a page of this space has " + std::to_string(page.info.page_bytes) +
-                                  " bytes, but '" + file + "' has " + found);
+    return FailUsage(invocation, "a page of this space has " +
+                                     std::to_string(page.info.page_bytes) + " bytes, but '" + file +
+                                     "' has " + found);
   }
-  if (int code = Publish(session, page, bytes); code != kExitOk) return code;
+  if (int code = Publish(invocation, page, bytes); code != kExitOk) return code;
   const std::string key = HexOf(page.key);
   const nlohmann::ordered_json json = {{"space", HexOf(page.info.id)},
                                        {"key", key},
@@ -191,22 +195,24 @@ int PutPage(Session& session, const PageChoice& choice, const std::string& file)
                                        {"valid_tokens", page.valid_tokens}};
   const std::string text = "put page " + key + ": " + HumanBytes(bytes.size()) + ", " +
                            std::to_string(page.valid_tokens) + " tokens";
-  return PrintOut((session.json() ? json.dump() : text) + "\n") ? kExitOk : session.FailOutput();
+  return PrintOut((invocation.json() ? json.dump() : text) + "\n") ? kExitOk
+                                                                   : invocation.FailOutput();
 }
 
-int GetPage(Session& session, const PageChoice& choice, const std::string& file) {
-  if (file.empty() && session.json()) {
-    return FailUsage(session, "with --json, name a file for the bytes: -o FILE");
+int GetPage(Invocation& invocation, const PageChoice& choice, const std::string& file) {
+  if (file.empty() && invocation.json()) {
+    return FailUsage(invocation, "with --json, name a file for the bytes: -o FILE");
   }
   if (file.empty() && isatty(STDOUT_FILENO) == 1) {
-    return FailUsage(session, "a page's bytes are not for a terminal: name a file with -o FILE");
+    return FailUsage(invocation, "a page's bytes are not for a terminal: name a file with -o FILE");
   }
-  if (int code = session.Connect(Session::Access::kReadOnly); code != kExitOk) return code;
+  if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
   ChosenPage page;
-  if (int code = Choose(session, choice, &page); code != kExitOk) return code;
+  if (int code = Choose(invocation, choice, &page); code != kExitOk) return code;
   kvc_reader* made = nullptr;
   kvc_error error{};
-  if (kvc_reader_create(session.client(), &made, &error) != KVC_OK) return session.Fail(error);
+  if (kvc_reader_create(invocation.client(), &made, &error) != KVC_OK)
+    return invocation.Fail(error);
   const Reader reader(made);
   kvc_page found{};
   kvc_miss why = KVC_MISS_NONE;
@@ -214,10 +220,10 @@ int GetPage(Session& session, const PageChoice& choice, const std::string& file)
   const std::string key = HexOf(page.key);
   if (ticket == 0) {
     if (why == KVC_MISS_DISCONNECTED) {
-      return session.Fail(kExitNoDaemon, "unavailable", "the daemon went away");
+      return invocation.Fail(kExitNoDaemon, "unavailable", "the daemon went away");
     }
-    return session.Fail(kExitNotFound, "not_found", "no page " + key + " is in memory",
-                        "`terracectl pages --space ID` lists those that are");
+    return invocation.Fail(kExitNotFound, "not_found", "no page " + key + " is in memory",
+                           "`terracectl pages --space ID` lists those that are");
   }
   const std::span bytes(static_cast<const uint8_t*>(found.data), found.bytes);
   bool written = false;
@@ -229,24 +235,24 @@ int GetPage(Session& session, const PageChoice& choice, const std::string& file)
   const int error_number = errno;
   kvc_unpin(made, ticket);
   errno = error_number;
-  if (!written) return file.empty() ? session.FailOutput() : FailErrno(session, file);
-  if (!session.json()) return kExitOk;
+  if (!written) return file.empty() ? invocation.FailOutput() : FailErrno(invocation, file);
+  if (!invocation.json()) return kExitOk;
   const nlohmann::ordered_json json = {{"space", HexOf(page.info.id)},
                                        {"key", key},
                                        {"bytes", found.bytes},
                                        {"valid_tokens", found.valid_tokens},
                                        {"file", file}};
-  return PrintOut(json.dump() + "\n") ? kExitOk : session.FailOutput();
+  return PrintOut(json.dump() + "\n") ? kExitOk : invocation.FailOutput();
 }
 
-int Evict(Session& session, uint64_t bytes) {
-  if (int code = session.Connect(Session::Access::kReadOnly); code != kExitOk) return code;
+int Evict(Invocation& invocation, uint64_t bytes) {
+  if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
   kvc_evicted evicted{};
   evicted.struct_size = sizeof evicted;
   kvc_error error{};
-  if (kvc_evict(session.client(), bytes, session.TimeoutMs(kCallSeconds), &evicted, &error) !=
+  if (kvc_evict(invocation.client(), bytes, invocation.TimeoutMs(kCallSeconds), &evicted, &error) !=
       KVC_OK) {
-    return session.Fail(error);
+    return invocation.Fail(error);
   }
   const nlohmann::ordered_json json = {
       {"pages", evicted.pages}, {"blocks", evicted.blocks}, {"bytes", evicted.bytes}};
@@ -255,7 +261,8 @@ int Evict(Session& session, uint64_t bytes) {
   if (bytes > evicted.bytes) {
     text += "\nthe rest is held: see `terracectl clients`";
   }
-  return PrintOut((session.json() ? json.dump() : text) + "\n") ? kExitOk : session.FailOutput();
+  return PrintOut((invocation.json() ? json.dump() : text) + "\n") ? kExitOk
+                                                                   : invocation.FailOutput();
 }
 
 }  // namespace terrace::cli

@@ -37,7 +37,7 @@ struct ReportChoice {
 };
 
 // The report's text; kExitOk or the exit code of a failure that was told.
-int Ask(Session& session, const ReportChoice& choice, std::string* text) {
+int Ask(Invocation& invocation, const ReportChoice& choice, std::string* text) {
   kvc_report_options options{};
   options.struct_size = sizeof options;
   options.what = choice.what;
@@ -45,9 +45,9 @@ int Ask(Session& session, const ReportChoice& choice, std::string* text) {
   options.limit = choice.limit;
   char* json = nullptr;
   kvc_error error{};
-  if (kvc_report(session.client(), &options, session.TimeoutMs(kCallSeconds), &json, &error) !=
-      KVC_OK) {
-    return session.Fail(error);
+  if (kvc_report(invocation.client(), &options, invocation.TimeoutMs(kCallSeconds), &json,
+                 &error) != KVC_OK) {
+    return invocation.Fail(error);
   }
   text->assign(json);
   kvc_free(json);
@@ -55,29 +55,31 @@ int Ask(Session& session, const ReportChoice& choice, std::string* text) {
 }
 
 // Reads `text` with `use`, which may meet a member of another type than it expects.
-int Read(const Session& session, const std::string& text,
+int Read(const Invocation& invocation, const std::string& text,
          const std::function<int(const Json&)>& use) {
   try {
     return use(Json::parse(text));
   } catch (const Json::exception& error) {
-    return session.Fail(kExitFailed, "data_loss",
-                        std::string("the daemon's report was not understood: ") + error.what(),
-                        "compare the versions with `terracectl version`; --json shows the report");
+    return invocation.Fail(
+        kExitFailed, "data_loss",
+        std::string("the daemon's report was not understood: ") + error.what(),
+        "compare the versions with `terracectl version`; --json shows the report");
   }
 }
 
-int Print(const Session& session, const std::string& text) {
-  return PrintOut(text) ? kExitOk : session.FailOutput();
+int Print(const Invocation& invocation, const std::string& text) {
+  return PrintOut(text) ? kExitOk : invocation.FailOutput();
 }
 
 // Asks, and prints the report itself or what `describe` makes of it.
-int Show(Session& session, const ReportChoice& choice,
+int Show(Invocation& invocation, const ReportChoice& choice,
          const std::function<std::string(const Json&)>& describe) {
   std::string text;
-  if (int code = session.Connect(Session::Access::kReadOnly); code != kExitOk) return code;
-  if (int code = Ask(session, choice, &text); code != kExitOk) return code;
-  if (session.json()) return Print(session, text + "\n");
-  return Read(session, text, [&](const Json& report) { return Print(session, describe(report)); });
+  if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
+  if (int code = Ask(invocation, choice, &text); code != kExitOk) return code;
+  if (invocation.json()) return Print(invocation, text + "\n");
+  return Read(invocation, text,
+              [&](const Json& report) { return Print(invocation, describe(report)); });
 }
 
 uint64_t Sum(const Json& object) {
@@ -226,37 +228,37 @@ std::string DescribePages(const Json& report, uint32_t limit) {
 
 }  // namespace
 
-int ShowStatus(Session& session) {
-  return Show(session, {"status"}, DescribeStatus);
+int ShowStatus(Invocation& invocation) {
+  return Show(invocation, {"status"}, DescribeStatus);
 }
-int ShowModels(Session& session) {
-  return Show(session, {"models"}, DescribeModels);
+int ShowModels(Invocation& invocation) {
+  return Show(invocation, {"models"}, DescribeModels);
 }
-int ShowSpaces(Session& session) {
-  return Show(session, {"spaces"}, DescribeSpaces);
+int ShowSpaces(Invocation& invocation) {
+  return Show(invocation, {"spaces"}, DescribeSpaces);
 }
-int ShowClients(Session& session) {
-  return Show(session, {"clients"}, DescribeClients);
+int ShowClients(Invocation& invocation) {
+  return Show(invocation, {"clients"}, DescribeClients);
 }
 
-int ShowPages(Session& session, const std::string& space, uint32_t limit) {
-  if (int code = session.Connect(Session::Access::kReadOnly); code != kExitOk) return code;
+int ShowPages(Invocation& invocation, const std::string& space, uint32_t limit) {
+  if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
   std::string id;
   if (!space.empty()) {
-    if (int code = ResolveSpace(session, space, &id); code != kExitOk) return code;
+    if (int code = ResolveSpace(invocation, space, &id); code != kExitOk) return code;
   }
   std::string text;
   const ReportChoice choice{"pages", id.empty() ? nullptr : id.c_str(), limit};
-  if (int code = Ask(session, choice, &text); code != kExitOk) return code;
-  if (session.json()) return Print(session, text + "\n");
-  return Read(session, text,
-              [&](const Json& report) { return Print(session, DescribePages(report, limit)); });
+  if (int code = Ask(invocation, choice, &text); code != kExitOk) return code;
+  if (invocation.json()) return Print(invocation, text + "\n");
+  return Read(invocation, text,
+              [&](const Json& report) { return Print(invocation, DescribePages(report, limit)); });
 }
 
-int ResolveSpace(Session& session, const std::string& prefix, std::string* id) {
+int ResolveSpace(Invocation& invocation, const std::string& prefix, std::string* id) {
   std::string text;
-  if (int code = Ask(session, {"spaces"}, &text); code != kExitOk) return code;
-  return Read(session, text, [&](const Json& report) -> int {
+  if (int code = Ask(invocation, {"spaces"}, &text); code != kExitOk) return code;
+  return Read(invocation, text, [&](const Json& report) -> int {
     size_t matches = 0;
     for (const Json& space : report.at("spaces")) {
       const std::string candidate = Text(space, "/id");
@@ -266,25 +268,25 @@ int ResolveSpace(Session& session, const std::string& prefix, std::string* id) {
     }
     if (matches == 1 && !prefix.empty()) return kExitOk;
     if (matches == 0) {
-      return session.Fail(kExitNotFound, "not_found",
-                          "no space has an id that begins with '" + prefix + "'",
-                          "`terracectl spaces` lists them");
+      return invocation.Fail(kExitNotFound, "not_found",
+                             "no space has an id that begins with '" + prefix + "'",
+                             "`terracectl spaces` lists them");
     }
-    return session.Fail(
+    return invocation.Fail(
         kExitUsage, "invalid_argument",
         std::to_string(matches) + " spaces have ids that begin with '" + prefix + "'",
         "give more digits: `terracectl spaces --json` has all of them");
   });
 }
 
-int ShowVersion(Session& session) {
-  const bool json = session.json();
+int ShowVersion(Invocation& invocation) {
+  const bool json = invocation.json();
   std::string daemon;
   // Nobody listening is an answer here and no failure: the question is asked quietly.
-  if (session.TryConnect()) {
+  if (invocation.TryConnect()) {
     std::string text;
-    if (int code = Ask(session, {"status"}, &text); code != kExitOk) return code;
-    if (int code = Read(session, text,
+    if (int code = Ask(invocation, {"status"}, &text); code != kExitOk) return code;
+    if (int code = Read(invocation, text,
                         [&](const Json& status) {
                           daemon = Text(status, "/daemon/version");
                           return kExitOk;
@@ -299,12 +301,12 @@ int ShowVersion(Session& session) {
         {"libkvclient", kvc_version()},
         {"abi", kvc_abi_version()},
         {"terraced", daemon.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(daemon)}};
-    return Print(session, versions.dump() + "\n");
+    return Print(invocation, versions.dump() + "\n");
   }
-  return Print(session, std::string("terracectl   ") + TERRACE_VERSION + "\nlibkvclient  " +
-                            kvc_version() + ", ABI " + std::to_string(kvc_abi_version()) +
-                            "\nterraced     " +
-                            (daemon.empty() ? "no daemon listens" : Printable(daemon)) + "\n");
+  return Print(invocation, std::string("terracectl   ") + TERRACE_VERSION + "\nlibkvclient  " +
+                               kvc_version() + ", ABI " + std::to_string(kvc_abi_version()) +
+                               "\nterraced     " +
+                               (daemon.empty() ? "no daemon listens" : Printable(daemon)) + "\n");
 }
 
 }  // namespace terrace::cli

@@ -1,23 +1,23 @@
 // The verbs of terracectl. Each connects, acts, prints to standard output, and answers an exit code
-// (session.h); main.cc turns arguments into calls.
+// (invocation.h); main.cc turns arguments into calls.
 #pragma once
 
 #include <cstdint>
 #include <string>
 
-#include "cli/session.h"
+#include "cli/invocation.h"
 
 namespace terrace::cli {
 
 // ---- reports.cc
-int ShowStatus(Session& session);
-int ShowModels(Session& session);
-int ShowSpaces(Session& session);
-int ShowClients(Session& session);
+int ShowStatus(Invocation& invocation);
+int ShowModels(Invocation& invocation);
+int ShowSpaces(Invocation& invocation);
+int ShowClients(Invocation& invocation);
 // `space`: an id or an unambiguous beginning of one; empty: all spaces.
-int ShowPages(Session& session, const std::string& space, uint32_t limit);
+int ShowPages(Invocation& invocation, const std::string& space, uint32_t limit);
 // The full id of the space that `prefix` begins; on failure tells it and answers the exit code.
-int ResolveSpace(Session& session, const std::string& prefix, std::string* id);
+int ResolveSpace(Invocation& invocation, const std::string& prefix, std::string* id);
 
 // ---- models.cc
 struct ModelName {
@@ -26,10 +26,10 @@ struct ModelName {
 };
 // "NAME" or "NAME@VERSION".
 ModelName ParseModelName(const std::string& text);
-int AddModel(Session& session, const ModelName& model, const std::string& path);
-int RemoveModel(Session& session, const ModelName& model);
-int LoadModel(Session& session, const ModelName& model);
-int UnloadModel(Session& session, const ModelName& model);
+int AddModel(Invocation& invocation, const ModelName& model, const std::string& path);
+int RemoveModel(Invocation& invocation, const ModelName& model);
+int LoadModel(Invocation& invocation, const ModelName& model);
+int UnloadModel(Invocation& invocation, const ModelName& model);
 
 // ---- pages.cc
 // Which page: exactly one of `key` (64 hexadecimal digits) and `tokens` (the whole prefix up to the
@@ -39,12 +39,12 @@ struct PageChoice {
   std::string key;
   std::string tokens;
 };
-int PutPage(Session& session, const PageChoice& choice, const std::string& file);
+int PutPage(Invocation& invocation, const PageChoice& choice, const std::string& file);
 // `file` empty: standard output.
-int GetPage(Session& session, const PageChoice& choice, const std::string& file);
-int Evict(Session& session, uint64_t bytes);
+int GetPage(Invocation& invocation, const PageChoice& choice, const std::string& file);
+int Evict(Invocation& invocation, uint64_t bytes);
 
 // The daemon need not run.
-int ShowVersion(Session& session);
+int ShowVersion(Invocation& invocation);
 
 }  // namespace terrace::cli

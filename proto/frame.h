@@ -71,7 +71,8 @@ struct FrameHeader {
   uint32_t length = 0;  // Bytes of the message.
   Type type = Type::kError;
   uint16_t fds = 0;
-  uint64_t request = 0;  // Chosen by the client, echoed in the reply; 0 in events without a request.
+  uint64_t request =
+      0;  // Chosen by the client, echoed in the reply; 0 in events without a request.
 };
 static_assert(sizeof(FrameHeader) == kFrameHeaderBytes);
 

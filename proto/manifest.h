@@ -2,9 +2,9 @@
 //
 // A weight set is one linear image of `image_bytes`: tensors at offsets aligned to 256 bytes, cut
 // into blocks of `block_bytes` (the last one may be shorter; its memory is rounded up to 4096). A
-// client maps the blocks it wants side by side at their place of the image, so a tensor that crosses
-// a border is still contiguous. Tensors lie in the natural order of their names, so that the tensors
-// of a layer are neighbours; an empty tensor has an offset of at most image_bytes.
+// client maps the blocks it wants side by side at their place of the image, so a tensor that
+// crosses a border is still contiguous. Tensors lie in the natural order of their names, so that
+// the tensors of a layer are neighbours; an empty tensor has an offset of at most image_bytes.
 //
 // Layout of the memfd, all little-endian: ManifestHeader, then `tensors` TensorRecords sorted by
 // name (bytewise), then the strings that they point to. It is written by the daemon and sealed
@@ -29,10 +29,10 @@ struct ManifestHeader {
   uint64_t image_bytes;
   uint64_t block_bytes;
   uint32_t blocks;
-  uint32_t layers;         // 1 + the highest layer number of a tensor's name; 0 if none has one.
-  uint64_t strings_offset; // Of the string area, from the start of the manifest.
+  uint32_t layers;          // 1 + the highest layer number of a tensor's name; 0 if none has one.
+  uint64_t strings_offset;  // Of the string area, from the start of the manifest.
   uint64_t strings_bytes;
-  uint8_t digest[32];      // Content digest: docs/keys.md.
+  uint8_t digest[32];  // Content digest: docs/keys.md.
 };
 static_assert(sizeof(ManifestHeader) == 88);
 

@@ -2,10 +2,10 @@
 //
 // Two kinds of memory are shared. A *directory* is a tenant's index of resident pages: the daemon
 // alone writes it, every client of the tenant maps it read-only (the descriptor is sealed
-// FUTURE_WRITE). A *channel* belongs to one client, which writes its pins, counters and rings there;
-// to the daemon every word of a channel is hostile input. docs/shared_memory.md specifies both, with
-// the protocol between reader and evictor and the argument why a pinned page cannot move; this
-// header and that page change together, with kLayoutVersion.
+// FUTURE_WRITE). A *channel* belongs to one client, which writes its pins, counters and rings
+// there; to the daemon every word of a channel is hostile input. docs/shared_memory.md specifies
+// both, with the protocol between reader and evictor and the argument why a pinned page cannot
+// move; this header and that page change together, with kLayoutVersion.
 //
 // All shared words are std::atomic<uint64_t>, little-endian. Code that takes part in the protocol
 // reaches them through a policy class with the functions of StdAtomics, so that the simulation can
@@ -53,10 +53,10 @@ struct StdAtomics {
 
 // ---- Handles ------------------------------------------------------------------------------------
 // A handle names one stay of one page in one place: arena (20 bits) | slot (20 bits) | sequence (24
-// bits), arena highest. 0 is no handle: sequences start at 1. A handle is linked into a directory at
-// most once in that directory's life, so reading the same handle twice means that nothing happened
-// in between. Arena ids are never reused in a daemon's life; a slot whose sequence would wrap is
-// retired.
+// bits), arena highest. 0 is no handle: sequences start at 1. A handle is linked into a directory
+// at most once in that directory's life, so reading the same handle twice means that nothing
+// happened in between. Arena ids are never reused in a daemon's life; a slot whose sequence would
+// wrap is retired.
 using Handle = uint64_t;
 inline constexpr int kSequenceBits = 24;
 inline constexpr int kSlotBits = 20;
@@ -66,7 +66,8 @@ inline constexpr uint32_t kMaxSlots = 1u << kSlotBits;
 inline constexpr uint32_t kMaxArenas = 1u << kArenaBits;
 
 constexpr Handle MakeHandle(uint32_t arena, uint32_t slot, uint32_t sequence) {
-  return uint64_t{arena} << (kSlotBits + kSequenceBits) | uint64_t{slot} << kSequenceBits | sequence;
+  return uint64_t{arena} << (kSlotBits + kSequenceBits) | uint64_t{slot} << kSequenceBits |
+         sequence;
 }
 constexpr uint32_t ArenaOf(Handle handle) {
   return static_cast<uint32_t>(handle >> (kSlotBits + kSequenceBits));
@@ -78,23 +79,31 @@ constexpr uint32_t SequenceOf(Handle handle) {
   return static_cast<uint32_t>(handle) & kMaxSequence;
 }
 // Pins name extents, not stays: scans compare this and ignore the sequence.
-constexpr uint64_t ExtentOf(Handle handle) { return handle >> kSequenceBits; }
+constexpr uint64_t ExtentOf(Handle handle) {
+  return handle >> kSequenceBits;
+}
 
 // ---- Directory ----------------------------------------------------------------------------------
 // One page in one place: a cache line of its own.
 struct alignas(kLineBytes) Entry {
-  Word handle;    // 0 while there is no page here. Written last when linking, first when unlinking.
-  Word key[4];    // The page key, 32 bytes.
-  Word space;     // Space slot (low 32 bits) | slot epoch (high 32 bits).
-  Word part_bytes;  // Part (low 32) | bytes of the page (high 32).
+  Word handle;  // 0 while there is no page here. Written last when linking, first when unlinking.
+  Word key[4];  // The page key, 32 bytes.
+  Word space;   // Space slot (low 32 bits) | slot epoch (high 32 bits).
+  Word part_bytes;     // Part (low 32) | bytes of the page (high 32).
   Word tokens_passed;  // PackTokens (low 32) | passed (high 32): how many linked entries have this
                        // line on their probe sequence before their own line.
 };
 static_assert(sizeof(Entry) == kLineBytes);
 
-constexpr uint64_t PackPair(uint32_t low, uint32_t high) { return uint64_t{high} << 32 | low; }
-constexpr uint32_t LowOf(uint64_t pair) { return static_cast<uint32_t>(pair); }
-constexpr uint32_t HighOf(uint64_t pair) { return static_cast<uint32_t>(pair >> 32); }
+constexpr uint64_t PackPair(uint32_t low, uint32_t high) {
+  return uint64_t{high} << 32 | low;
+}
+constexpr uint32_t LowOf(uint64_t pair) {
+  return static_cast<uint32_t>(pair);
+}
+constexpr uint32_t HighOf(uint64_t pair) {
+  return static_cast<uint32_t>(pair >> 32);
+}
 
 // Which memory a page lies in, so that a hit is counted by tier. Numbers are part of the layout.
 enum class Tier : uint32_t { kDevice = 0, kHost = 1, kNvme = 2, kRemote = 3 };
@@ -104,8 +113,12 @@ inline constexpr uint32_t kTiers = 4;
 constexpr uint32_t PackTokens(uint32_t valid_tokens, Tier tier) {
   return (valid_tokens & 0xffffff) | static_cast<uint32_t>(tier) << 24;
 }
-constexpr uint32_t TokensOf(uint32_t packed) { return packed & 0xffffff; }
-constexpr Tier TierOf(uint32_t packed) { return static_cast<Tier>(packed >> 24 & (kTiers - 1)); }
+constexpr uint32_t TokensOf(uint32_t packed) {
+  return packed & 0xffffff;
+}
+constexpr Tier TierOf(uint32_t packed) {
+  return static_cast<Tier>(packed >> 24 & (kTiers - 1));
+}
 
 // slot -> space. A slot is reused only when its last entry is reclaimed, and then with a new epoch.
 struct alignas(kLineBytes) SpaceLine {
@@ -118,10 +131,11 @@ struct alignas(kLineBytes) SpaceLine {
 static_assert(sizeof(SpaceLine) == kLineBytes);
 
 inline constexpr uint64_t kDirectoryMagic = 0x3152494443525254;  // "TRRCDIR1" in memory order.
-inline constexpr uint32_t kMaxSpaces = 4096;       // Space slots a directory.
-inline constexpr uint32_t kMaxGenerations = 1024;  // Generation words a directory. Word 0 never moves.
-inline constexpr uint32_t kMaxProbe = 128;         // Lines of one probe sequence, the home line included.
-inline constexpr uint64_t kMinCapacity = 1024;     // Entries; capacities are powers of two.
+inline constexpr uint32_t kMaxSpaces = 4096;                     // Space slots a directory.
+inline constexpr uint32_t kMaxGenerations =
+    1024;                                   // Generation words a directory. Word 0 never moves.
+inline constexpr uint32_t kMaxProbe = 128;  // Lines of one probe sequence, the home line included.
+inline constexpr uint64_t kMinCapacity = 1024;  // Entries; capacities are powers of two.
 
 // At offset 0 of a directory; the rest of its memory follows in the order of the members below.
 // Constant words are written before the descriptor is handed out.
@@ -153,12 +167,12 @@ constexpr uint64_t HomeLine(uint64_t key_word0, uint64_t space_word, uint32_t pa
 }
 
 // ---- Channel ------------------------------------------------------------------------------------
-// A pin word holds the handle of a page that the client is reading, or 0. Pin words come in lines of
-// eight; a line is leased by a reader (one thread), or by several when lines are short, and only they
-// store a handle into a zero word of it, by an exchange that fails if the word is not zero any more;
-// any thread of the client may store 0 to release. While a line is leased its summary bit is set, and
-// while any of 64 lines is, their bit of the upper summary: the scan looks only there. A summary bit
-// may be set without need, never clear while a pin below it may be set.
+// A pin word holds the handle of a page that the client is reading, or 0. Pin words come in lines
+// of eight; a line is leased by a reader (one thread), or by several when lines are short, and only
+// they store a handle into a zero word of it, by an exchange that fails if the word is not zero any
+// more; any thread of the client may store 0 to release. While a line is leased its summary bit is
+// set, and while any of 64 lines is, their bit of the upper summary: the scan looks only there. A
+// summary bit may be set without need, never clear while a pin below it may be set.
 inline constexpr uint32_t kPinsPerLine = 8;
 inline constexpr uint32_t kMaxPinLines = 8192;  // 65,536 pins a client.
 inline constexpr uint32_t kSummaryWords = kMaxPinLines / 64;
@@ -183,10 +197,10 @@ inline constexpr uint32_t kMisses = 7;
 inline constexpr int kMaxRetries = 64;
 
 struct alignas(kLineBytes) LaneCounters {
-  Word lookups;           // Pages asked for = sum of hits + sum of misses.
+  Word lookups;  // Pages asked for = sum of hits + sum of misses.
   Word hits[kTiers];
   Word misses[kMisses];
-  Word dropped;           // Ring records that found the ring full.
+  Word dropped;  // Ring records that found the ring full.
   Word reserved[3];
 };
 static_assert(sizeof(LaneCounters) == 2 * kLineBytes);

@@ -28,16 +28,16 @@ enum class ArenaUse : uint8_t {
 
 // A plain word for reports: how much of the memory stands on which kind of page.
 struct HostReport {
-  size_t arena_bytes = 0;      // Of arenas in use: their sizes, holes included.
-  size_t blank_bytes = 0;      // Of the reserve of pre-touched, never used memfds.
+  size_t arena_bytes = 0;  // Of arenas in use: their sizes, holes included.
+  size_t blank_bytes = 0;  // Of the reserve of pre-touched, never used memfds.
   size_t blank_target_bytes = 0;
-  size_t hugetlb_bytes = 0;    // Of populated memory, by the means that gave it.
+  size_t hugetlb_bytes = 0;  // Of populated memory, by the means that gave it.
   size_t thp_bytes = 0;
   size_t small_page_bytes = 0;
-  size_t locked_bytes = 0;     // By mlock, or by nature (hugetlb).
-  std::string huge_pages;      // One sentence: what was obtained and by which means, or why not.
-  std::string locking;         // Likewise for mlock.
-  std::string reserve;         // "complete", "being filled", or "stopped: " and why.
+  size_t locked_bytes = 0;  // By mlock, or by nature (hugetlb).
+  std::string huge_pages;   // One sentence: what was obtained and by which means, or why not.
+  std::string locking;      // Likewise for mlock.
+  std::string reserve;      // "complete", "being filled", or "stopped: " and why.
 };
 
 class HostTier {
@@ -64,8 +64,8 @@ class HostTier {
   virtual Status Seal(ArenaId arena) = 0;
   // Forgets the arena; its memory is free when the last client unmaps it.
   virtual void Release(ArenaId arena) = 0;
-  // A descriptor to hand to a client. Read access to a slab is a read-only reopening; a sealed block
-  // has only read access.
+  // A descriptor to hand to a client. Read access to a slab is a read-only reopening; a sealed
+  // block has only read access.
   virtual Result<UniqueFd> Descriptor(ArenaId arena, Protection protection) = 0;
   // Keeps about `bytes` of blank arenas of Create's usual size ready, made by background threads;
   // gives up blanks beyond it at once.
@@ -81,11 +81,11 @@ inline constexpr size_t kMaxTensorRank = 8;
 inline constexpr size_t kMaxTensorNameBytes = 4096;
 
 struct TensorSpec {
-  std::string name;   // UTF-8 without control characters, unique in its source.
-  std::string dtype;  // The safetensors word, e.g. "BF16"; at most 15 bytes.
+  std::string name;             // UTF-8 without control characters, unique in its source.
+  std::string dtype;            // The safetensors word, e.g. "BF16"; at most 15 bytes.
   std::vector<uint64_t> shape;  // At most kMaxTensorRank.
-  uint32_t file = 0;      // Index into WeightSource::files().
-  uint64_t file_offset = 0;  // Of the tensor's first byte in that file.
+  uint32_t file = 0;            // Index into WeightSource::files().
+  uint64_t file_offset = 0;     // Of the tensor's first byte in that file.
   uint64_t bytes = 0;
 };
 

@@ -15,20 +15,21 @@ namespace terrace {
 // Promise 6: used_bytes is the sum over extents; hits by tier + misses = lookups.
 struct StatusReport {
   uint64_t host_capacity_bytes = 0;
-  uint64_t used_bytes = 0;      // Resident in slabs and blocks: the sum of the next five.
-  uint64_t linked_bytes = 0;    // Pages that can be found.
-  uint64_t granted_bytes = 0;   // Being written, abandoned grants included.
-  uint64_t limbo_bytes = 0;     // Invalidated, still pinned.
-  uint64_t free_bytes = 0;      // Resident slots without a page.
-  uint64_t block_bytes = 0;     // Weights.
-  uint64_t held_gone_bytes = 0;  // Of block_bytes: unloaded or removed blocks that clients still hold.
+  uint64_t used_bytes = 0;     // Resident in slabs and blocks: the sum of the next five.
+  uint64_t linked_bytes = 0;   // Pages that can be found.
+  uint64_t granted_bytes = 0;  // Being written, abandoned grants included.
+  uint64_t limbo_bytes = 0;    // Invalidated, still pinned.
+  uint64_t free_bytes = 0;     // Resident slots without a page.
+  uint64_t block_bytes = 0;    // Weights.
+  uint64_t held_gone_bytes =
+      0;  // Of block_bytes: unloaded or removed blocks that clients still hold.
   uint64_t pages = 0;
   uint64_t grants = 0;
   uint64_t abandoned_grants = 0;
   uint64_t limbo_pages = 0;
   uint64_t clients = 0;
   uint64_t spaces = 0;
-  uint64_t pins = 0;            // At the last scan.
+  uint64_t pins = 0;  // At the last scan.
   uint64_t evicted_pages = 0;
   uint64_t evicted_blocks = 0;
   uint64_t evictions_pinned = 0;  // Victims found pinned at the second scan and linked again.

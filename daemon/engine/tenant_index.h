@@ -72,8 +72,8 @@ class TenantIndex {
   // ---- Spaces and generations
   virtual Result<uint32_t> AddSpace(const Digest& id, uint32_t generation_index,
                                     uint64_t page_bytes, uint32_t* epoch) = 0;
-  // From here on no reader finds a page of the space; its entries are still to be unlinked. The slot
-  // is reused, with a new epoch, after the last of them is gone.
+  // From here on no reader finds a page of the space; its entries are still to be unlinked. The
+  // slot is reused, with a new epoch, after the last of them is gone.
   virtual void RetireSpace(uint32_t slot) = 0;
   virtual uint64_t generation(uint32_t index) const = 0;
   // Every local reader misses from here on.
@@ -101,9 +101,9 @@ class TenantIndex {
     ClientId client = 0;
     uint64_t pins = 0;
   };
-  // Calls `pinned` with batches of ExtentOf(handle) of every pin word that is set, extents repeated,
-  // one client after the other, each batch of one client. Words may hold anything: an extent need
-  // not exist. Returns how many pins each client holds.
+  // Calls `pinned` with batches of ExtentOf(handle) of every pin word that is set, extents
+  // repeated, one client after the other, each batch of one client. Words may hold anything: an
+  // extent need not exist. Returns how many pins each client holds.
   virtual std::vector<ClientPins> ScanPins(
       const std::function<void(ClientId client, std::span<const uint64_t> extents)>& pinned) = 0;
   // Reads at most `limit` ring records; handles and slots are unchecked.
@@ -114,7 +114,8 @@ class TenantIndex {
     uint64_t key[2] = {};
     shm::Handle handle = 0;
   };
-  virtual uint64_t DrainRings(uint64_t limit, const std::function<void(const RingVisit&)>& visitor) = 0;
+  virtual uint64_t DrainRings(uint64_t limit,
+                              const std::function<void(const RingVisit&)>& visitor) = 0;
   // Of channels that ended and of live ones.
   virtual ChannelTotals totals() const = 0;
   virtual ChannelTotals totals_of(ClientId client) const = 0;

@@ -36,8 +36,7 @@ class Lru final : public Policy {
     --size_;
   }
 
-  void Victims(uint64_t limit, MonotonicNs,
-               const std::function<Verdict(ItemId)>& offer) override {
+  void Victims(uint64_t limit, MonotonicNs, const std::function<Verdict(ItemId)>& offer) override {
     // Items in use move to the newest end, beyond what this walk may reach: each is offered once.
     uint64_t left = std::min(limit, size_);
     ItemId item = oldest_;
@@ -81,6 +80,8 @@ class Lru final : public Policy {
 
 }  // namespace
 
-std::unique_ptr<Policy> MakeLru() { return std::make_unique<Lru>(); }
+std::unique_ptr<Policy> MakeLru() {
+  return std::make_unique<Lru>();
+}
 
 }  // namespace terrace

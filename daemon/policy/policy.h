@@ -1,8 +1,8 @@
 // Policy: who leaves a tier first.
 //
-// A policy orders items (pages, blocks) by what it is told of their use, and names victims. It knows
-// an item by a small dense number that the engine chooses and reuses, and nothing of tiers, pins or
-// directories. One policy a file. Called on the owner thread only.
+// A policy orders items (pages, blocks) by what it is told of their use, and names victims. It
+// knows an item by a small dense number that the engine chooses and reuses, and nothing of tiers,
+// pins or directories. One policy a file. Called on the owner thread only.
 #pragma once
 
 #include <cstdint>
@@ -34,10 +34,10 @@ class Policy {
   virtual void Erase(ItemId item) = 0;
 
   enum class Verdict : uint8_t {
-    kTake,  // The caller will evict it.
+    kTake,   // The caller will evict it.
     kInUse,  // Held by someone: a use, which the policy records as if touched.
-    kSkip,  // Not useful to this caller now; leave it where it is.
-    kStop,  // The caller has enough.
+    kSkip,   // Not useful to this caller now; leave it where it is.
+    kStop,   // The caller has enough.
   };
   // Offers items from the least worth keeping upwards until the answer is kStop, every item was
   // offered, or `limit` were. The caller erases what it took after the walk, not during it.

@@ -22,9 +22,8 @@ namespace terrace {
 struct ClientRecord;
 
 // A connection and, once it has said hello, whose it is.
-struct Session {
-  Session(uint64_t id, Peer peer, const ConnectionEnvironment& environment,
-          Connection::Owner& owner)
+struct Caller {
+  Caller(uint64_t id, Peer peer, const ConnectionEnvironment& environment, Connection::Owner& owner)
       : connection(id, std::move(peer), environment, owner) {}
   Connection connection;
   ClientRecord* client = nullptr;
@@ -39,9 +38,9 @@ struct ClientRecord {
   bool cut = false;  // Over its pin budget: never served again.
   pid_t pid = 0;
   ClientGiven given;
-  Mapping channel;             // Outlives the engine's use of it.
-  OwnerLoop::Watch process;    // Of its pidfd.
-  Session* session = nullptr;  // Null while its connection is broken.
+  Mapping channel;           // Outlives the engine's use of it.
+  OwnerLoop::Watch process;  // Of its pidfd.
+  Caller* caller = nullptr;  // Null while its connection is broken.
 
   // Arenas whose descriptors it got, and whether writable ones.
   std::unordered_map<ArenaId, bool> arenas;
@@ -57,6 +56,6 @@ struct ClientRecord {
 inline constexpr size_t kMaxMissedArenas = 16384;
 
 using ClientTable = std::unordered_map<ClientId, std::unique_ptr<ClientRecord>>;
-using SessionTable = std::unordered_map<uint64_t, std::unique_ptr<Session>>;
+using CallerTable = std::unordered_map<uint64_t, std::unique_ptr<Caller>>;
 
 }  // namespace terrace

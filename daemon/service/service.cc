@@ -33,8 +33,8 @@ Service::Service(ServiceOptions options, OwnerLoop& loop, const Clock& clock, Ho
       sweep_(loop.NewTimer([this] { Sweep(); })),
       stop_(loop.NewTimer([this] {
         for (const auto& [id, client] : clients_)
-          client->session = nullptr;
-        sessions_.clear();
+          client->caller = nullptr;
+        callers_.clear();
         StoppedIfEmpty();
       })) {}
 
@@ -50,7 +50,7 @@ Status Service::Start(Engine& engine) {
   parts.clock = &clock_;
   parts.tenants = &tenants_;
   parts.clients = &clients_;
-  parts.sessions = &sessions_;
+  parts.callers = &callers_;
   parts.limits = options_.limits;
   parts.life = life_;
   parts.service_report = [this] { return Report(); };
@@ -64,25 +64,25 @@ Status Service::Start(Engine& engine) {
 
 void Service::Accept(UniqueFd socket) {
   ++traffic_.connections_accepted;
-  if (sessions_.size() >= options_.connections) {
+  if (callers_.size() >= options_.connections) {
     Refuse(socket.get(),
            Status(Code::kExhausted, "limits.connections: the daemon has " +
-                                        std::to_string(sessions_.size()) + " connections already"));
+                                        std::to_string(callers_.size()) + " connections already"));
     return;
   }
   Result<Peer> peer = PeerOf(socket.get());
   if (!peer) return Refuse(socket.get(), peer.error());
-  const uint64_t id = ++last_session_;
+  const uint64_t id = ++last_caller_;
   const ConnectionEnvironment environment{&loop_, &clock_, &traffic_, &large_input_left_};
   Connection::Owner& owner = *this;
-  auto session = std::make_unique<Session>(id, *std::move(peer), environment, owner);
-  const Status status = session->connection.Open(std::move(socket));
+  auto caller = std::make_unique<Caller>(id, *std::move(peer), environment, owner);
+  const Status status = caller->connection.Open(std::move(socket));
   if (!status.ok()) {
     ++traffic_.connections_refused;
     LogLimited(LogLevel::kWarning, "connection-refused", {{"why", status}});
     return;
   }
-  sessions_.emplace(id, std::move(session));
+  callers_.emplace(id, std::move(caller));
 }
 
 void Service::Refuse(int socket, const Status& why) {
@@ -92,17 +92,17 @@ void Service::Refuse(int socket, const Status& why) {
 }
 
 void Service::OnFrame(Connection& connection, Frame& frame) {
-  verbs_->Handle(*sessions_.at(connection.id()), frame);
+  verbs_->Handle(*callers_.at(connection.id()), frame);
 }
 
 void Service::OnClosed(Connection& connection, const Status& why) {
-  const auto found = sessions_.find(connection.id());
-  if (found == sessions_.end()) return;
-  Session& session = *found->second;
+  const auto found = callers_.find(connection.id());
+  if (found == callers_.end()) return;
+  Caller& caller = *found->second;
   Log(LogLevel::kDebug, "connection-closed",
       {{"connection", connection.id()},
        {"pid", connection.peer().pid},
-       {"client", session.client == nullptr ? 0 : session.client->id},
+       {"client", caller.client == nullptr ? 0 : caller.client->id},
        {"why", why}});
   if (why.code() == Code::kInvalidArgument || why.code() == Code::kPermissionDenied ||
       why.code() == Code::kDeadlineExceeded) {
@@ -110,16 +110,16 @@ void Service::OnClosed(Connection& connection, const Status& why) {
                {{"connection", connection.id()}, {"pid", connection.peer().pid}, {"why", why}});
   }
   // The client lives on: it ends with its process, not with its connection.
-  const ClientId client = session.client == nullptr ? 0 : session.client->id;
-  if (session.client != nullptr) session.client->session = nullptr;
-  session.client = nullptr;
+  const ClientId client = caller.client == nullptr ? 0 : caller.client->id;
+  if (caller.client != nullptr) caller.client->caller = nullptr;
+  caller.client = nullptr;
   // This may be called from within the connection, or a verb: the rest is done later.
   loop_.Post([this, id = connection.id(), client] {
     const auto away = clients_.find(client);
-    if (away != clients_.end() && away->second->session == nullptr) {
+    if (away != clients_.end() && away->second->caller == nullptr) {
       verbs_->EndUnusedAttachments(*away->second);
     }
-    sessions_.erase(id);
+    callers_.erase(id);
     StoppedIfEmpty();
   });
 }
@@ -144,9 +144,9 @@ void Service::Sweep() {
   const MonotonicNs now = clock_.Now();
   const MonotonicNs hello_limit = options_.hello_deadline_ms * kNsPerMs;
   const MonotonicNs stall_limit = options_.reader_stall_ms * kNsPerMs;
-  for (const auto& [id, session] : sessions_) {
-    Connection& connection = session->connection;
-    if (session->client == nullptr && now - connection.opened_at() > hello_limit) {
+  for (const auto& [id, caller] : callers_) {
+    Connection& connection = caller->connection;
+    if (caller->client == nullptr && now - connection.opened_at() > hello_limit) {
       connection.Close(Status(Code::kDeadlineExceeded, "it did not say hello in time"));
       continue;
     }
@@ -163,7 +163,7 @@ void Service::GrantsExpired(ClientId client, std::span<const uint64_t> grants) {
   if (found == clients_.end()) return;
   ClientRecord& record = *found->second;
   if (record.cut) return;
-  if (record.session == nullptr) {
+  if (record.caller == nullptr) {
     // As many as a client can have, whatever the engine's reasons to repeat itself.
     const size_t room = record.given.max_grants -
                         std::min<size_t>(record.given.max_grants, record.missed_expired.size());
@@ -173,7 +173,7 @@ void Service::GrantsExpired(ClientId client, std::span<const uint64_t> grants) {
   }
   wire::GrantExpiredEvent event;
   event.mutable_grants()->Add(grants.begin(), grants.end());
-  record.session->connection.Send(wire::Type::kGrantExpiredEvent, 0, event);
+  record.caller->connection.Send(wire::Type::kGrantExpiredEvent, 0, event);
 }
 
 void Service::ArenasGone(TenantId tenant, std::span<const ArenaId> arenas) {
@@ -184,8 +184,8 @@ void Service::ArenasGone(TenantId tenant, std::span<const ArenaId> arenas) {
       if (record->arenas.erase(arena) > 0) event.add_arenas(arena);
     }
     if (event.arenas().empty()) continue;
-    if (record->session != nullptr) {
-      record->session->connection.Send(wire::Type::kUnmapEvent, 0, event);
+    if (record->caller != nullptr) {
+      record->caller->connection.Send(wire::Type::kUnmapEvent, 0, event);
     } else if (record->missed_gone.size() + static_cast<size_t>(event.arenas_size()) <=
                kMaxMissedArenas) {
       record->missed_gone.insert(record->missed_gone.end(), event.arenas().begin(),
@@ -202,8 +202,8 @@ void Service::ClientCut(ClientId client, const Status& why) {
   // too.
   ClientRecord& record = *found->second;
   record.cut = true;
-  if (record.session == nullptr) return;
-  Connection& connection = record.session->connection;
+  if (record.caller == nullptr) return;
+  Connection& connection = record.caller->connection;
   connection.SendError(0, why);
   connection.CloseAfterSending(why);
 }
@@ -214,8 +214,8 @@ void Service::Stop(std::function<void()> stopped) {
   if (stopped_) return;
   stopped_ = std::move(stopped);
   const Status why(Code::kUnavailable, "the daemon is stopping");
-  for (const auto& [id, session] : sessions_) {
-    Connection& connection = session->connection;
+  for (const auto& [id, caller] : callers_) {
+    Connection& connection = caller->connection;
     const std::vector<uint64_t> waiting = connection.in_flight();
     for (const uint64_t request : waiting) {
       connection.EndRequest(request);
@@ -228,7 +228,7 @@ void Service::Stop(std::function<void()> stopped) {
 }
 
 void Service::StoppedIfEmpty() {
-  if (!stopped_ || !sessions_.empty()) return;
+  if (!stopped_ || !callers_.empty()) return;
   turn_.Cancel();
   sweep_.Cancel();
   stop_.Cancel();
@@ -245,9 +245,9 @@ ServiceReport Service::Report() const {
   report.socket = options_.socket;
   report.state_dir = options_.state_dir;
   report.isolation = Tenants::Isolation();
-  report.connections = sessions_.size();
+  report.connections = callers_.size();
   report.clients_away = static_cast<uint64_t>(std::count_if(
-      clients_.begin(), clients_.end(), [](const auto& item) { return !item.second->session; }));
+      clients_.begin(), clients_.end(), [](const auto& item) { return !item.second->caller; }));
   if (fill_capacity_) fill_capacity_(&report);
   report.traffic = traffic_;
   return report;

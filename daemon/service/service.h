@@ -77,9 +77,9 @@ class Service final : public EngineEvents, private Connection::Owner {
   Tenants tenants_;
   Traffic traffic_;
   size_t large_input_left_ = kLargeInputBudget;
-  uint64_t last_session_ = 0;
+  uint64_t last_caller_ = 0;
   ClientTable clients_;
-  SessionTable sessions_;
+  CallerTable callers_;
   std::unique_ptr<Verbs> verbs_;
   OwnerLoop::Timer turn_;
   OwnerLoop::Timer sweep_;

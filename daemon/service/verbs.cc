@@ -44,7 +44,7 @@ const Verbs::Verb* Verbs::FindVerb(wire::Type type) {
   return nullptr;
 }
 
-void Verbs::Handle(Session& session, Frame& frame) {
+void Verbs::Handle(Caller& caller, Frame& frame) {
   const wire::FrameHeader& header = frame.header;
   const Verb* verb = FindVerb(header.type);
   Status status;
@@ -54,26 +54,26 @@ void Verbs::Handle(Session& session, Frame& frame) {
                   " is no request of this protocol"};
   } else if (!frame.fds.empty() && !verb->takes_fds) {
     status = {Code::kInvalidArgument, "fds: this message takes no descriptors"};
-  } else if (session.client == nullptr && header.type != wire::Type::kHello) {
+  } else if (caller.client == nullptr && header.type != wire::Type::kHello) {
     status = {Code::kInvalidArgument, "hello: it has to come before any other message"};
   } else {
-    status = (this->*verb->handle)(session, frame);
+    status = (this->*verb->handle)(caller, frame);
     if (header.length > kSmallInput) messages_->Trim();
   }
-  if (!status.ok()) session.connection.SendError(header.request, status);
+  if (!status.ok()) caller.connection.SendError(header.request, status);
 }
 
-Verbs::Ticket Verbs::Begin(Session& session, uint64_t request) {
-  session.connection.BeginRequest(request);
-  return {session.connection.id(), request, session.client->id};
+Verbs::Ticket Verbs::Begin(Caller& caller, uint64_t request) {
+  caller.connection.BeginRequest(request);
+  return {caller.connection.id(), request, caller.client->id};
 }
 
-Session* Verbs::Finish(const Ticket& ticket) {
-  const auto found = parts_.sessions->find(ticket.session);
-  if (found == parts_.sessions->end()) return nullptr;
-  Session& session = *found->second;
-  if (!session.connection.EndRequest(ticket.request) || !session.connection.open()) return nullptr;
-  return &session;
+Caller* Verbs::Finish(const Ticket& ticket) {
+  const auto found = parts_.callers->find(ticket.caller);
+  if (found == parts_.callers->end()) return nullptr;
+  Caller& caller = *found->second;
+  if (!caller.connection.EndRequest(ticket.request) || !caller.connection.open()) return nullptr;
+  return &caller;
 }
 
 void Verbs::EndClient(ClientId id, const Status& why) {
@@ -81,7 +81,7 @@ void Verbs::EndClient(ClientId id, const Status& why) {
   if (found == parts_.clients->end()) return;
   const std::unique_ptr<ClientRecord> client = std::move(found->second);
   parts_.clients->erase(found);
-  if (client->session != nullptr) client->session->client = nullptr;
+  if (client->caller != nullptr) client->caller->client = nullptr;
   parts_.engine->ClientGone(id);  // Only now may the channel be unmapped.
   Log(LogLevel::kDebug, "client-ended", {{"client", id}, {"pid", client->pid}, {"why", why}});
 }

@@ -2,7 +2,7 @@
 //
 // One handler a message type. A handler parses its message, checks what only the service can know
 // (lengths, counts, descriptors, roles), calls the engine, and replies; what the engine refuses is
-// answered with an Error frame. Verbs that wait for a tier answer later, by session id: the session
+// answered with an Error frame. Verbs that wait for a tier answer later, by caller id: the caller
 // may be gone by then. Owner thread only; owned by Service.
 #pragma once
 
@@ -35,7 +35,7 @@ class Verbs {
     const Clock* clock = nullptr;
     const Tenants* tenants = nullptr;
     ClientTable* clients = nullptr;
-    SessionTable* sessions = nullptr;
+    CallerTable* callers = nullptr;
     VerbLimits limits;
     uint64_t life = 0;
     // The part of a status report that only the service knows.
@@ -44,7 +44,7 @@ class Verbs {
   explicit Verbs(Parts parts);
   ~Verbs();
 
-  void Handle(Session& session, Frame& frame);
+  void Handle(Caller& caller, Frame& frame);
   // The client's process is gone or it said goodbye: everything of it ends.
   void EndClient(ClientId id, const Status& why);
   // The client's connection has ended: attachments that it never used end with it. Not to be called
@@ -54,58 +54,58 @@ class Verbs {
  private:
   // Where a late reply goes.
   struct Ticket {
-    uint64_t session = 0;
+    uint64_t caller = 0;
     uint64_t request = 0;
     ClientId client = 0;
   };
   struct Verb {
     wire::Type type;
-    Status (Verbs::*handle)(Session&, Frame&);
+    Status (Verbs::*handle)(Caller&, Frame&);
     bool takes_fds = false;
   };
   struct Messages;  // Of each page verb one, reused so that parsing does not allocate.
 
   static const Verb* FindVerb(wire::Type type);
 
-  // verbs_session.cc
-  Status OnHello(Session& session, Frame& frame);
-  Status Resume(Session& session, ClientId id, uint64_t token);
+  // verbs_client.cc
+  Status OnHello(Caller& caller, Frame& frame);
+  Status Resume(Caller& caller, ClientId id, uint64_t token);
   // The channel's descriptor.
-  Result<UniqueFd> Arrive(Session& session, const Identity& identity, const ClientSpec& spec);
-  Status SendHelloReply(Session& session, uint64_t request, bool resumed, UniqueFd channel);
+  Result<UniqueFd> Arrive(Caller& caller, const Identity& identity, const ClientSpec& spec);
+  Status SendHelloReply(Caller& caller, uint64_t request, bool resumed, UniqueFd channel);
   void TellMissed(ClientRecord& client);
   void OnProcessGone(ClientRecord& client);
-  Status OnPing(Session& session, Frame& frame);
-  Status OnGoodbye(Session& session, Frame& frame);
-  Status OnDirectory(Session& session, Frame& frame);
-  Status OnArenas(Session& session, Frame& frame);
+  Status OnPing(Caller& caller, Frame& frame);
+  Status OnGoodbye(Caller& caller, Frame& frame);
+  Status OnDirectory(Caller& caller, Frame& frame);
+  Status OnArenas(Caller& caller, Frame& frame);
 
   // verbs_pages.cc
-  Status OnOpenSpace(Session& session, Frame& frame);
-  Status OnCloseSpace(Session& session, Frame& frame);
-  Status OnGrant(Session& session, Frame& frame);
-  Status OnCommit(Session& session, Frame& frame);
-  Status OnAbort(Session& session, Frame& frame);
-  Status OnDrop(Session& session, Frame& frame);
+  Status OnOpenSpace(Caller& caller, Frame& frame);
+  Status OnCloseSpace(Caller& caller, Frame& frame);
+  Status OnGrant(Caller& caller, Frame& frame);
+  Status OnCommit(Caller& caller, Frame& frame);
+  Status OnAbort(Caller& caller, Frame& frame);
+  Status OnDrop(Caller& caller, Frame& frame);
   Status TakeKeys(const std::string& bytes);
 
   // verbs_weights.cc
-  Status OnModelAdd(Session& session, Frame& frame);
-  Status OnModelRemove(Session& session, Frame& frame);
-  Status OnLoad(Session& session, Frame& frame);
-  Status OnUnload(Session& session, Frame& frame);
-  Status OnAttach(Session& session, Frame& frame);
-  Status OnAttachBlocks(Session& session, Frame& frame);
-  Status OnDetach(Session& session, Frame& frame);
+  Status OnModelAdd(Caller& caller, Frame& frame);
+  Status OnModelRemove(Caller& caller, Frame& frame);
+  Status OnLoad(Caller& caller, Frame& frame);
+  Status OnUnload(Caller& caller, Frame& frame);
+  Status OnAttach(Caller& caller, Frame& frame);
+  Status OnAttachBlocks(Caller& caller, Frame& frame);
+  Status OnDetach(Caller& caller, Frame& frame);
   void FinishAttach(const Ticket& ticket, const Result<Attached>& attached);
 
   // verbs_admin.cc
-  Status OnEvict(Session& session, Frame& frame);
-  Status OnReport(Session& session, Frame& frame);
+  Status OnEvict(Caller& caller, Frame& frame);
+  Status OnReport(Caller& caller, Frame& frame);
 
-  Ticket Begin(Session& session, uint64_t request);
-  // The session that waits for this ticket's reply; null when nobody does any more.
-  Session* Finish(const Ticket& ticket);
+  Ticket Begin(Caller& caller, uint64_t request);
+  // The caller that waits for this ticket's reply; null when nobody does any more.
+  Caller* Finish(const Ticket& ticket);
   // The descriptor of a slab, noted as given to the client: it is told when the slab goes.
   Result<UniqueFd> GiveArena(ClientRecord& client, ArenaId arena, bool writable);
 

@@ -6,8 +6,8 @@
 
 namespace terrace {
 
-Status Verbs::OnEvict(Session& session, Frame& frame) {
-  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(session.connection.peer()));
+Status Verbs::OnEvict(Caller& caller, Frame& frame) {
+  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(caller.connection.peer()));
   if (!identity.may_administer) return {Code::kPermissionDenied, "Evict: needs role admin"};
   ASSIGN_OR_RETURN(const wire::Evict request, ParseFrame<wire::Evict>(frame));
   const Evicted evicted = parts_.engine->Evict(request.bytes());
@@ -15,11 +15,11 @@ Status Verbs::OnEvict(Session& session, Frame& frame) {
   reply.set_pages(evicted.pages);
   reply.set_blocks(evicted.blocks);
   reply.set_bytes(evicted.bytes);
-  session.connection.Send(wire::Type::kEvictReply, frame.header.request, reply);
+  caller.connection.Send(wire::Type::kEvictReply, frame.header.request, reply);
   return {};
 }
 
-Status Verbs::OnReport(Session& session, Frame& frame) {
+Status Verbs::OnReport(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::Report request, ParseFrame<wire::Report>(frame));
   wire::ReportReply reply;
   if (request.what() == "status") {
@@ -44,7 +44,7 @@ Status Verbs::OnReport(Session& session, Frame& frame) {
             "what: expected status, models, spaces, clients or pages, got '" +
                 request.what().substr(0, 64) + "'"};
   }
-  session.connection.Send(wire::Type::kReportReply, frame.header.request, reply);
+  caller.connection.Send(wire::Type::kReportReply, frame.header.request, reply);
   return {};
 }
 

@@ -48,15 +48,15 @@ Result<SpaceSpec> SpecOf(const wire::OpenSpace& message) {
 
 }  // namespace
 
-Status Verbs::OnOpenSpace(Session& session, Frame& frame) {
+Status Verbs::OnOpenSpace(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::OpenSpace request, ParseFrame<wire::OpenSpace>(frame));
   Result<SpaceGiven> given{SpaceGiven{}};
   if (!request.space_id().empty()) {
     ASSIGN_OR_RETURN(const Digest id, DigestField("space_id", request.space_id(), false));
-    given = parts_.engine->OpenSpaceById(session.client->id, id);
+    given = parts_.engine->OpenSpaceById(caller.client->id, id);
   } else {
     ASSIGN_OR_RETURN(const SpaceSpec spec, SpecOf(request));
-    given = parts_.engine->OpenSpace(session.client->id, spec);
+    given = parts_.engine->OpenSpace(caller.client->id, spec);
   }
   if (!given) return std::move(given).error();
   wire::OpenSpaceReply reply;
@@ -67,15 +67,15 @@ Status Verbs::OnOpenSpace(Session& session, Frame& frame) {
   reply.set_generation(given->generation);
   reply.set_page_bytes(given->page_bytes);
   FillLayout(given->layout, reply.mutable_layout());
-  session.connection.Send(wire::Type::kOpenSpaceReply, frame.header.request, reply);
+  caller.connection.Send(wire::Type::kOpenSpaceReply, frame.header.request, reply);
   return {};
 }
 
-Status Verbs::OnCloseSpace(Session& session, Frame& frame) {
+Status Verbs::OnCloseSpace(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::CloseSpace request, ParseFrame<wire::CloseSpace>(frame));
-  RETURN_IF_ERROR(parts_.engine->CloseSpace(session.client->id, request.slot(), request.epoch()));
-  session.connection.Send(wire::Type::kCloseSpaceReply, frame.header.request,
-                          wire::CloseSpaceReply());
+  RETURN_IF_ERROR(parts_.engine->CloseSpace(caller.client->id, request.slot(), request.epoch()));
+  caller.connection.Send(wire::Type::kCloseSpaceReply, frame.header.request,
+                         wire::CloseSpaceReply());
   return {};
 }
 
@@ -94,11 +94,11 @@ Status Verbs::TakeKeys(const std::string& bytes) {
   return {};
 }
 
-Status Verbs::OnGrant(Session& session, Frame& frame) {
+Status Verbs::OnGrant(Caller& caller, Frame& frame) {
   wire::Grant& request = messages_->grant;
   RETURN_IF_ERROR(ParseFrame(frame, &request));
   RETURN_IF_ERROR(TakeKeys(request.keys()));
-  ClientRecord& client = *session.client;
+  ClientRecord& client = *caller.client;
   GrantSpec spec;
   spec.slot = request.slot();
   spec.epoch = request.epoch();
@@ -131,11 +131,11 @@ Status Verbs::OnGrant(Session& session, Frame& frame) {
     fds.push_back(*std::move(fd));
     FillArena(*facts, true, reply.add_arenas());
   }
-  session.connection.Send(wire::Type::kGrantReply, frame.header.request, reply, std::move(fds));
+  caller.connection.Send(wire::Type::kGrantReply, frame.header.request, reply, std::move(fds));
   return {};
 }
 
-Status Verbs::OnCommit(Session& session, Frame& frame) {
+Status Verbs::OnCommit(Caller& caller, Frame& frame) {
   wire::Commit& request = messages_->commit;
   RETURN_IF_ERROR(ParseFrame(frame, &request));
   const int count = request.grants_size();
@@ -148,34 +148,34 @@ Status Verbs::OnCommit(Session& session, Frame& frame) {
   std::vector<Code>& codes = messages_->codes;
   codes.clear();
   RETURN_IF_ERROR(parts_.engine->Commit(
-      session.client->id, {request.grants().data(), static_cast<size_t>(count)},
+      caller.client->id, {request.grants().data(), static_cast<size_t>(count)},
       {request.valid_tokens().data(), static_cast<size_t>(request.valid_tokens_size())}, &codes));
   wire::CommitReply& reply = messages_->commit_reply;
   reply.Clear();
   for (const Code code : codes)
     reply.add_codes(static_cast<uint32_t>(code));
-  session.connection.Send(wire::Type::kCommitReply, frame.header.request, reply);
+  caller.connection.Send(wire::Type::kCommitReply, frame.header.request, reply);
   return {};
 }
 
-Status Verbs::OnAbort(Session& session, Frame& frame) {
+Status Verbs::OnAbort(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::Abort request, ParseFrame<wire::Abort>(frame));
   const auto count = static_cast<size_t>(request.grants_size());
   if (count > kMaxBatch) return TooMany("grants", request.grants_size(), kMaxBatch);
-  RETURN_IF_ERROR(parts_.engine->Abort(session.client->id, {request.grants().data(), count}));
-  session.connection.Send(wire::Type::kAbortReply, frame.header.request, wire::AbortReply());
+  RETURN_IF_ERROR(parts_.engine->Abort(caller.client->id, {request.grants().data(), count}));
+  caller.connection.Send(wire::Type::kAbortReply, frame.header.request, wire::AbortReply());
   return {};
 }
 
-Status Verbs::OnDrop(Session& session, Frame& frame) {
+Status Verbs::OnDrop(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::Drop request, ParseFrame<wire::Drop>(frame));
   RETURN_IF_ERROR(TakeKeys(request.keys()));
   ASSIGN_OR_RETURN(const uint32_t dropped,
-                   parts_.engine->Drop(session.client->id, request.slot(), request.epoch(),
+                   parts_.engine->Drop(caller.client->id, request.slot(), request.epoch(),
                                        request.part(), messages_->keys));
   wire::DropReply reply;
   reply.set_dropped(dropped);
-  session.connection.Send(wire::Type::kDropReply, frame.header.request, reply);
+  caller.connection.Send(wire::Type::kDropReply, frame.header.request, reply);
   return {};
 }
 

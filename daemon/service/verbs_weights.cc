@@ -38,8 +38,8 @@ Status CheckFiles(const wire::ModelAdd& request, size_t fds) {
 
 }  // namespace
 
-Status Verbs::OnModelAdd(Session& session, Frame& frame) {
-  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(session.connection.peer()));
+Status Verbs::OnModelAdd(Caller& caller, Frame& frame) {
+  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(caller.connection.peer()));
   if (!identity.may_administer) return {Code::kPermissionDenied, "ModelAdd: needs role admin"};
   wire::ModelAdd request;
   RETURN_IF_ERROR(ParseFrame(frame, &request));
@@ -50,9 +50,9 @@ Status Verbs::OnModelAdd(Session& session, Frame& frame) {
   spec.source.paths.assign(request.files().begin(), request.files().end());
   spec.source.fds = std::move(frame.fds);
   spec.source.index = std::move(*request.mutable_index());
-  const Ticket ticket = Begin(session, frame.header.request);
+  const Ticket ticket = Begin(caller, frame.header.request);
   parts_.engine->AddModel(std::move(spec), [this, ticket](const Result<ModelAdded>& added) {
-    Session* waiting = Finish(ticket);
+    Caller* waiting = Finish(ticket);
     if (waiting == nullptr) return;
     if (!added) return waiting->connection.SendError(ticket.request, added.error());
     wire::ModelAddReply reply;
@@ -66,14 +66,14 @@ Status Verbs::OnModelAdd(Session& session, Frame& frame) {
   return {};
 }
 
-Status Verbs::OnModelRemove(Session& session, Frame& frame) {
-  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(session.connection.peer()));
+Status Verbs::OnModelRemove(Caller& caller, Frame& frame) {
+  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(caller.connection.peer()));
   if (!identity.may_administer) return {Code::kPermissionDenied, "ModelRemove: needs role admin"};
   ASSIGN_OR_RETURN(const wire::ModelRemove request, ParseFrame<wire::ModelRemove>(frame));
-  const Ticket ticket = Begin(session, frame.header.request);
+  const Ticket ticket = Begin(caller, frame.header.request);
   parts_.engine->RemoveModel(request.name(), request.version(),
                              [this, ticket](const Status& status) {
-                               Session* waiting = Finish(ticket);
+                               Caller* waiting = Finish(ticket);
                                if (waiting == nullptr) return;
                                if (!status.ok())
                                  return waiting->connection.SendError(ticket.request, status);
@@ -83,17 +83,17 @@ Status Verbs::OnModelRemove(Session& session, Frame& frame) {
   return {};
 }
 
-Status Verbs::OnLoad(Session& session, Frame& frame) {
+Status Verbs::OnLoad(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::Load request, ParseFrame<wire::Load>(frame));
-  const Ticket ticket = Begin(session, frame.header.request);
+  const Ticket ticket = Begin(caller, frame.header.request);
   const auto progress = [this, ticket, next = MonotonicNs{0}](uint64_t done,
                                                               uint64_t total) mutable {
     const MonotonicNs now = parts_.clock->Now();
     if (now < next) return;
     next = now + kProgressIntervalMs * kNsPerMs;
-    const auto found = parts_.sessions->find(ticket.session);
+    const auto found = parts_.callers->find(ticket.caller);
     // Progress is a courtesy: a reader that is behind gets none.
-    if (found == parts_.sessions->end() || found->second->connection.has_backlog()) return;
+    if (found == parts_.callers->end() || found->second->connection.has_backlog()) return;
     wire::ProgressEvent event;
     event.set_done_bytes(done);
     event.set_total_bytes(total);
@@ -101,7 +101,7 @@ Status Verbs::OnLoad(Session& session, Frame& frame) {
   };
   parts_.engine->Load(request.name(), request.version(), progress,
                       [this, ticket](const Result<ModelLoaded>& loaded) {
-                        Session* waiting = Finish(ticket);
+                        Caller* waiting = Finish(ticket);
                         if (waiting == nullptr) return;
                         if (!loaded) {
                           return waiting->connection.SendError(ticket.request, loaded.error());
@@ -115,8 +115,8 @@ Status Verbs::OnLoad(Session& session, Frame& frame) {
   return {};
 }
 
-Status Verbs::OnUnload(Session& session, Frame& frame) {
-  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(session.connection.peer()));
+Status Verbs::OnUnload(Caller& caller, Frame& frame) {
+  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(caller.connection.peer()));
   if (!identity.may_administer) return {Code::kPermissionDenied, "Unload: needs role admin"};
   ASSIGN_OR_RETURN(const wire::Unload request, ParseFrame<wire::Unload>(frame));
   ASSIGN_OR_RETURN(const Unloaded unloaded,
@@ -124,21 +124,21 @@ Status Verbs::OnUnload(Session& session, Frame& frame) {
   wire::UnloadReply reply;
   reply.set_freed_bytes(unloaded.freed_bytes);
   reply.set_held_bytes(unloaded.held_bytes);
-  session.connection.Send(wire::Type::kUnloadReply, frame.header.request, reply);
+  caller.connection.Send(wire::Type::kUnloadReply, frame.header.request, reply);
   return {};
 }
 
-Status Verbs::OnAttach(Session& session, Frame& frame) {
+Status Verbs::OnAttach(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::Attach request, ParseFrame<wire::Attach>(frame));
-  const Ticket ticket = Begin(session, frame.header.request);
+  const Ticket ticket = Begin(caller, frame.header.request);
   parts_.engine->Attach(
-      session.client->id, request.name(), request.version(), request.load(), request.deadline_ms(),
+      caller.client->id, request.name(), request.version(), request.load(), request.deadline_ms(),
       [this, ticket](const Result<Attached>& attached) { FinishAttach(ticket, attached); });
   return {};
 }
 
 void Verbs::FinishAttach(const Ticket& ticket, const Result<Attached>& attached) {
-  Session* waiting = Finish(ticket);
+  Caller* waiting = Finish(ticket);
   if (!attached) {
     if (waiting != nullptr) waiting->connection.SendError(ticket.request, attached.error());
     return;
@@ -168,16 +168,16 @@ void Verbs::FinishAttach(const Ticket& ticket, const Result<Attached>& attached)
   (void)parts_.engine->Detach(ticket.client, attached->attachment);
 }
 
-Status Verbs::OnAttachBlocks(Session& session, Frame& frame) {
+Status Verbs::OnAttachBlocks(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::AttachBlocks request, ParseFrame<wire::AttachBlocks>(frame));
   if (request.blocks_size() > static_cast<int>(kMaxAttachBlocks)) {
     return TooMany("blocks", request.blocks_size(), kMaxAttachBlocks);
   }
   // Who names it has learned of it.
-  std::erase(session.client->unused_attachments, request.attachment());
+  std::erase(caller.client->unused_attachments, request.attachment());
   ASSIGN_OR_RETURN(const std::vector<ArenaId> arenas,
                    parts_.engine->BlocksOf(
-                       session.client->id, request.attachment(),
+                       caller.client->id, request.attachment(),
                        {request.blocks().data(), static_cast<size_t>(request.blocks_size())}));
   if (arenas.size() > kMaxAttachBlocks) {
     return {Code::kInvalidArgument, "blocks: the model has " + std::to_string(arenas.size()) +
@@ -197,17 +197,17 @@ Status Verbs::OnAttachBlocks(Session& session, Frame& frame) {
                                                   : request.blocks(static_cast<int>(next)));
     }
     reply.set_last(next == arenas.size());
-    session.connection.Send(wire::Type::kAttachBlocksReply, frame.header.request, reply,
-                            std::move(fds));
+    caller.connection.Send(wire::Type::kAttachBlocksReply, frame.header.request, reply,
+                           std::move(fds));
   } while (next < arenas.size());
   return {};
 }
 
-Status Verbs::OnDetach(Session& session, Frame& frame) {
+Status Verbs::OnDetach(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::Detach request, ParseFrame<wire::Detach>(frame));
-  RETURN_IF_ERROR(parts_.engine->Detach(session.client->id, request.attachment()));
-  std::erase(session.client->unused_attachments, request.attachment());
-  session.connection.Send(wire::Type::kDetachReply, frame.header.request, wire::DetachReply());
+  RETURN_IF_ERROR(parts_.engine->Detach(caller.client->id, request.attachment()));
+  std::erase(caller.client->unused_attachments, request.attachment());
+  caller.connection.Send(wire::Type::kDetachReply, frame.header.request, wire::DetachReply());
   return {};
 }
 

@@ -32,7 +32,7 @@ constexpr int kKills = 20;
 constexpr int kChildren = 3;
 constexpr uint32_t kSlots = 64;
 constexpr uint64_t kKeys = 80;
-constexpr auto kDeadline = std::chrono::seconds(90);
+constexpr auto kDeadline = std::chrono::seconds(600);
 
 // Memory that forked children share.
 class Shared {

@@ -1,4 +1,4 @@
-#include "cli/session.h"
+#include "cli/invocation.h"
 
 #include <unistd.h>
 
@@ -58,11 +58,11 @@ bool PrintOut(std::string_view text) {
          std::fflush(stdout) == 0;
 }
 
-std::string Session::Socket() const {
+std::string Invocation::Socket() const {
   return options_.socket.empty() ? DefaultSocket() : options_.socket;
 }
 
-kvc_code Session::Open(Access access, kvc_error* error) {
+kvc_code Invocation::Open(Access access, kvc_error* error) {
   kvc_client_options options{};
   options.struct_size = sizeof options;
   options.socket_path = options_.socket.empty() ? nullptr : options_.socket.c_str();
@@ -76,12 +76,12 @@ kvc_code Session::Open(Access access, kvc_error* error) {
   return code;
 }
 
-bool Session::TryConnect() {
+bool Invocation::TryConnect() {
   kvc_error error{};
   return Open(Access::kReadOnly, &error) == KVC_OK;
 }
 
-int Session::Connect(Access access) {
+int Invocation::Connect(Access access) {
   kvc_error error{};
   const kvc_code code = Open(access, &error);
   if (code == KVC_OK) return kExitOk;
@@ -91,17 +91,17 @@ int Session::Connect(Access access) {
               "start it with `terraced`, or name its socket with --socket PATH");
 }
 
-int32_t Session::TimeoutMs(double default_s) const {
+int32_t Invocation::TimeoutMs(double default_s) const {
   return static_cast<int32_t>((options_.timeout_s > 0 ? options_.timeout_s : default_s) * 1000);
 }
 
-int Session::Fail(const kvc_error& error, std::string_view hint) const {
+int Invocation::Fail(const kvc_error& error, std::string_view hint) const {
   return Fail(ExitCodeOf(error.code), kvc_code_name(error.code), error.message,
               hint.empty() ? CommonHint(error.code) : hint);
 }
 
-int Session::Fail(ExitCode exit_code, std::string_view code, std::string_view message,
-                  std::string_view hint) const {
+int Invocation::Fail(ExitCode exit_code, std::string_view code, std::string_view message,
+                     std::string_view hint) const {
   std::string text;
   if (options_.json) {
     nlohmann::ordered_json error = {{"code", code}, {"message", message}};
@@ -116,7 +116,7 @@ int Session::Fail(ExitCode exit_code, std::string_view code, std::string_view me
   return exit_code;
 }
 
-int Session::FailOutput() const {
+int Invocation::FailOutput() const {
   return Fail(kExitFailed, "internal", "standard output could not be written");
 }
 

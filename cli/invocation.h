@@ -34,9 +34,9 @@ struct CommonOptions {
 // Standard output, whole or failed: a full disk must not look like success.
 bool PrintOut(std::string_view text);
 
-class Session {
+class Invocation {
  public:
-  explicit Session(CommonOptions options) : options_(std::move(options)) {}
+  explicit Invocation(CommonOptions options) : options_(std::move(options)) {}
 
   enum class Access { kReadOnly, kWriter };
   // kExitOk, or the exit code after the failure was told.

@@ -53,20 +53,20 @@ Status CheckHello(const wire::Hello& hello) {
 
 }  // namespace
 
-Status Verbs::OnHello(Session& session, Frame& frame) {
-  if (session.client != nullptr) {
+Status Verbs::OnHello(Caller& caller, Frame& frame) {
+  if (caller.client != nullptr) {
     return {Code::kInvalidArgument, "hello: this connection has said it already"};
   }
   ASSIGN_OR_RETURN(const wire::Hello hello, ParseFrame<wire::Hello>(frame));
   RETURN_IF_ERROR(CheckHello(hello));
-  Peer& peer = session.connection.peer();
+  Peer& peer = caller.connection.peer();
   if (ProcessIsGone(peer.process.get())) {
     return {Code::kUnavailable, "peer: the process that connected has ended"};
   }
   ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(peer));
   if (hello.resume_client() != 0) {
-    RETURN_IF_ERROR(Resume(session, hello.resume_client(), hello.resume_token()));
-    return SendHelloReply(session, frame.header.request, true, UniqueFd());
+    RETURN_IF_ERROR(Resume(caller, hello.resume_client(), hello.resume_token()));
+    return SendHelloReply(caller, frame.header.request, true, UniqueFd());
   }
   ClientSpec spec;
   spec.tenant = identity.tenant;
@@ -75,14 +75,14 @@ Status Verbs::OnHello(Session& session, Frame& frame) {
   spec.uid = peer.uid;
   spec.writer = hello.writer() && identity.may_write;
   spec.max_pins = hello.max_pins();
-  ASSIGN_OR_RETURN(UniqueFd channel, Arrive(session, identity, spec));
-  return SendHelloReply(session, frame.header.request, false, std::move(channel));
+  ASSIGN_OR_RETURN(UniqueFd channel, Arrive(caller, identity, spec));
+  return SendHelloReply(caller, frame.header.request, false, std::move(channel));
 }
 
-Status Verbs::Resume(Session& session, ClientId id, uint64_t token) {
+Status Verbs::Resume(Caller& caller, ClientId id, uint64_t token) {
   const auto found = parts_.clients->find(id);
   if (found == parts_.clients->end() || found->second->token != token ||
-      found->second->pid != session.connection.peer().pid) {
+      found->second->pid != caller.connection.peer().pid) {
     return {Code::kStale,
             "resume_client: no such client of this process here: say hello as a new one"};
   }
@@ -90,22 +90,22 @@ Status Verbs::Resume(Session& session, ClientId id, uint64_t token) {
   if (client.cut) {
     return {Code::kStale, "resume_client: the client was cut: say hello as a new one"};
   }
-  if (client.session != nullptr) {
-    Session* old = client.session;
+  if (client.caller != nullptr) {
+    Caller* old = client.caller;
     old->client = nullptr;
     old->connection.Close(Status(Code::kUnavailable, "its client came back by another one"));
   }
   EndUnusedAttachments(client);
-  client.session = &session;
-  session.client = &client;
-  session.connection.AllowLargeFrames();
+  client.caller = &caller;
+  caller.client = &client;
+  caller.connection.AllowLargeFrames();
   // A reply with descriptors may have been lost with the old connection: they are given again.
   for (auto& [arena, writable] : client.arenas)
     writable = false;
   return {};
 }
 
-Result<UniqueFd> Verbs::Arrive(Session& session, const Identity& identity, const ClientSpec& spec) {
+Result<UniqueFd> Verbs::Arrive(Caller& caller, const Identity& identity, const ClientSpec& spec) {
   if (parts_.clients->size() >= parts_.limits.clients) {
     return Status(Code::kExhausted, "limits.clients: the daemon serves " +
                                         std::to_string(parts_.limits.clients) + " clients already");
@@ -128,7 +128,7 @@ Result<UniqueFd> Verbs::Arrive(Session& session, const Identity& identity, const
   client->pid = static_cast<pid_t>(spec.pid);
   client->channel = std::move(channel.mapping);
   // The end of the process is watched before anything is given to it.
-  ASSIGN_OR_RETURN(UniqueFd process, session.connection.peer().process.Duplicate());
+  ASSIGN_OR_RETURN(UniqueFd process, caller.connection.peer().process.Duplicate());
   ASSIGN_OR_RETURN(client->process,
                    parts_.loop->NewWatch(std::move(process), [this, watched = client.get()] {
                      OnProcessGone(*watched);
@@ -136,23 +136,23 @@ Result<UniqueFd> Verbs::Arrive(Session& session, const Identity& identity, const
   ASSIGN_OR_RETURN(client->given, parts_.engine->ClientArrived(spec, client->channel.bytes()));
   client->id = client->given.id;
   client->process.ArmRead();
-  client->session = &session;
-  session.client = client.get();
-  session.connection.peer().process.Reset();
-  session.connection.AllowLargeFrames();
+  client->caller = &caller;
+  caller.client = client.get();
+  caller.connection.peer().process.Reset();
+  caller.connection.AllowLargeFrames();
   Log(LogLevel::kDebug, "client-arrived",
       {{"client", client->id}, {"pid", spec.pid}, {"name", spec.name}});
   parts_.clients->emplace(client->id, std::move(client));
   return std::move(channel.fd);
 }
 
-Status Verbs::SendHelloReply(Session& session, uint64_t request, bool resumed, UniqueFd channel) {
-  ClientRecord& client = *session.client;
+Status Verbs::SendHelloReply(Caller& caller, uint64_t request, bool resumed, UniqueFd channel) {
+  ClientRecord& client = *caller.client;
   Result<UniqueFd> directory = parts_.engine->index(client.tenant).DirectoryDescriptor();
   if (!directory) {
     // A new client has learned nothing of itself yet; one that came back may try again.
     if (!resumed) EndClient(client.id, directory.error());
-    session.connection.CloseAfterSending(directory.error());
+    caller.connection.CloseAfterSending(directory.error());
     return std::move(directory).error();
   }
   std::vector<UniqueFd> fds;
@@ -171,7 +171,7 @@ Status Verbs::SendHelloReply(Session& session, uint64_t request, bool resumed, U
   reply.set_max_grants(client.given.max_grants);
   reply.set_host_capacity_bytes(parts_.engine->host_capacity_bytes());
   reply.set_daemon_version(TERRACE_VERSION);
-  session.connection.Send(wire::Type::kHelloReply, request, reply, std::move(fds));
+  caller.connection.Send(wire::Type::kHelloReply, request, reply, std::move(fds));
   TellMissed(client);
   return {};
 }
@@ -181,55 +181,55 @@ void Verbs::TellMissed(ClientRecord& client) {
     wire::GrantExpiredEvent event;
     event.mutable_grants()->Add(client.missed_expired.begin(), client.missed_expired.end());
     client.missed_expired.clear();
-    client.session->connection.Send(wire::Type::kGrantExpiredEvent, 0, event);
+    client.caller->connection.Send(wire::Type::kGrantExpiredEvent, 0, event);
   }
   if (!client.missed_gone.empty()) {
     wire::UnmapEvent event;
     event.mutable_arenas()->Add(client.missed_gone.begin(), client.missed_gone.end());
     client.missed_gone.clear();
-    client.session->connection.Send(wire::Type::kUnmapEvent, 0, event);
+    client.caller->connection.Send(wire::Type::kUnmapEvent, 0, event);
   }
 }
 
 void Verbs::OnProcessGone(ClientRecord& client) {
-  Session* session = client.session;
+  Caller* caller = client.caller;
   const Status why(Code::kUnavailable, "its process has ended");
   EndClient(client.id, why);
-  if (session != nullptr) session->connection.Close(why);
+  if (caller != nullptr) caller->connection.Close(why);
 }
 
-Status Verbs::OnPing(Session& session, Frame& frame) {
+Status Verbs::OnPing(Caller& caller, Frame& frame) {
   RETURN_IF_ERROR(ParseFrame<wire::Ping>(frame).status());
-  session.connection.Send(wire::Type::kPingReply, frame.header.request, wire::PingReply());
+  caller.connection.Send(wire::Type::kPingReply, frame.header.request, wire::PingReply());
   return {};
 }
 
-Status Verbs::OnGoodbye(Session& session, Frame& frame) {
+Status Verbs::OnGoodbye(Caller& caller, Frame& frame) {
   RETURN_IF_ERROR(ParseFrame<wire::Goodbye>(frame).status());
   const Status why(Code::kUnavailable, "it said goodbye");
-  EndClient(session.client->id, why);
-  session.connection.Send(wire::Type::kGoodbyeReply, frame.header.request, wire::GoodbyeReply());
-  session.connection.CloseAfterSending(why);
+  EndClient(caller.client->id, why);
+  caller.connection.Send(wire::Type::kGoodbyeReply, frame.header.request, wire::GoodbyeReply());
+  caller.connection.CloseAfterSending(why);
   return {};
 }
 
-Status Verbs::OnDirectory(Session& session, Frame& frame) {
+Status Verbs::OnDirectory(Caller& caller, Frame& frame) {
   RETURN_IF_ERROR(ParseFrame<wire::Directory>(frame).status());
-  const TenantIndex& index = parts_.engine->index(session.client->tenant);
+  const TenantIndex& index = parts_.engine->index(caller.client->tenant);
   std::vector<UniqueFd> fds(1);
   ASSIGN_OR_RETURN(fds[0], index.DirectoryDescriptor());
   wire::DirectoryReply reply;
   reply.set_directory_id(index.directory_id());
-  session.connection.Send(wire::Type::kDirectoryReply, frame.header.request, reply, std::move(fds));
+  caller.connection.Send(wire::Type::kDirectoryReply, frame.header.request, reply, std::move(fds));
   return {};
 }
 
-Status Verbs::OnArenas(Session& session, Frame& frame) {
+Status Verbs::OnArenas(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::Arenas request, ParseFrame<wire::Arenas>(frame));
   if (request.ids_size() > wire::kMaxFds) {
     return TooMany("ids", request.ids_size(), wire::kMaxFds);
   }
-  ClientRecord& client = *session.client;
+  ClientRecord& client = *caller.client;
   const bool writable = request.writable() && client.writer;
   wire::ArenasReply reply;
   std::vector<UniqueFd> fds;
@@ -243,7 +243,7 @@ Status Verbs::OnArenas(Session& session, Frame& frame) {
     fds.push_back(std::move(fd));
     FillArena(*facts, writable, reply.add_arenas());
   }
-  session.connection.Send(wire::Type::kArenasReply, frame.header.request, reply, std::move(fds));
+  caller.connection.Send(wire::Type::kArenasReply, frame.header.request, reply, std::move(fds));
   return {};
 }
 
