@@ -105,8 +105,10 @@ TEST(WorkerPool, StoppingFinishesWhatRunsAndDropsWhatWaits) {
   auto pool = Start({.threads = 1});
   WorkerPool* const raw = pool.get();
   std::promise<void> entered;
+  std::promise<void> queued;
   ASSERT_TRUE(pool->Submit([&] {
                     entered.set_value();
+                    queued.get_future().wait();
                     // A pool that stops takes no more work: what is submitted is gone at once.
                     for (bool stopping = false; !stopping;) {
                       const auto probe = std::make_shared<int>(0);
@@ -120,6 +122,7 @@ TEST(WorkerPool, StoppingFinishesWhatRunsAndDropsWhatWaits) {
   entered.get_future().wait();
   ASSERT_TRUE(pool->Submit([held] { ADD_FAILURE() << "ran"; }, owner, [held] {}).ok());
   EXPECT_EQ(held.use_count(), 3);
+  queued.set_value();
   pool.reset();
   EXPECT_TRUE(finished);
   EXPECT_EQ(held.use_count(), 1);
