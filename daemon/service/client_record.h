@@ -16,6 +16,7 @@
 #include "daemon/engine/engine.h"
 #include "daemon/service/connection.h"
 #include "daemon/service/owner_loop.h"
+#include "daemon/service/tenants.h"
 
 namespace terrace {
 
@@ -26,6 +27,8 @@ struct Caller {
   Caller(uint64_t id, Peer peer, const ConnectionEnvironment& environment, Connection::Owner& owner)
       : connection(id, std::move(peer), environment, owner) {}
   Connection connection;
+  std::string socket;  // The path it came by.
+  Identity identity;   // As of the present configuration.
   ClientRecord* client = nullptr;
 };
 

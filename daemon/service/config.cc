@@ -9,6 +9,7 @@
 #include <functional>
 #include <optional>
 
+#include "daemon/service/config_text.h"
 #include "daemon/service/size_text.h"
 
 namespace terrace {
@@ -29,16 +30,6 @@ struct Field {
   std::function<std::string(const Config&)> text;
 };
 
-// As a TOML basic string.
-std::string Quoted(std::string_view text) {
-  std::string quoted = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') quoted.push_back('\\');
-    quoted.push_back(c);
-  }
-  return quoted + "\"";
-}
-
 std::optional<uint64_t> Number(std::string_view text, uint64_t low, uint64_t high) {
   uint64_t number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
@@ -48,15 +39,13 @@ std::optional<uint64_t> Number(std::string_view text, uint64_t low, uint64_t hig
 }
 
 Field PathField(std::string_view path, std::string Config::*member) {
-  return {{path, "an absolute path, at most 4095 bytes"},
+  return {{path, kExpectedPath},
           [member](Config& config, std::string_view text) {
-            if (text.empty() || text.front() != '/' || text.size() > 4095) return false;
-            const auto control = [](char c) { return static_cast<unsigned char>(c) < 0x20; };
-            if (std::any_of(text.begin(), text.end(), control)) return false;
+            if (!IsAbsolutePath(text)) return false;
             config.*member = text;
             return true;
           },
-          [member](const Config& config) { return Quoted(config.*member); }};
+          [member](const Config& config) { return TomlString(config.*member); }};
 }
 
 Field CountField(std::string_view path, std::string_view expected, uint32_t Config::*member,
@@ -84,7 +73,7 @@ Field ArenaSizeField(std::string_view path, std::string_view expected, uint64_t 
             return true;
           },
           [member](const Config& config) {
-            return Quoted(config.*member == 0 ? "auto" : SizeText(config.*member));
+            return TomlString(config.*member == 0 ? "auto" : SizeText(config.*member));
           }};
 }
 
@@ -97,25 +86,17 @@ Field DurationField(std::string_view path, std::string_view expected, uint32_t C
             config.*member = *ms;
             return true;
           },
-          [member](const Config& config) { return Quoted(DurationText(config.*member)); }};
+          [member](const Config& config) { return TomlString(DurationText(config.*member)); }};
 }
 
 Field SocketModeField() {
-  return {{"daemon.socket_mode", "an octal mode between \"0600\" and \"0777\", such as \"0660\""},
+  return {{"daemon.socket_mode", kExpectedMode},
           [](Config& config, std::string_view text) {
-            uint32_t mode = 0;
-            const auto [end, error] =
-                std::from_chars(text.data(), text.data() + text.size(), mode, 8);
-            if (error != std::errc() || end != text.data() + text.size()) return false;
-            if ((mode & 0600) != 0600 || mode > 0777) return false;
-            config.socket_mode = mode;
-            return true;
+            const auto mode = SocketModeOf(text);
+            if (mode) config.socket_mode = *mode;
+            return mode.has_value();
           },
-          [](const Config& config) {
-            char digits[8];
-            const auto end = std::to_chars(digits, digits + sizeof digits, config.socket_mode, 8);
-            return Quoted("0" + std::string(digits, end.ptr));
-          }};
+          [](const Config& config) { return TomlString(SocketModeText(config.socket_mode)); }};
 }
 
 Field LogLevelField() {
@@ -125,7 +106,7 @@ Field LogLevelField() {
             if (level) config.log_level = *level;
             return level.has_value();
           },
-          [](const Config& config) { return Quoted(LogLevelName(config.log_level)); }};
+          [](const Config& config) { return TomlString(LogLevelName(config.log_level)); }};
 }
 
 // 0.25 is a share; "16GiB" or a whole number of bytes is a size.
@@ -149,7 +130,7 @@ Field CapacityField() {
            "most 1"},
           SetCapacity,
           [](const Config& config) {
-            if (config.capacity.bytes != 0) return Quoted(SizeText(config.capacity.bytes));
+            if (config.capacity.bytes != 0) return TomlString(SizeText(config.capacity.bytes));
             char digits[32];
             const auto end =
                 std::to_chars(digits, digits + sizeof digits, config.capacity.fraction);
@@ -159,20 +140,21 @@ Field CapacityField() {
 }
 
 Field PretouchField() {
-  return {{"host.pretouch", "\"all\", \"none\" or a size such as \"4GiB\""},
-          [](Config& config, std::string_view text) {
-            if (text == "all") {
-              config.pretouch_bytes = UINT64_MAX;
-              return true;
-            }
-            const auto bytes = text == "none" ? std::optional<uint64_t>(0) : ParseSize(text);
-            if (bytes) config.pretouch_bytes = *bytes;
-            return bytes.has_value();
-          },
-          [](const Config& config) {
-            if (config.pretouch_bytes == UINT64_MAX) return Quoted("all");
-            return Quoted(config.pretouch_bytes == 0 ? "none" : SizeText(config.pretouch_bytes));
-          }};
+  return {
+      {"host.pretouch", "\"all\", \"none\" or a size such as \"4GiB\""},
+      [](Config& config, std::string_view text) {
+        if (text == "all") {
+          config.pretouch_bytes = UINT64_MAX;
+          return true;
+        }
+        const auto bytes = text == "none" ? std::optional<uint64_t>(0) : ParseSize(text);
+        if (bytes) config.pretouch_bytes = *bytes;
+        return bytes.has_value();
+      },
+      [](const Config& config) {
+        if (config.pretouch_bytes == UINT64_MAX) return TomlString("all");
+        return TomlString(config.pretouch_bytes == 0 ? "none" : SizeText(config.pretouch_bytes));
+      }};
 }
 
 template <typename Choice>
@@ -184,7 +166,7 @@ Field AutoOrNever(std::string_view path, Choice Config::*member) {
             return true;
           },
           [member](const Config& config) {
-            return Quoted(config.*member == Choice::kAuto ? "auto" : "never");
+            return TomlString(config.*member == Choice::kAuto ? "auto" : "never");
           }};
 }
 
@@ -195,7 +177,7 @@ Field PinnedBytesField() {
             if (bytes) config.pinned_bytes = *bytes;
             return bytes.has_value();
           },
-          [](const Config& config) { return Quoted(SizeText(config.pinned_bytes)); }};
+          [](const Config& config) { return TomlString(SizeText(config.pinned_bytes)); }};
 }
 
 std::vector<Field> MakeFields() {
@@ -288,13 +270,15 @@ Status CheckConfig(const Config& config) {
                                         " is below limits.clients, " +
                                         std::to_string(config.clients)};
   }
-  return {};
+  return CheckConfigTables(config);
 }
 
 std::string ConfigText(const Config& config) {
   std::string text;
   std::string_view section;
   for (const Field& field : Fields()) {
+    // [[socket]] tables stand in their place.
+    if (!config.sockets.empty() && field.field.path.starts_with("daemon.socket")) continue;
     if (SectionOf(field.field.path) != section) {
       section = SectionOf(field.field.path);
       text.append(text.empty() ? "" : "\n").append("[").append(section).append("]\n");
@@ -302,7 +286,7 @@ std::string ConfigText(const Config& config) {
     text.append(field.field.path.substr(section.size() + 1));
     text.append(" = ").append(field.text(config)).append("\n");
   }
-  return text;
+  return text + ConfigTablesText(config);
 }
 
 uint64_t DefaultArenaBytes(uint64_t capacity_bytes) {

@@ -2,12 +2,14 @@
 //
 // One table of fields serves the TOML file and the command line alike: a field has a path
 // ("host.capacity"), a default, and a check whose message names the path. Unknown fields are
-// refused. Read once at the start of the daemon; a value.
+// refused. The tables [[socket]] and [[peer]] have fields of their own, in the file only. Read at
+// the start of the daemon and at a reload; a value.
 #pragma once
 
 #include <sys/types.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -25,6 +27,33 @@ struct CapacityChoice {
 
 enum class LockChoice : uint8_t { kAuto, kNever };
 enum class HugePagesChoice : uint8_t { kAuto, kNever };
+
+// Each may do what those before it may.
+enum class Role : uint8_t { kReader, kWriter, kAdmin };
+
+// [[socket]]: one Unix socket. Names of users and groups are looked up when it is read.
+struct SocketConfig {
+  std::string path;
+  std::optional<uid_t> owner = {};  // None: the daemon's.
+  std::optional<gid_t> group = {};
+  mode_t mode = 0660;
+  std::string tenant = {};  // Not empty: nobody of another tenant comes in here.
+  // Of those whom no [[peer]] names; for a socket with a tenant.
+  Role role = Role::kWriter;
+  bool admin = false;  // Whether it takes the verbs of admins.
+
+  friend bool operator==(const SocketConfig&, const SocketConfig&) = default;
+};
+
+// [[peer]]: whoever has this uid, or is in this group.
+struct PeerConfig {
+  std::optional<uid_t> uid = {};  // Either this
+  std::optional<gid_t> gid = {};  // or this.
+  std::string tenant;
+  Role role = Role::kWriter;
+
+  friend bool operator==(const PeerConfig&, const PeerConfig&) = default;
+};
 
 struct Config {
   // [daemon]
@@ -50,6 +79,9 @@ struct Config {
   uint32_t grant_deadline_max_ms = 600'000;
   uint32_t hello_deadline_ms = 10'000;
   uint32_t reader_stall_ms = 30'000;
+  // Without any socket the daemon is in user mode: see SocketsOf.
+  std::vector<SocketConfig> sockets;
+  std::vector<PeerConfig> peers;
 };
 
 struct ConfigField {
@@ -61,10 +93,19 @@ const std::vector<ConfigField>& ConfigFields();
 // Sets one field from the text that a TOML value or an option has: strings without their quotes,
 // numbers and booleans as written. The error names the field, what it takes and what it got.
 Status SetConfigField(Config* config, std::string_view path, std::string_view text);
+// The fields of the two tables, as "socket.path", and those of one of their rows
+// (config_tables.cc).
+const std::vector<ConfigField>& ConfigTableFields();
+Status SetSocketField(SocketConfig* socket, std::string_view key, std::string_view text);
+Status SetPeerField(PeerConfig* peer, std::string_view key, std::string_view text);
 // What no field can check alone. To be called when all are set.
 Status CheckConfig(const Config& config);
-// As a TOML file that would give the same.
+// As a TOML file that would give the same, with numbers for users and groups.
 std::string ConfigText(const Config& config);
+
+// Where the daemon listens: `sockets`, or in user mode the one of [daemon], by which everybody is
+// the tenant "default" and may do everything.
+std::vector<SocketConfig> SocketsOf(const Config& config);
 
 // Reads a TOML file over what `config` has (config_file.cc, the one door to toml++).
 Status ReadConfigFile(const std::string& file, Config* config);

@@ -46,6 +46,31 @@ Status ReadSection(const toml::table& section, const std::string& name, const st
   return {};
 }
 
+// The rows of [[socket]] or [[peer]], each made by `set` from its fields.
+template <typename Row>
+Status ReadTables(const toml::node& node, const std::string& name, const std::string& source,
+                  Status (*set)(Row*, std::string_view, std::string_view), std::vector<Row>* rows) {
+  const toml::array* tables = node.as_array();
+  if (tables == nullptr || !tables->is_array_of_tables()) {
+    return {Code::kInvalidArgument, Place(source, node.source()) + ": " + name +
+                                        ": is written as [[" + name + "]], once for each"};
+  }
+  rows->clear();
+  for (const toml::node& table : *tables) {
+    Row row;
+    for (const auto& [key, value] : *table.as_table()) {
+      const std::optional<std::string> text = TextOf(value);
+      const Status status =
+          text ? set(&row, key.str(), *text)
+               : Status(Code::kInvalidArgument,
+                        name + "." + std::string(key.str()) + ": expected a string or a number");
+      if (!status.ok()) return Status(status).WithContext(Place(source, value.source()));
+    }
+    rows->push_back(std::move(row));
+  }
+  return {};
+}
+
 }  // namespace
 
 Status ReadConfigText(std::string_view text, const std::string& source, Config* config) {
@@ -58,6 +83,14 @@ Status ReadConfigText(std::string_view text, const std::string& source, Config* 
   }
   for (const auto& [key, node] : table) {
     const std::string name(key.str());
+    if (name == "socket" && node.is_array()) {
+      RETURN_IF_ERROR(ReadTables(node, name, source, &SetSocketField, &config->sockets));
+      continue;
+    }
+    if (name == "peer" && node.is_array()) {
+      RETURN_IF_ERROR(ReadTables(node, name, source, &SetPeerField, &config->peers));
+      continue;
+    }
     const toml::table* section = node.as_table();
     if (section == nullptr) {
       return {Code::kInvalidArgument,
@@ -71,7 +104,7 @@ Status ReadConfigText(std::string_view text, const std::string& source, Config* 
     if (!known) {
       return {Code::kInvalidArgument,
               Place(source, node.source()) + ": [" + name +
-                  "]: there is no such section: [daemon], [host], [limits]"};
+                  "]: there is no such section: [daemon], [host], [limits], [[socket]], [[peer]]"};
     }
     RETURN_IF_ERROR(ReadSection(*section, name, source, config));
   }

@@ -101,6 +101,7 @@ class Connection {
   uint64_t id() const { return id_; }
   Peer& peer() { return peer_; }
   bool open() const { return static_cast<bool>(watch_); }
+  int socket() const { return watch_.fd(); }  // While it is open.
 
   // Queues a frame; sends it at once unless a batch of frames is being handled. At most kMaxFds
   // descriptors.

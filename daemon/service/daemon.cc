@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <csignal>
 #include <thread>
+#include <utility>
 
 #include "daemon/service/log.h"
 #include "daemon/service/size_text.h"
@@ -40,13 +41,13 @@ uint64_t ResidentBytes(const HostReport& report) {
 }  // namespace
 
 Daemon::~Daemon() {
-  listener_.reset();
+  listeners_.clear();
   read_pool_.reset();  // Waits for reads that are running: they write into the engine's blocks.
   engine_.reset();
 }
 
 Status Daemon::FillDefaults() {
-  if (config_.socket.empty()) {
+  if (config_.socket.empty() && config_.sockets.empty()) {
     config_.socket = DefaultSocketPath();
     RETURN_IF_ERROR(MakePrivateFolder(FolderOf(config_.socket)).WithContext("daemon.socket"));
   }
@@ -100,7 +101,6 @@ Status Daemon::StartEngine() {
   service.connections = config_.connections;
   service.hello_deadline_ms = config_.hello_deadline_ms;
   service.reader_stall_ms = config_.reader_stall_ms;
-  service.socket = config_.socket;
   service.state_dir = config_.state_dir;
   service_ = std::make_unique<Service>(std::move(service), loop_, clock_, *host_);
 
@@ -128,7 +128,7 @@ Status Daemon::StartEngine() {
     report->memory_limit_bytes = capacity_->limit().limit_bytes;
     report->memory_limit_source = capacity_->limit().source;
   });
-  return service_->Start(*engine_);
+  return service_->Start(*engine_, config_);
 }
 
 Status Daemon::Start() {
@@ -138,19 +138,13 @@ Status Daemon::Start() {
   RETURN_IF_ERROR(FillDefaults());
   RETURN_IF_ERROR(StartTiers());
   RETURN_IF_ERROR(StartEngine());
-  ListenerOptions listener;
-  listener.path = config_.socket;
-  listener.mode = config_.socket_mode;
-  ASSIGN_OR_RETURN(listener_, Listener::Open(listener, loop_, [this](UniqueFd socket) {
-                     service_->Accept(std::move(socket));
-                   }));
+  RETURN_IF_ERROR(Listen());
   for (const std::string& problem : engine_->Summary().restore_problems) {
     LogLimited(LogLevel::kWarning, "model-not-restored", {{"why", problem}});
   }
   loop_.OnSignals({SIGTERM, SIGINT}, [this](int signal) { Stop(signal); });
   Log(LogLevel::kInfo, "serving",
       {{"version", TERRACE_VERSION},
-       {"socket", config_.socket},
        {"state_dir", config_.state_dir},
        {"capacity", SizeText(capacity_->present_bytes())},
        {"capacity_wanted", SizeText(capacity_->wanted_bytes())},
@@ -159,12 +153,34 @@ Status Daemon::Start() {
   return {};
 }
 
+Status Daemon::Listen() {
+  for (const SocketConfig& socket : SocketsOf(config_)) {
+    ListenerOptions options;
+    options.path = socket.path;
+    options.mode = socket.mode;
+    options.owner = socket.owner;
+    options.group = socket.group;
+    ASSIGN_OR_RETURN(
+        std::unique_ptr<Listener> listener,
+        Listener::Open(std::move(options), loop_, [this, path = socket.path](UniqueFd accepted) {
+          service_->Accept(std::move(accepted), path);
+        }));
+    listeners_.push_back(std::move(listener));
+    Log(LogLevel::kInfo, "listening",
+        {{"socket", socket.path},
+         {"tenant", socket.tenant},
+         {"admin", socket.admin ? "yes" : "no"}});
+  }
+  return {};
+}
+
 void Daemon::Run() {
   loop_.Run();
 }
 
 void Daemon::Sweep() {
-  listener_->Sweep();
+  for (const auto& listener : listeners_)
+    listener->Sweep();
   const MonotonicNs now = clock_.Now();
   if (now - capacity_checked_ < kCapacityEvery) return;
   capacity_checked_ = now;
@@ -174,9 +190,9 @@ void Daemon::Sweep() {
 }
 
 void Daemon::Stop(int signal) {
-  if (listener_ == nullptr) return;  // A second signal: it is stopping.
+  if (std::exchange(stopping_, true)) return;  // A second signal.
   Log(LogLevel::kInfo, "stopping", {{"signal", signal}});
-  listener_.reset();
+  listeners_.clear();
   service_->Stop([this] { journal_drain_->WhenIdle([this] { loop_.Stop(); }); });
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/worker_pool.h"
@@ -26,7 +27,7 @@ class Daemon {
   Daemon(const Daemon&) = delete;
   Daemon& operator=(const Daemon&) = delete;
 
-  // Everything up to the listening socket. An error leaves nothing behind.
+  // Everything up to the listening sockets. An error leaves nothing behind.
   Status Start();
   // Serves until SIGTERM or SIGINT, then until everybody has been answered and what was being
   // written is written.
@@ -36,6 +37,7 @@ class Daemon {
   Status FillDefaults();
   Status StartTiers();
   Status StartEngine();
+  Status Listen();
   void Sweep();
   void Stop(int signal);
 
@@ -54,7 +56,8 @@ class Daemon {
   std::unique_ptr<WeightSources> sources_;
   std::unique_ptr<Service> service_;
   std::unique_ptr<Engine> engine_;
-  std::unique_ptr<Listener> listener_;
+  std::vector<std::unique_ptr<Listener>> listeners_;
+  bool stopping_ = false;
   MonotonicNs capacity_checked_ = 0;
 };
 

@@ -21,7 +21,7 @@ Result<sockaddr_un> AddressOf(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof address.sun_path) {
-    return Status(Code::kInvalidArgument, "daemon.socket: the path '" + path + "' has " +
+    return Status(Code::kInvalidArgument, "socket: the path '" + path + "' has " +
                                               std::to_string(path.size()) +
                                               " bytes, a Unix socket can have 1 to " +
                                               std::to_string(sizeof address.sun_path - 1));
@@ -37,7 +37,7 @@ Result<UniqueFd> TakeLock(const std::string& path) {
     if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
       if (errno != EWOULDBLOCK) return SystemError("flock of " + path, errno);
       return Status(Code::kAlreadyExists,
-                    "daemon.socket: another terraced is running (it holds " + path + ")");
+                    "socket: another terraced is running (it holds " + path + ")");
     }
     // The one that stopped just now may have removed the file that we locked.
     struct stat locked {};
@@ -54,20 +54,68 @@ Result<UniqueFd> TakeLock(const std::string& path) {
 Status RemoveStale(const std::string& path, const sockaddr_un& address) {
   struct stat info {};
   if (::lstat(path.c_str(), &info) != 0) {
-    return errno == ENOENT ? Status() : SystemError("daemon.socket: " + path, errno);
+    return errno == ENOENT ? Status() : SystemError("socket: " + path, errno);
   }
   if (!S_ISSOCK(info.st_mode)) {
-    return {Code::kAlreadyExists, "daemon.socket: " + path + " exists and is not a socket"};
+    return {Code::kAlreadyExists, "socket: " + path + " exists and is not a socket"};
   }
   const UniqueFd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!probe) return SystemError("socket", errno);
   if (::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 ||
       errno != ECONNREFUSED) {
     return {Code::kAlreadyExists,
-            "daemon.socket: " + path + " is in use: something else accepts connections there"};
+            "socket: " + path + " is in use: something else accepts connections there"};
   }
   if (::unlink(path.c_str()) != 0) return SystemError("removing the stale socket " + path, errno);
   return {};
+}
+
+// By descriptor: should others be able to write to the folder, they cannot make it mean another
+// file.
+Status SetOwnerAndMode(const ListenerOptions& options) {
+  const UniqueFd file(::open(options.path.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+  struct stat info {};
+  if (!file || ::fstat(file.get(), &info) != 0) return SystemError(options.path, errno);
+  if (!S_ISSOCK(info.st_mode)) {
+    return {Code::kPermissionDenied, "socket: " + options.path + " was replaced while it was made"};
+  }
+  if (options.owner || options.group) {
+    const auto unchanged = static_cast<uid_t>(-1);
+    if (::fchownat(file.get(), "", options.owner.value_or(unchanged),
+                   options.group.value_or(unchanged), AT_EMPTY_PATH) != 0) {
+      return SystemError("socket: giving " + options.path + " its owner and group", errno);
+    }
+  }
+  const std::string name = "/proc/self/fd/" + std::to_string(file.get());
+  if (::chmod(name.c_str(), options.mode) != 0)
+    return SystemError("chmod of " + options.path, errno);
+  return {};
+}
+
+// That a given descriptor is what a Listener would have made.
+Status CheckGiven(int socket, const std::string& path) {
+  const auto option = [&](int name) {
+    int value = -1;
+    socklen_t bytes = sizeof value;
+    return ::getsockopt(socket, SOL_SOCKET, name, &value, &bytes) == 0 ? value : -1;
+  };
+  if (option(SO_DOMAIN) != AF_UNIX || option(SO_TYPE) != SOCK_STREAM ||
+      option(SO_ACCEPTCONN) != 1) {
+    return {Code::kInvalidArgument,
+            "socket: what was given for " + path + " is no listening Unix stream socket"};
+  }
+  const int flags = ::fcntl(socket, F_GETFL);
+  if (flags < 0 || ::fcntl(socket, F_SETFL, flags | O_NONBLOCK) != 0 ||
+      ::fcntl(socket, F_SETFD, FD_CLOEXEC) != 0) {
+    return SystemError("socket: the flags of what was given for " + path, errno);
+  }
+  return {};
+}
+
+Status PassCredentials(int socket) {
+  const int on = 1;
+  if (::setsockopt(socket, SOL_SOCKET, SO_PASSCRED, &on, sizeof on) == 0) return {};
+  return SystemError("SO_PASSCRED", errno);
 }
 
 }  // namespace
@@ -101,37 +149,46 @@ Status MakePrivateFolder(const std::string& path) {
   return {};
 }
 
-Result<std::unique_ptr<Listener>> Listener::Open(const ListenerOptions& options, OwnerLoop& loop,
+Result<std::unique_ptr<Listener>> Listener::Open(ListenerOptions options, OwnerLoop& loop,
                                                  Accepted accepted) {
+  if (options.given) {
+    RETURN_IF_ERROR(CheckGiven(options.given.get(), options.path));
+    std::unique_ptr<Listener> listener(new Listener(options.path, UniqueFd(), std::move(accepted)));
+    RETURN_IF_ERROR(listener->Watch(std::move(options.given), loop));
+    return listener;
+  }
   RETURN_IF_ERROR(AddressOf(options.path).status());
   if (::mkdir(FolderOf(options.path).c_str(), 0700) != 0 && errno != EEXIST) {
-    return SystemError("daemon.socket: creating " + FolderOf(options.path), errno);
+    return SystemError("socket: creating " + FolderOf(options.path), errno);
   }
   ASSIGN_OR_RETURN(UniqueFd lock, TakeLock(options.path + ".lock"));
   std::unique_ptr<Listener> listener(
       new Listener(options.path, std::move(lock), std::move(accepted)));
-  RETURN_IF_ERROR(listener->Listen(options.mode, loop));
+  UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!socket) return SystemError("socket", errno);
+  RETURN_IF_ERROR(listener->Bind(options, socket.get()));
+  RETURN_IF_ERROR(listener->Watch(std::move(socket), loop));
   return listener;
 }
 
-Status Listener::Listen(mode_t mode, OwnerLoop& loop) {
+Status Listener::Bind(const ListenerOptions& options, int socket) {
   ASSIGN_OR_RETURN(const sockaddr_un address, AddressOf(path_));
   RETURN_IF_ERROR(RemoveStale(path_, address));
-  UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!socket) return SystemError("socket", errno);
-  const int on = 1;
-  // Accepted sockets inherit it, so no byte can be sent without its sender's credentials.
-  if (::setsockopt(socket.get(), SOL_SOCKET, SO_PASSCRED, &on, sizeof on) != 0) {
-    return SystemError("SO_PASSCRED", errno);
-  }
-  // bind() gives the file the mode of the socket's inode, less the umask: never wider than `mode`.
-  if (::fchmod(socket.get(), mode) != 0) return SystemError("fchmod of the socket", errno);
-  if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
-    return SystemError("daemon.socket: bind to " + path_, errno);
+  // bind() gives the file the mode of the socket's inode, less the umask. Owner and group can only
+  // follow: until then it is the daemon's alone.
+  if (::fchmod(socket, 0600) != 0) return SystemError("fchmod of the socket", errno);
+  if (::bind(socket, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    return SystemError("socket: bind to " + path_, errno);
   }
   bound_ = true;
-  if (::chmod(path_.c_str(), mode) != 0) return SystemError("chmod of " + path_, errno);
-  if (::listen(socket.get(), kBacklog) != 0) return SystemError("listen on " + path_, errno);
+  RETURN_IF_ERROR(SetOwnerAndMode(options));
+  if (::listen(socket, kBacklog) != 0) return SystemError("listen on " + path_, errno);
+  return {};
+}
+
+Status Listener::Watch(UniqueFd socket, OwnerLoop& loop) {
+  // Accepted sockets inherit it, so no byte can be sent without its sender's credentials.
+  RETURN_IF_ERROR(PassCredentials(socket.get()));
   ASSIGN_OR_RETURN(watch_, loop.NewWatch(std::move(socket), [this] { OnReadable(); }));
   watch_.ArmRead();
   return {};
@@ -139,14 +196,16 @@ Status Listener::Listen(mode_t mode, OwnerLoop& loop) {
 
 Listener::~Listener() {
   if (bound_) ::unlink(path_.c_str());
-  ::unlink((path_ + ".lock").c_str());
+  if (lock_) ::unlink((path_ + ".lock").c_str());
 }
 
 void Listener::OnReadable() {
   for (int i = 0; i < kAcceptsPerWake; ++i) {
     UniqueFd socket(::accept4(watch_.fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (socket) {
-      accepted_(std::move(socket));
+      // Once more: a connection may have been made before a given socket had it.
+      const Status status = PassCredentials(socket.get());
+      if (status.ok()) accepted_(std::move(socket));
       continue;
     }
     if (errno == ECONNABORTED || errno == EINTR) continue;

@@ -1,14 +1,18 @@
-// Listener: the daemon's Unix socket in the file system.
+// Listener: one Unix socket of the daemon in the file system.
 //
 // A lock file beside the socket (PATH.lock, flock) says which daemon owns the path, for as long as
 // it lives; a socket that nobody answers on is removed, a live one is never taken over. The socket
-// has its mode from the moment it exists. Owner thread only.
+// is never wider open than its mode, from the moment it exists.
+//
+// A socket that was made by somebody else (socket activation) is taken as it is: its path, owner,
+// mode and end are that one's. Owner thread only.
 #pragma once
 
 #include <sys/types.h>
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/status.h"
@@ -20,6 +24,9 @@ namespace terrace {
 struct ListenerOptions {
   std::string path;
   mode_t mode = 0600;
+  std::optional<uid_t> owner = {};  // None: the daemon's. Another one takes CAP_CHOWN.
+  std::optional<gid_t> group = {};  // Likewise, or to be in that group.
+  UniqueFd given = {};  // Already listening at `path`: nothing is bound, changed or removed.
 };
 
 class Listener {
@@ -27,10 +34,11 @@ class Listener {
   using Accepted = std::function<void(UniqueFd)>;
 
   // Creates the missing last folder of the path with mode 0700. `accepted` gets each connection:
-  // non-blocking, close-on-exec, with SO_PASSCRED since before its first byte.
-  static Result<std::unique_ptr<Listener>> Open(const ListenerOptions& options, OwnerLoop& loop,
+  // non-blocking, close-on-exec, with SO_PASSCRED since before its first byte. (The kernel adds
+  // credentials to what is sent to a given socket before it is accepted.)
+  static Result<std::unique_ptr<Listener>> Open(ListenerOptions options, OwnerLoop& loop,
                                                 Accepted accepted);
-  ~Listener();  // Removes the socket and the lock file.
+  ~Listener();  // Removes the socket and the lock file, unless it was given.
 
   const std::string& path() const { return path_; }
   // Accepts again after accept() had failed for want of descriptors. To be called about once a
@@ -40,11 +48,12 @@ class Listener {
  private:
   Listener(std::string path, UniqueFd lock, Accepted accepted)
       : path_(std::move(path)), lock_(std::move(lock)), accepted_(std::move(accepted)) {}
-  Status Listen(mode_t mode, OwnerLoop& loop);
+  Status Bind(const ListenerOptions& options, int socket);
+  Status Watch(UniqueFd socket, OwnerLoop& loop);
   void OnReadable();
 
   const std::string path_;
-  const UniqueFd lock_;
+  const UniqueFd lock_;  // None for a given socket.
   const Accepted accepted_;
   OwnerLoop::Watch watch_;
   bool bound_ = false;

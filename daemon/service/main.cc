@@ -10,7 +10,8 @@ int main(int argc, char** argv) {
   if (!command_line) return exit_code;
   if (command_line->check_config) {
     terrace::Config& config = command_line->config;
-    if (config.socket.empty()) config.socket = terrace::DefaultSocketPath();
+    if (config.socket.empty() && config.sockets.empty())
+      config.socket = terrace::DefaultSocketPath();
     if (config.state_dir.empty()) config.state_dir = terrace::DefaultStateDir();
     std::fputs(terrace::ConfigText(config).c_str(), stdout);
     return 0;

@@ -36,6 +36,21 @@ Result<Peer> PeerOf(int socket) {
   return peer;
 }
 
+Result<std::vector<gid_t>> GroupsOf(int socket) {
+  std::vector<gid_t> groups(64);
+  for (;;) {
+    auto bytes = static_cast<socklen_t>(groups.size() * sizeof(gid_t));
+    const bool whole = ::getsockopt(socket, SOL_SOCKET, SO_PEERGROUPS, groups.data(), &bytes) == 0;
+    const size_t count = bytes / sizeof(gid_t);
+    // They never change, so at most one more try is needed.
+    if (!whole && (errno != ERANGE || count <= groups.size())) {
+      return SystemError("SO_PEERGROUPS", errno);
+    }
+    groups.resize(count);
+    if (whole) return groups;
+  }
+}
+
 bool ProcessIsGone(int pidfd) {
   pollfd entry{pidfd, POLLIN, 0};
   return ::poll(&entry, 1, 0) == 1;

@@ -6,6 +6,8 @@
 
 #include <sys/types.h>
 
+#include <vector>
+
 #include "base/status.h"
 #include "base/unique_fd.h"
 
@@ -22,6 +24,10 @@ struct Peer {
 // hit a process that took over the pid of one that died since connect(): hence every message is
 // compared with the pid again, and ProcessIsGone is asked once more before anything is handed out.
 Result<Peer> PeerOf(int socket);
+
+// Its supplementary groups at the time of connect(), by SO_PEERGROUPS. Asked for when needed and
+// not kept: a process may have 65536 of them.
+Result<std::vector<gid_t>> GroupsOf(int socket);
 
 // Whether a pidfd's process has ended (a zombie has).
 bool ProcessIsGone(int pidfd);

@@ -40,15 +40,15 @@ Service::Service(ServiceOptions options, OwnerLoop& loop, const Clock& clock, Ho
 
 Service::~Service() = default;
 
-Status Service::Start(Engine& engine) {
+Status Service::Start(Engine& engine, const Config& config) {
   engine_ = &engine;
-  RETURN_IF_ERROR(tenants_.Open(engine));
+  tenants_.Open([&engine](const std::string& name) { return engine.AddTenant(name); });
+  RETURN_IF_ERROR(ReplaceTenants(config));
   Verbs::Parts parts;
   parts.engine = &engine;
   parts.host = &host_;
   parts.loop = &loop_;
   parts.clock = &clock_;
-  parts.tenants = &tenants_;
   parts.clients = &clients_;
   parts.callers = &callers_;
   parts.limits = options_.limits;
@@ -62,20 +62,59 @@ Status Service::Start(Engine& engine) {
 
 // ---- Connections --------------------------------------------------------------------------------
 
-void Service::Accept(UniqueFd socket) {
-  ++traffic_.connections_accepted;
-  if (callers_.size() >= options_.connections) {
-    Refuse(socket.get(),
-           Status(Code::kExhausted, "limits.connections: the daemon has " +
-                                        std::to_string(callers_.size()) + " connections already"));
-    return;
+Status Service::ReplaceTenants(const Config& config) {
+  RETURN_IF_ERROR(tenants_.Replace(config));
+  sockets_.clear();
+  for (const SocketConfig& socket : SocketsOf(config))
+    sockets_.append(sockets_.empty() ? "" : ", ").append(socket.path);
+  for (const auto& [id, caller] : callers_) {
+    Connection& connection = caller->connection;
+    if (!connection.open()) continue;
+    const Result<Identity> identity =
+        IdentityOf(connection.socket(), connection.peer(), caller->socket);
+    Status why = identity.status();
+    ClientRecord* client = caller->client;
+    if (why.ok() && client != nullptr) {
+      if (identity->tenant != client->tenant) {
+        why = {Code::kPermissionDenied, "peer: it is of another tenant now"};
+      } else if (client->writer && !identity->may_write) {
+        why = {Code::kPermissionDenied, "peer: its role is reader now"};
+      }
+    }
+    if (why.ok()) {
+      caller->identity = *identity;
+      continue;
+    }
+    if (client != nullptr) client->cut = true;
+    connection.SendError(0, why);
+    connection.CloseAfterSending(why);
   }
+  return {};
+}
+
+Result<Identity> Service::IdentityOf(int socket, const Peer& peer, const std::string& path) const {
+  ASSIGN_OR_RETURN(const std::vector<gid_t> groups, GroupsOf(socket));
+  return tenants_.IdentityOf({peer.uid, peer.gid, groups, path});
+}
+
+void Service::Accept(UniqueFd socket, const std::string& path) {
+  ++traffic_.connections_accepted;
   Result<Peer> peer = PeerOf(socket.get());
-  if (!peer) return Refuse(socket.get(), peer.error());
+  if (!peer) return Refuse(socket.get(), Peer(), path, peer.error());
+  Result<Identity> identity = IdentityOf(socket.get(), *peer, path);
+  if (!identity) return Refuse(socket.get(), *peer, path, identity.error());
+  if (callers_.size() >= options_.connections) {
+    return Refuse(
+        socket.get(), *peer, path,
+        Status(Code::kExhausted, "limits.connections: the daemon has " +
+                                     std::to_string(callers_.size()) + " connections already"));
+  }
   const uint64_t id = ++last_caller_;
   const ConnectionEnvironment environment{&loop_, &clock_, &traffic_, &large_input_left_};
   Connection::Owner& owner = *this;
   auto caller = std::make_unique<Caller>(id, *std::move(peer), environment, owner);
+  caller->socket = path;
+  caller->identity = *std::move(identity);
   const Status status = caller->connection.Open(std::move(socket));
   if (!status.ok()) {
     ++traffic_.connections_refused;
@@ -85,9 +124,11 @@ void Service::Accept(UniqueFd socket) {
   callers_.emplace(id, std::move(caller));
 }
 
-void Service::Refuse(int socket, const Status& why) {
+void Service::Refuse(int socket, const Peer& peer, const std::string& path, const Status& why) {
   ++traffic_.connections_refused;
-  LogLimited(LogLevel::kWarning, "connection-refused", {{"why", why}});
+  LogLimited(
+      LogLevel::kWarning, "connection-refused",
+      {{"socket", path}, {"pid", peer.pid}, {"uid", peer.uid}, {"gid", peer.gid}, {"why", why}});
   Connection::SendLastWord(socket, why);
 }
 
@@ -242,9 +283,9 @@ ServiceReport Service::Report() const {
   report.pid = ::getpid();
   report.uid = ::geteuid();
   report.uptime_ms = static_cast<uint64_t>((clock_.Now() - started_) / kNsPerMs);
-  report.socket = options_.socket;
+  report.socket = sockets_;
   report.state_dir = options_.state_dir;
-  report.isolation = Tenants::Isolation();
+  report.isolation = tenants_.Isolation();
   report.connections = callers_.size();
   report.clients_away = static_cast<uint64_t>(std::count_if(
       clients_.begin(), clients_.end(), [](const auto& item) { return !item.second->caller; }));

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "daemon/engine/engine.h"
 #include "daemon/service/client_record.h"
+#include "daemon/service/config.h"
 #include "daemon/service/connection.h"
 #include "daemon/service/owner_loop.h"
 #include "daemon/service/tenants.h"
@@ -26,8 +27,7 @@ struct ServiceOptions {
   uint32_t connections = 2048;
   uint32_t hello_deadline_ms = 10'000;
   uint32_t reader_stall_ms = 30'000;
-  std::string socket;     // For reports.
-  std::string state_dir;  // Likewise.
+  std::string state_dir;  // For reports.
 };
 
 class Service final : public EngineEvents, private Connection::Owner {
@@ -37,9 +37,13 @@ class Service final : public EngineEvents, private Connection::Owner {
   Service(const Service&) = delete;
   Service& operator=(const Service&) = delete;
 
-  // To be called once, before Accept.
-  Status Start(Engine& engine);
-  void Accept(UniqueFd socket);
+  // To be called once, before Accept. Of `config`: the sockets and peers.
+  Status Start(Engine& engine, const Config& config);
+  // `path`: the configured socket that it came by.
+  void Accept(UniqueFd socket, const std::string& path);
+  // Who is who from now on. A client that would not get again what it has (its tenant, the writing)
+  // is cut: it may come back as who it is now. An error changes nothing.
+  Status ReplaceTenants(const Config& config);
   // Called about once a second.
   void OnSweep(std::function<void()> sweep) { on_sweep_ = std::move(sweep); }
   // For status reports.
@@ -60,7 +64,8 @@ class Service final : public EngineEvents, private Connection::Owner {
  private:
   void OnFrame(Connection& connection, Frame& frame) override;
   void OnClosed(Connection& connection, const Status& why) override;
-  void Refuse(int socket, const Status& why);
+  void Refuse(int socket, const Peer& peer, const std::string& path, const Status& why);
+  Result<Identity> IdentityOf(int socket, const Peer& peer, const std::string& path) const;
   void Turn();
   void Sweep();
   void StoppedIfEmpty();
@@ -75,6 +80,7 @@ class Service final : public EngineEvents, private Connection::Owner {
 
   Engine* engine_ = nullptr;
   Tenants tenants_;
+  std::string sockets_;  // For reports.
   Traffic traffic_;
   size_t large_input_left_ = kLargeInputBudget;
   uint64_t last_caller_ = 0;

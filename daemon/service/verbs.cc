@@ -63,6 +63,12 @@ void Verbs::Handle(Caller& caller, Frame& frame) {
   if (!status.ok()) caller.connection.SendError(header.request, status);
 }
 
+Status Verbs::CheckAdmin(const Caller& caller, std::string_view verb) {
+  if (caller.identity.may_administer) return {};
+  return {Code::kPermissionDenied,
+          std::string(verb) + ": needs the role admin, on a socket that takes the verbs of admins"};
+}
+
 Verbs::Ticket Verbs::Begin(Caller& caller, uint64_t request) {
   caller.connection.BeginRequest(request);
   return {caller.connection.id(), request, caller.client->id};

@@ -12,7 +12,6 @@
 
 #include "daemon/service/client_record.h"
 #include "daemon/service/reports.h"
-#include "daemon/service/tenants.h"
 
 namespace terrace {
 
@@ -33,7 +32,6 @@ class Verbs {
     HostTier* host = nullptr;
     OwnerLoop* loop = nullptr;
     const Clock* clock = nullptr;
-    const Tenants* tenants = nullptr;
     ClientTable* clients = nullptr;
     CallerTable* callers = nullptr;
     VerbLimits limits;
@@ -103,6 +101,8 @@ class Verbs {
   Status OnEvict(Caller& caller, Frame& frame);
   Status OnReport(Caller& caller, Frame& frame);
 
+  // An error unless the caller has the role of the operator here.
+  static Status CheckAdmin(const Caller& caller, std::string_view verb);
   Ticket Begin(Caller& caller, uint64_t request);
   // The caller that waits for this ticket's reply; null when nobody does any more.
   Caller* Finish(const Ticket& ticket);

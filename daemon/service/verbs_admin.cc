@@ -7,8 +7,7 @@
 namespace terrace {
 
 Status Verbs::OnEvict(Caller& caller, Frame& frame) {
-  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(caller.connection.peer()));
-  if (!identity.may_administer) return {Code::kPermissionDenied, "Evict: needs role admin"};
+  RETURN_IF_ERROR(CheckAdmin(caller, "Evict"));
   ASSIGN_OR_RETURN(const wire::Evict request, ParseFrame<wire::Evict>(frame));
   const Evicted evicted = parts_.engine->Evict(request.bytes());
   wire::EvictReply reply;

@@ -63,7 +63,7 @@ Status Verbs::OnHello(Caller& caller, Frame& frame) {
   if (ProcessIsGone(peer.process.get())) {
     return {Code::kUnavailable, "peer: the process that connected has ended"};
   }
-  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(peer));
+  const Identity& identity = caller.identity;
   if (hello.resume_client() != 0) {
     RETURN_IF_ERROR(Resume(caller, hello.resume_client(), hello.resume_token()));
     return SendHelloReply(caller, frame.header.request, true, UniqueFd());
@@ -89,6 +89,12 @@ Status Verbs::Resume(Caller& caller, ClientId id, uint64_t token) {
   ClientRecord& client = *found->second;
   if (client.cut) {
     return {Code::kStale, "resume_client: the client was cut: say hello as a new one"};
+  }
+  // By another socket, or after the configuration changed, it may be somebody else.
+  const Identity& identity = caller.identity;
+  if (client.tenant != identity.tenant || (client.writer && !identity.may_write)) {
+    return {Code::kStale,
+            "resume_client: the client is of another tenant or role: say hello as a new one"};
   }
   if (client.caller != nullptr) {
     Caller* old = client.caller;

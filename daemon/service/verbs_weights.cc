@@ -39,8 +39,7 @@ Status CheckFiles(const wire::ModelAdd& request, size_t fds) {
 }  // namespace
 
 Status Verbs::OnModelAdd(Caller& caller, Frame& frame) {
-  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(caller.connection.peer()));
-  if (!identity.may_administer) return {Code::kPermissionDenied, "ModelAdd: needs role admin"};
+  RETURN_IF_ERROR(CheckAdmin(caller, "ModelAdd"));
   wire::ModelAdd request;
   RETURN_IF_ERROR(ParseFrame(frame, &request));
   RETURN_IF_ERROR(CheckFiles(request, frame.fds.size()));
@@ -67,8 +66,7 @@ Status Verbs::OnModelAdd(Caller& caller, Frame& frame) {
 }
 
 Status Verbs::OnModelRemove(Caller& caller, Frame& frame) {
-  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(caller.connection.peer()));
-  if (!identity.may_administer) return {Code::kPermissionDenied, "ModelRemove: needs role admin"};
+  RETURN_IF_ERROR(CheckAdmin(caller, "ModelRemove"));
   ASSIGN_OR_RETURN(const wire::ModelRemove request, ParseFrame<wire::ModelRemove>(frame));
   const Ticket ticket = Begin(caller, frame.header.request);
   parts_.engine->RemoveModel(request.name(), request.version(),
@@ -116,8 +114,7 @@ Status Verbs::OnLoad(Caller& caller, Frame& frame) {
 }
 
 Status Verbs::OnUnload(Caller& caller, Frame& frame) {
-  ASSIGN_OR_RETURN(const Identity identity, parts_.tenants->IdentityOf(caller.connection.peer()));
-  if (!identity.may_administer) return {Code::kPermissionDenied, "Unload: needs role admin"};
+  RETURN_IF_ERROR(CheckAdmin(caller, "Unload"));
   ASSIGN_OR_RETURN(const wire::Unload request, ParseFrame<wire::Unload>(frame));
   ASSIGN_OR_RETURN(const Unloaded unloaded,
                    parts_.engine->Unload(request.name(), request.version()));

@@ -30,6 +30,23 @@ class ListenerTest : public testing::Test {
   Result<std::unique_ptr<Listener>> Open(const std::string& path, mode_t mode = 0600) {
     return Listener::Open({path, mode}, loop_, [](UniqueFd) {});
   }
+  Result<std::unique_ptr<Listener>> Take(UniqueFd given) {
+    ListenerOptions options;
+    options.path = path();
+    options.given = std::move(given);
+    return Listener::Open(std::move(options), loop_, [this](UniqueFd socket) {
+      accepted_.push_back(std::move(socket));
+      loop_.Stop();
+    });
+  }
+  UniqueFd Connect() {
+    UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::memcpy(address.sun_path, path().c_str(), path().size());
+    EXPECT_EQ(::connect(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    return socket;
+  }
   // A bound socket at path(), which stays there when the descriptor is closed.
   UniqueFd Bind() {
     UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
@@ -43,6 +60,7 @@ class ListenerTest : public testing::Test {
 
   std::string folder_;
   OwnerLoop loop_;
+  std::vector<UniqueFd> accepted_;
 };
 
 TEST_F(ListenerTest, TheSocketHasItsModeAndGoesWithItsListener) {
@@ -96,7 +114,66 @@ TEST_F(ListenerTest, ALockThatIsALinkIsNotFollowed) {
 TEST_F(ListenerTest, APathThatNoSocketCanHaveIsRefused) {
   const Status status = Open(folder_ + "/" + std::string(120, 'x')).status();
   EXPECT_EQ(status.code(), Code::kInvalidArgument);
-  EXPECT_THAT(status.message(), HasSubstr("daemon.socket"));
+  EXPECT_THAT(status.message(), HasSubstr("1 to 107"));
+}
+
+TEST_F(ListenerTest, TheSocketGoesToItsOwnerAndGroup) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs CAP_CHOWN";
+  ListenerOptions options;
+  options.path = path();
+  options.mode = 0660;
+  options.owner = 1234;
+  options.group = 4321;
+  const auto listener = Listener::Open(std::move(options), loop_, [](UniqueFd) {});
+  ASSERT_EQ(listener.status(), Status());
+  struct stat info {};
+  ASSERT_EQ(::stat(path().c_str(), &info), 0);
+  EXPECT_EQ(info.st_uid, 1234u);
+  EXPECT_EQ(info.st_gid, 4321u);
+  EXPECT_EQ(info.st_mode & 07777, mode_t{0660});
+}
+
+TEST_F(ListenerTest, AGivenSocketIsServedAndLeftAlone) {
+  UniqueFd made = Bind();
+  const UniqueFd early = Connect();  // Before the daemon is there at all.
+  ASSERT_EQ(::send(early.get(), "early", 5, 0), 5);
+  Result<std::unique_ptr<Listener>> listener = Take(std::move(made));
+  ASSERT_EQ(listener.status(), Status());
+  EXPECT_FALSE(std::filesystem::exists(path() + ".lock"));
+  loop_.Run();
+  ASSERT_EQ(accepted_.size(), 1u);
+  // What was sent before anybody listened with SO_PASSCRED carries its sender all the same.
+  char bytes[16];
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(ucred))];
+  iovec vector{bytes, sizeof bytes};
+  msghdr message{};
+  message.msg_iov = &vector;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  ASSERT_EQ(::recvmsg(accepted_[0].get(), &message, MSG_DONTWAIT), 5);
+  const cmsghdr* item = CMSG_FIRSTHDR(&message);
+  ASSERT_NE(item, nullptr);
+  ASSERT_EQ(item->cmsg_type, SCM_CREDENTIALS);
+  ucred credentials{};
+  std::memcpy(&credentials, CMSG_DATA(item), sizeof credentials);
+  EXPECT_EQ(credentials.pid, ::getpid());
+  EXPECT_NE(::fcntl(accepted_[0].get(), F_GETFL) & O_NONBLOCK, 0);
+  listener->reset();
+  EXPECT_TRUE(std::filesystem::exists(path()));
+}
+
+TEST_F(ListenerTest, WhatIsNoListeningUnixSocketIsNotTaken) {
+  const auto refused = [&](UniqueFd given) {
+    const Status status = Take(std::move(given)).status();
+    return status.code() == Code::kInvalidArgument;
+  };
+  EXPECT_TRUE(refused(UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0))));
+  EXPECT_TRUE(refused(UniqueFd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0))));
+  EXPECT_TRUE(refused(UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC))));
+  UniqueFd internet(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  ASSERT_EQ(::listen(internet.get(), 1), 0);
+  EXPECT_TRUE(refused(std::move(internet)));
 }
 
 TEST_F(ListenerTest, TheLastFolderIsMadePrivate) {

@@ -1,0 +1,308 @@
+// The tables [[socket]] and [[peer]] of a configuration.
+#include <grp.h>
+#include <pwd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <set>
+
+#include "daemon/service/config.h"
+#include "daemon/service/config_text.h"
+
+namespace terrace {
+
+namespace {
+
+constexpr size_t kMaxSockets = 64;
+constexpr size_t kMaxPeers = 1024;
+constexpr size_t kMaxTenantName = 64;
+constexpr size_t kMaxUserName = 256;
+constexpr uint32_t kNobodyId = UINT32_MAX;  // (uid_t)-1: "leave it as it is" to chown.
+
+constexpr std::string_view kExpectedUser = "the name or number of a user of this host";
+constexpr std::string_view kExpectedGroup = "the name or number of a group of this host";
+constexpr std::string_view kExpectedTenant = "1 to 64 letters, digits, '.', '_' and '-'";
+constexpr std::string_view kExpectedRole = "\"reader\", \"writer\" or \"admin\"";
+
+template <typename Row>
+struct RowField {
+  ConfigField field;
+  bool (*set)(Row&, std::string_view);
+  std::string (*text)(const Row&);  // Empty: the field is left out.
+};
+
+std::optional<uint32_t> IdNumber(std::string_view text) {
+  uint32_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return number == kNobodyId ? std::nullopt : std::optional(number);
+}
+
+bool IsName(std::string_view text) {
+  return !text.empty() && text.size() <= kMaxUserName && text.find('\0') == std::string_view::npos;
+}
+
+std::optional<uid_t> UserOf(std::string_view text) {
+  if (const auto number = IdNumber(text)) return *number;
+  if (!IsName(text)) return std::nullopt;
+  const passwd* entry = ::getpwnam(std::string(text).c_str());
+  return entry == nullptr ? std::nullopt : std::optional<uid_t>(entry->pw_uid);
+}
+
+std::optional<gid_t> GroupOf(std::string_view text) {
+  if (const auto number = IdNumber(text)) return *number;
+  if (!IsName(text)) return std::nullopt;
+  const group* entry = ::getgrnam(std::string(text).c_str());
+  return entry == nullptr ? std::nullopt : std::optional<gid_t>(entry->gr_gid);
+}
+
+std::string IdText(std::optional<uint32_t> id) {
+  return id ? std::to_string(*id) : "";
+}
+
+bool SetTenant(std::string& tenant, std::string_view text) {
+  constexpr std::string_view kAllowed =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
+  if (text.empty() || text.size() > kMaxTenantName) return false;
+  if (text.find_first_not_of(kAllowed) != std::string_view::npos) return false;
+  tenant = text;
+  return true;
+}
+
+std::string_view RoleName(Role role) {
+  return role == Role::kReader ? "reader" : role == Role::kWriter ? "writer" : "admin";
+}
+
+bool SetRole(Role& role, std::string_view text) {
+  for (const Role each : {Role::kReader, Role::kWriter, Role::kAdmin}) {
+    if (text != RoleName(each)) continue;
+    role = each;
+    return true;
+  }
+  return false;
+}
+
+const std::vector<RowField<SocketConfig>>& SocketFields() {
+  using Row = SocketConfig;
+  static const std::vector<RowField<Row>> fields = {
+      {{"socket.path", kExpectedPath},
+       [](Row& row, std::string_view text) {
+         if (!IsAbsolutePath(text)) return false;
+         row.path = text;
+         return true;
+       },
+       [](const Row& row) { return TomlString(row.path); }},
+      {{"socket.owner", kExpectedUser},
+       [](Row& row, std::string_view text) { return (row.owner = UserOf(text)).has_value(); },
+       [](const Row& row) { return IdText(row.owner); }},
+      {{"socket.group", kExpectedGroup},
+       [](Row& row, std::string_view text) { return (row.group = GroupOf(text)).has_value(); },
+       [](const Row& row) { return IdText(row.group); }},
+      {{"socket.mode", kExpectedMode},
+       [](Row& row, std::string_view text) {
+         const auto mode = SocketModeOf(text);
+         if (mode) row.mode = *mode;
+         return mode.has_value();
+       },
+       [](const Row& row) { return TomlString(SocketModeText(row.mode)); }},
+      {{"socket.tenant", kExpectedTenant},
+       [](Row& row, std::string_view text) { return SetTenant(row.tenant, text); },
+       [](const Row& row) { return row.tenant.empty() ? "" : TomlString(row.tenant); }},
+      {{"socket.role", kExpectedRole},
+       [](Row& row, std::string_view text) { return SetRole(row.role, text); },
+       [](const Row& row) { return TomlString(RoleName(row.role)); }},
+      {{"socket.admin", "true or false"},
+       [](Row& row, std::string_view text) {
+         row.admin = text == "true";
+         return row.admin || text == "false";
+       },
+       [](const Row& row) { return std::string(row.admin ? "true" : "false"); }},
+  };
+  return fields;
+}
+
+const std::vector<RowField<PeerConfig>>& PeerFields() {
+  using Row = PeerConfig;
+  static const std::vector<RowField<Row>> fields = {
+      {{"peer.uid", kExpectedUser},
+       [](Row& row, std::string_view text) { return (row.uid = UserOf(text)).has_value(); },
+       [](const Row& row) { return IdText(row.uid); }},
+      {{"peer.gid", kExpectedGroup},
+       [](Row& row, std::string_view text) { return (row.gid = GroupOf(text)).has_value(); },
+       [](const Row& row) { return IdText(row.gid); }},
+      {{"peer.tenant", kExpectedTenant},
+       [](Row& row, std::string_view text) { return SetTenant(row.tenant, text); },
+       [](const Row& row) { return TomlString(row.tenant); }},
+      {{"peer.role", kExpectedRole},
+       [](Row& row, std::string_view text) { return SetRole(row.role, text); },
+       [](const Row& row) { return TomlString(RoleName(row.role)); }},
+  };
+  return fields;
+}
+
+std::string_view KeyOf(const ConfigField& field) {
+  return field.path.substr(field.path.find('.') + 1);
+}
+
+template <typename Row>
+Status SetField(std::string_view table, const std::vector<RowField<Row>>& fields, Row* row,
+                std::string_view key, std::string_view text) {
+  for (const RowField<Row>& field : fields) {
+    if (KeyOf(field.field) != key) continue;
+    if (field.set(*row, text)) return {};
+    return {Code::kInvalidArgument, std::string(field.field.path) + ": expected " +
+                                        std::string(field.field.expected) + ", got \"" +
+                                        std::string(text.substr(0, 200)) + "\""};
+  }
+  return {Code::kInvalidArgument,
+          std::string(table) + "." + std::string(key.substr(0, 200)) + ": there is no such field"};
+}
+
+template <typename Row>
+std::string RowText(std::string_view table, const std::vector<RowField<Row>>& fields,
+                    const Row& row) {
+  std::string text = "\n[[" + std::string(table) + "]]\n";
+  for (const RowField<Row>& field : fields) {
+    const std::string value = field.text(row);
+    if (value.empty()) continue;
+    text.append(KeyOf(field.field)).append(" = ").append(value).append("\n");
+  }
+  return text;
+}
+
+Status Wrong(std::string message) {
+  return {Code::kInvalidArgument, std::move(message)};
+}
+
+Status CheckSocket(const SocketConfig& socket) {
+  if (socket.path.empty()) return Wrong("socket.path: every [[socket]] needs one");
+  if (socket.tenant.empty() && socket.role != Role::kWriter) {
+    return Wrong("socket.role: " + socket.path +
+                 " has no tenant, so the roles are those of [[peer]]: name a tenant or leave "
+                 "this out");
+  }
+  if (socket.role == Role::kAdmin && !socket.admin) {
+    return Wrong("socket.role: " + socket.path +
+                 " takes no verbs of admins: write admin = true, or another role");
+  }
+  return {};
+}
+
+Status CheckPeer(const PeerConfig& peer) {
+  if (peer.uid.has_value() == peer.gid.has_value()) {
+    return Wrong("peer: every [[peer]] needs a uid or a gid, and not both");
+  }
+  const std::string who =
+      peer.uid ? "uid " + std::to_string(*peer.uid) : "gid " + std::to_string(*peer.gid);
+  if (peer.tenant.empty()) return Wrong("peer.tenant: the [[peer]] of " + who + " needs one");
+  return {};
+}
+
+}  // namespace
+
+std::string TomlString(std::string_view text) {
+  std::string quoted = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') quoted.push_back('\\');
+    quoted.push_back(c);
+  }
+  return quoted + "\"";
+}
+
+bool IsAbsolutePath(std::string_view text) {
+  if (text.empty() || text.front() != '/' || text.size() > 4095) return false;
+  const auto control = [](char c) { return static_cast<unsigned char>(c) < 0x20; };
+  return std::none_of(text.begin(), text.end(), control);
+}
+
+std::optional<mode_t> SocketModeOf(std::string_view text) {
+  mode_t mode = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), mode, 8);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  if ((mode & 0600) != 0600 || mode > 0777) return std::nullopt;
+  return mode;
+}
+
+std::string SocketModeText(mode_t mode) {
+  char digits[16];
+  const auto end = std::to_chars(digits, digits + sizeof digits, mode, 8);
+  return "0" + std::string(digits, end.ptr);
+}
+
+const std::vector<ConfigField>& ConfigTableFields() {
+  static const std::vector<ConfigField> fields = [] {
+    std::vector<ConfigField> list;
+    for (const auto& field : SocketFields())
+      list.push_back(field.field);
+    for (const auto& field : PeerFields())
+      list.push_back(field.field);
+    return list;
+  }();
+  return fields;
+}
+
+Status SetSocketField(SocketConfig* socket, std::string_view key, std::string_view text) {
+  return SetField("socket", SocketFields(), socket, key, text);
+}
+
+Status SetPeerField(PeerConfig* peer, std::string_view key, std::string_view text) {
+  return SetField("peer", PeerFields(), peer, key, text);
+}
+
+Status CheckConfigTables(const Config& config) {
+  if (config.sockets.empty() && !config.peers.empty()) {
+    return Wrong("peer: without a [[socket]] nobody is told from anybody: add one");
+  }
+  if (config.sockets.empty()) return {};
+  if (!config.socket.empty()) {
+    return Wrong("daemon.socket: the [[socket]] tables say where the daemon listens: leave it out");
+  }
+  if (config.sockets.size() > kMaxSockets) {
+    return Wrong("socket: " + std::to_string(config.sockets.size()) + " tables, at most " +
+                 std::to_string(kMaxSockets));
+  }
+  if (config.peers.size() > kMaxPeers) {
+    return Wrong("peer: " + std::to_string(config.peers.size()) + " tables, at most " +
+                 std::to_string(kMaxPeers));
+  }
+  std::set<std::string> paths;
+  for (const SocketConfig& socket : config.sockets) {
+    RETURN_IF_ERROR(CheckSocket(socket));
+    if (!paths.insert(socket.path).second) return Wrong("socket.path: " + socket.path + " twice");
+  }
+  // The first that matches counts, so a second one of the same user would never be read.
+  std::set<uid_t> uids;
+  std::set<gid_t> gids;
+  for (const PeerConfig& peer : config.peers) {
+    RETURN_IF_ERROR(CheckPeer(peer));
+    if (peer.uid && !uids.insert(*peer.uid).second) {
+      return Wrong("peer.uid: " + std::to_string(*peer.uid) + " twice");
+    }
+    if (peer.gid && !gids.insert(*peer.gid).second) {
+      return Wrong("peer.gid: " + std::to_string(*peer.gid) + " twice");
+    }
+  }
+  return {};
+}
+
+std::string ConfigTablesText(const Config& config) {
+  std::string text;
+  for (const SocketConfig& socket : config.sockets)
+    text += RowText("socket", SocketFields(), socket);
+  for (const PeerConfig& peer : config.peers)
+    text += RowText("peer", PeerFields(), peer);
+  return text;
+}
+
+std::vector<SocketConfig> SocketsOf(const Config& config) {
+  if (!config.sockets.empty()) return config.sockets;
+  SocketConfig socket;
+  socket.path = config.socket;
+  socket.mode = config.socket_mode;
+  socket.tenant = "default";
+  socket.role = Role::kAdmin;
+  socket.admin = true;
+  return {socket};
+}
+
+}  // namespace terrace

@@ -1,0 +1,167 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "daemon/service/config.h"
+
+namespace terrace {
+namespace {
+
+using testing::HasSubstr;
+using testing::StartsWith;
+
+constexpr const char* kTables = R"(
+[[socket]]
+path = "/run/terrace/a.sock"
+owner = "root"
+group = 1200
+mode = "0666"
+tenant = "a"
+role = "reader"
+
+[[socket]]
+path = "/run/terrace/admin.sock"
+admin = true
+
+[[peer]]
+uid = 0
+tenant = "ops"
+role = "admin"
+
+[[peer]]
+gid = 1300
+tenant = "b"
+)";
+
+Status Read(std::string_view text, Config* config) {
+  RETURN_IF_ERROR(ReadConfigText(text, "t.toml", config));
+  return CheckConfig(*config);
+}
+
+Status Read(std::string_view text) {
+  Config config;
+  return Read(text, &config);
+}
+
+TEST(ConfigTables, SocketsAndPeersAreReadInTheirOrder) {
+  Config config;
+  ASSERT_EQ(Read(kTables, &config), Status());
+  ASSERT_EQ(config.sockets.size(), 2u);
+  EXPECT_EQ(config.sockets[0].path, "/run/terrace/a.sock");
+  EXPECT_EQ(config.sockets[0].owner, uid_t{0});
+  EXPECT_EQ(config.sockets[0].group, gid_t{1200});
+  EXPECT_EQ(config.sockets[0].mode, mode_t{0666});
+  EXPECT_EQ(config.sockets[0].tenant, "a");
+  EXPECT_EQ(config.sockets[0].role, Role::kReader);
+  EXPECT_FALSE(config.sockets[0].admin);
+  EXPECT_EQ(config.sockets[1].owner, std::nullopt);
+  EXPECT_EQ(config.sockets[1].mode, mode_t{0660});
+  EXPECT_EQ(config.sockets[1].tenant, "");
+  EXPECT_TRUE(config.sockets[1].admin);
+  ASSERT_EQ(config.peers.size(), 2u);
+  EXPECT_EQ(config.peers[0].uid, uid_t{0});
+  EXPECT_EQ(config.peers[0].role, Role::kAdmin);
+  EXPECT_EQ(config.peers[1].gid, gid_t{1300});
+  EXPECT_EQ(config.peers[1].tenant, "b");
+  EXPECT_EQ(config.peers[1].role, Role::kWriter);
+  EXPECT_EQ(SocketsOf(config), config.sockets);
+}
+
+TEST(ConfigTables, TheTextOfTablesGivesTheSameTables) {
+  Config config;
+  ASSERT_EQ(Read(kTables, &config), Status());
+  Config again;
+  config.state_dir = "/s";
+  ASSERT_EQ(Read(ConfigText(config), &again), Status()) << ConfigText(config);
+  EXPECT_EQ(again.sockets, config.sockets);
+  EXPECT_EQ(again.peers, config.peers);
+  EXPECT_EQ(ConfigText(again), ConfigText(config));
+}
+
+TEST(ConfigTables, WithoutASocketEverybodyIsOneTenant) {
+  Config config;
+  config.socket = "/run/x.sock";
+  config.socket_mode = 0640;
+  const std::vector<SocketConfig> sockets = SocketsOf(config);
+  ASSERT_EQ(sockets.size(), 1u);
+  EXPECT_EQ(sockets[0].path, "/run/x.sock");
+  EXPECT_EQ(sockets[0].mode, mode_t{0640});
+  EXPECT_EQ(sockets[0].tenant, "default");
+  EXPECT_EQ(sockets[0].role, Role::kAdmin);
+  EXPECT_TRUE(sockets[0].admin);
+}
+
+TEST(ConfigTables, WhatATableGetsWrongIsTold) {
+  const std::string socket = "[[socket]]\npath = \"/s\"\n";
+  const std::string peer = socket + "[[peer]]\ntenant = \"t\"\n";
+  const std::pair<std::string, const char*> cases[] = {
+      {"[[socket]]\nmode = \"0660\"", "socket.path: every [[socket]] needs one"},
+      {"[[socket]]\npath = \"s\"", "t.toml:2: socket.path: expected an absolute path"},
+      {socket + "mode = \"rw\"", "t.toml:3: socket.mode: expected an octal mode"},
+      {socket + "owner = \"no such user\"", "socket.owner: expected the name or number of a user"},
+      {socket + "owner = 4294967295", "socket.owner: expected"},
+      {socket + "owner = -1", "socket.owner: expected"},
+      {socket + "group = \"no such group\"", "socket.group: expected the name or number of a"},
+      {socket + "group = \"\"", "socket.group: expected"},
+      {socket + "tenant = \"a b\"", "socket.tenant: expected 1 to 64 letters"},
+      {socket + "tenant = \"" + std::string(65, 't') + "\"", "socket.tenant: expected"},
+      {socket + "tenant = \"\"", "socket.tenant: expected"},
+      {socket + "role = \"root\"", "socket.role: expected \"reader\", \"writer\" or \"admin\""},
+      {socket + "role = \"reader\"", "socket.role: /s has no tenant"},
+      {socket + "tenant = \"t\"\nrole = \"admin\"", "socket.role: /s takes no verbs of admins"},
+      {socket + "admin = 1", "socket.admin: expected true or false"},
+      {socket + "admin = [true]", "socket.admin: expected a string or a number"},
+      {socket + "color = \"red\"", "t.toml:3: socket.color: there is no such field"},
+      {socket + socket, "socket.path: /s twice"},
+      {peer, "peer: every [[peer]] needs a uid or a gid"},
+      {peer + "uid = 1\ngid = 1", "peer: every [[peer]] needs a uid or a gid, and not both"},
+      {socket + "[[peer]]\nuid = 1", "peer.tenant: the [[peer]] of uid 1 needs one"},
+      {peer + "uid = 1\n[[peer]]\nuid = 1\ntenant = \"u\"", "peer.uid: 1 twice"},
+      {peer + "gid = 1\n[[peer]]\ngid = 1\ntenant = \"u\"", "peer.gid: 1 twice"},
+      {peer + "uid = 1.5", "peer.uid: expected"},
+      {"[[peer]]\nuid = 1\ntenant = \"t\"", "peer: without a [[socket]]"},
+      {"[daemon]\nsocket = \"/x\"\n" + socket, "daemon.socket: the [[socket]] tables say"},
+      {"[socket]\npath = \"/s\"", "[socket]: there is no such section"},
+      {"socket = []", "t.toml:1: socket: is written as [[socket]]"},
+      {"peer = [1]", "t.toml:1: peer: is written as [[peer]]"},
+  };
+  for (const auto& [text, expected] : cases) {
+    const Status status = Read(text);
+    EXPECT_EQ(status.code(), Code::kInvalidArgument) << text;
+    EXPECT_THAT(status.message(), HasSubstr(expected)) << text;
+  }
+}
+
+TEST(ConfigTables, ThereCanBeSoManyAndNoMore) {
+  Config config;
+  for (int i = 0; i < 64; ++i) {
+    config.sockets.emplace_back();
+    config.sockets.back().path = "/s" + std::to_string(i);
+  }
+  for (uid_t i = 0; i < 1024; ++i) {
+    config.peers.emplace_back();
+    config.peers.back().uid = i;
+    config.peers.back().tenant = "t";
+  }
+  EXPECT_EQ(CheckConfig(config), Status());
+  Config more = config;
+  more.sockets.push_back({.path = "/more"});
+  EXPECT_THAT(CheckConfig(more).message(), StartsWith("socket: 65 tables, at most 64"));
+  more = config;
+  more.peers.push_back({.gid = 1, .tenant = "t"});
+  EXPECT_THAT(CheckConfig(more).message(), StartsWith("peer: 1025 tables, at most 1024"));
+}
+
+TEST(ConfigTables, EveryFieldIsInTheDocumentation) {
+  std::ifstream stream(TERRACE_DOCS "/configuration.md");
+  std::ostringstream page;
+  page << stream.rdbuf();
+  EXPECT_EQ(ConfigTableFields().size(), 11u);
+  for (const ConfigField& field : ConfigTableFields())
+    EXPECT_THAT(page.str(), HasSubstr("`" + std::string(field.path) + "`"));
+}
+
+}  // namespace
+}  // namespace terrace
