@@ -22,7 +22,7 @@ namespace terrace {
 
 // Waits until `met`, at most half a minute.
 inline bool Await(const std::function<bool()>& met) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::minutes(10);
   while (!met()) {
     if (std::chrono::steady_clock::now() > end) return false;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));

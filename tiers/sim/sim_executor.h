@@ -49,7 +49,7 @@ class ManualExecutor final : public Executor {
   // Asks it after every task, and every few milliseconds in between. False when `limit` passed
   // first.
   bool RunUntil(const std::function<bool()>& reached,
-                std::chrono::milliseconds limit = std::chrono::seconds(30)) EXCLUDES(mu_) {
+                std::chrono::milliseconds limit = std::chrono::minutes(10)) EXCLUDES(mu_) {
     const auto deadline = std::chrono::steady_clock::now() + limit;
     while (!reached()) {
       if (RunOne()) continue;
