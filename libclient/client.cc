@@ -90,7 +90,10 @@ Result<std::shared_ptr<Space>> Client::OpenSpace(
     auto space = std::make_shared<Space>(facts, request);
     space->Bind(binding);
     MutexLock lock(mu_);
-    if (life_ != now.life) return Status(Code::kUnavailable, "the daemon was lost meanwhile");
+    // Spaces are bound to the next life before it shows: this one would be left out.
+    if (connected_.load(std::memory_order_relaxed) != now.life->epoch()) {
+      return Status(Code::kUnavailable, "the daemon was lost meanwhile");
+    }
     spaces_.insert(space);
     return space;
   };

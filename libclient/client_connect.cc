@@ -59,11 +59,9 @@ Result<std::shared_ptr<Connection>> Client::OpenConnection(Deadline deadline) {
 
 Result<std::shared_ptr<Life>> Client::SayHello(Connection& connection, Deadline deadline) {
   std::shared_ptr<Life> before;
-  uint64_t epoch = 0;
   {
     MutexLock lock(mu_);
     before = life_;
-    epoch = lives_ + 1;
   }
   messages::Hello hello{.version_min = wire::kProtocolVersion,
                         .version_max = wire::kProtocolVersion,
@@ -94,6 +92,12 @@ Result<std::shared_ptr<Life>> Client::SayHello(Connection& connection, Deadline 
   }
   if (answer.fds.size() != 2) {
     return Status(Code::kDataLoss, "the daemon sent no channel or no directory");
+  }
+  uint64_t epoch = 0;
+  {
+    // A number of its own, also if this life never shows: spaces may get bound to it.
+    MutexLock lock(mu_);
+    epoch = ++lives_;
   }
   return Life::Make(epoch, answer.reply, answer.fds[0], answer.fds[1],
                     {.ranges = ranges_, .fork_word = fork_word_});
@@ -130,9 +134,8 @@ Status Client::Establish(Deadline reach, Deadline deadline) {
     if (stopping_) return {Code::kUnavailable, "the client is closed"};
     RETURN_IF_ERROR(connection->broken());
     if (life != life_) chores_ = {};  // They were the old life's.
-    lives_ = life->epoch();
     life_ = std::move(life);
-    connected_.store(lives_, std::memory_order_release);
+    connected_.store(life_->epoch(), std::memory_order_release);
     early.swap(early_);
     changed_.notify_all();
     return {};

@@ -239,13 +239,14 @@ Result<std::vector<Frame>> Connection::Wait(Slot& slot, Deadline deadline,
       return Status(Code::kDeadlineExceeded, "no reply from the daemon in time");
     }
   }
-  const Frame& first = slot.frames.front();
-  if (first.header.type == wire::Type::kError) {
+  // An error may also end a reply of several frames.
+  const Frame& last = slot.frames.back();
+  if (last.header.type == wire::Type::kError) {
     messages::Error error;
-    if (!messages::Decode(first.body, &error)) return BadReply();
+    if (!messages::Decode(last.body, &error)) return BadReply();
     return StatusOf(error);
   }
-  if (first.header.type != ReplyOf(slot.type)) return BadReply();
+  if (last.header.type != ReplyOf(slot.type)) return BadReply();
   return std::move(slot.frames);
 }
 

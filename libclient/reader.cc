@@ -43,13 +43,12 @@ Berth* Berth::Take(std::shared_ptr<Life> life) {
 
 Berth::Berth(std::shared_ptr<Life> life, uint32_t index)
     : life_(std::move(life)),
-      index_(index),
+      number_{*life_, index},
       lane_(life_->pins(), index),
       directory_(life_->directory()) {}
 
 Berth::~Berth() {
   ::operator delete(spare_.load(std::memory_order_acquire));
-  life_->ReturnLane(index_);
 }
 
 void Berth::Drop() {

@@ -46,11 +46,18 @@ class Berth {
   void GiveSpare(PageSet* set);
 
  private:
+  // The lane's number, given back when the lane has left the pool: the next to take it joins there.
+  struct Number {
+    Life& life;
+    const uint32_t index;
+    ~Number() { life.ReturnLane(index); }
+  };
+
   Berth(std::shared_ptr<Life> life, uint32_t index);
   ~Berth();
 
   const std::shared_ptr<Life> life_;
-  const uint32_t index_;
+  const Number number_;
   Lane<> lane_;
   std::shared_ptr<const Directory> directory_;  // The reader's.
   std::atomic<uint32_t> holders_ = 1;

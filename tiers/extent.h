@@ -6,9 +6,10 @@
 
 namespace terrace {
 
-// A piece of a tier's memory owned by one tenant. Ids start at 1, fit shm::kMaxArenas and are never
-// reused in a daemon's life.
+// A piece of a tier's memory owned by one tenant. Ids are never reused in a daemon's life. Those of
+// slabs start at 1 and fit shm::kMaxArenas, for handles name them; those of blocks lie above.
 using ArenaId = uint32_t;
+inline constexpr ArenaId kLastSlabId = (1u << 20) - 1;
 
 struct Extent {
   ArenaId arena = 0;

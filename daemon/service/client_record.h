@@ -38,7 +38,8 @@ struct ClientRecord {
   std::string tenant_name;
   TenantId tenant = 0;
   bool writer = false;
-  bool cut = false;  // Over its pin budget: never served again.
+  bool cut = false;    // Over its pin budget: never served again.
+  bool acted = false;  // Has sent more than its hello.
   pid_t pid = 0;
   ClientGiven given;
   Mapping channel;           // Outlives the engine's use of it.

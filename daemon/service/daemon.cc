@@ -63,7 +63,7 @@ Status Daemon::StartTiers() {
   ASSIGN_OR_RETURN(HostCapacity capacity,
                    HostCapacity::Choose(config_.capacity, [] { return ReadMemoryLimit(); }));
   capacity_ = std::make_unique<HostCapacity>(std::move(capacity));
-  const uint64_t usual = DefaultArenaBytes(capacity_->present_bytes());
+  const uint64_t usual = DefaultArenaBytes(capacity_->wanted_bytes());
   if (config_.slab_bytes == 0) config_.slab_bytes = usual;
   if (config_.block_bytes == 0) config_.block_bytes = usual;
   // Slabs and blocks of a small tier must leave room for several of each.
@@ -97,7 +97,7 @@ Status Daemon::StartTiers() {
 
 Status Daemon::StartEngine() {
   ServiceOptions service;
-  service.limits = {config_.clients, config_.clients_per_process};
+  service.limits = {config_.clients, config_.clients_per_process, capacity_->wanted_bytes()};
   service.connections = config_.connections;
   service.hello_deadline_ms = config_.hello_deadline_ms;
   service.reader_stall_ms = config_.reader_stall_ms;
@@ -110,7 +110,9 @@ Status Daemon::StartEngine() {
   options.block_bytes = config_.block_bytes;
   options.pretouch_bytes = config_.pretouch_bytes;
   options.max_pins = config_.pins;
-  options.max_pinned_bytes = config_.pinned_bytes;
+  // Of what the tier may grow to: a client keeps its budget as long as it lives.
+  options.max_pinned_bytes =
+      config_.pinned_bytes != 0 ? config_.pinned_bytes : capacity_->wanted_bytes() / 2;
   options.max_grants = config_.grants;
   options.grant_deadline_ms = config_.grant_deadline_ms;
   options.grant_deadline_max_ms = config_.grant_deadline_max_ms;

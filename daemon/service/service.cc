@@ -158,7 +158,7 @@ void Service::OnClosed(Connection& connection, const Status& why) {
   loop_.Post([this, id = connection.id(), client] {
     const auto away = clients_.find(client);
     if (away != clients_.end() && away->second->caller == nullptr) {
-      verbs_->EndUnusedAttachments(*away->second);
+      verbs_->EndUnused(*away->second);
     }
     callers_.erase(id);
     StoppedIfEmpty();

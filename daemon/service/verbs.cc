@@ -57,6 +57,7 @@ void Verbs::Handle(Caller& caller, Frame& frame) {
   } else if (caller.client == nullptr && header.type != wire::Type::kHello) {
     status = {Code::kInvalidArgument, "hello: it has to come before any other message"};
   } else {
+    if (caller.client != nullptr) caller.client->acted = true;
     status = (this->*verb->handle)(caller, frame);
     if (header.length > kSmallInput) messages_->Trim();
   }
@@ -90,6 +91,14 @@ void Verbs::EndClient(ClientId id, const Status& why) {
   if (client->caller != nullptr) client->caller->client = nullptr;
   parts_.engine->ClientGone(id);  // Only now may the channel be unmapped.
   Log(LogLevel::kDebug, "client-ended", {{"client", id}, {"pid", client->pid}, {"why", why}});
+}
+
+void Verbs::EndUnused(ClientRecord& client) {
+  if (!client.acted && !client.cut) {
+    EndClient(client.id, {Code::kUnavailable, "it left before it asked for anything"});
+  } else {
+    EndUnusedAttachments(client);
+  }
 }
 
 void Verbs::EndUnusedAttachments(ClientRecord& client) {

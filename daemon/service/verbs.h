@@ -23,6 +23,7 @@ inline constexpr int64_t kProgressIntervalMs = 50;
 struct VerbLimits {
   uint32_t clients = 0;
   uint32_t clients_per_process = 0;
+  uint64_t host_capacity_bytes = 0;  // What the host tier may grow to.
 };
 
 class Verbs {
@@ -45,9 +46,10 @@ class Verbs {
   void Handle(Caller& caller, Frame& frame);
   // The client's process is gone or it said goodbye: everything of it ends.
   void EndClient(ClientId id, const Status& why);
-  // The client's connection has ended: attachments that it never used end with it. Not to be called
-  // from within a verb of the engine.
-  void EndUnusedAttachments(ClientRecord& client);
+  // The client's connection has ended: attachments that it never used end with it, and so does a
+  // client that has sent nothing but its hello, which holds nothing and may never have learned who
+  // it is. Not to be called from within a verb of the engine.
+  void EndUnused(ClientRecord& client);
 
  private:
   // Where a late reply goes.
@@ -72,6 +74,7 @@ class Verbs {
   Result<UniqueFd> Arrive(Caller& caller, const Identity& identity, const ClientSpec& spec);
   Status SendHelloReply(Caller& caller, uint64_t request, bool resumed, UniqueFd channel);
   void TellMissed(ClientRecord& client);
+  void EndUnusedAttachments(ClientRecord& client);
   void OnProcessGone(ClientRecord& client);
   Status OnPing(Caller& caller, Frame& frame);
   Status OnGoodbye(Caller& caller, Frame& frame);

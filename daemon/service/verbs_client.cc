@@ -175,7 +175,7 @@ Status Verbs::SendHelloReply(Caller& caller, uint64_t request, bool resumed, Uni
   reply.set_max_pins(client.given.max_pins);
   reply.set_max_pinned_bytes(client.given.max_pinned_bytes);
   reply.set_max_grants(client.given.max_grants);
-  reply.set_host_capacity_bytes(parts_.engine->host_capacity_bytes());
+  reply.set_host_capacity_bytes(parts_.limits.host_capacity_bytes);
   reply.set_daemon_version(TERRACE_VERSION);
   caller.connection.Send(wire::Type::kHelloReply, request, reply, std::move(fds));
   TellMissed(client);

@@ -25,6 +25,7 @@ Status CheckLookup(const kvc_reader* reader, const kvc_space* space, const void*
     return Invalid("reader, space, keys or pages is NULL");
   }
   if (count > Reader::kMaxKeys) return Invalid("count is over 2^20 keys");
+  if (Of(space)->client != Of(reader)->client()) return Invalid("space belongs to another client");
   return CheckClient(*Of(reader)->client());
 }
 
@@ -85,7 +86,8 @@ kvc_ticket kvc_pin(kvc_reader* reader, const kvc_space* space, const kvc_key* ke
   const uint8_t* data = nullptr;
   shm::Miss miss = shm::Miss::kAbsent;
   Ticket ticket = 0;
-  if (reader != nullptr && space != nullptr && key != nullptr) {
+  if (reader != nullptr && space != nullptr && key != nullptr &&
+      Of(space)->client == Of(reader)->client()) {
     Run(nullptr, [&]() -> Status {
       ticket = Of(reader)->Pin(*Of(space)->space, *Of(key), &pinned, &data, &miss);
       return {};

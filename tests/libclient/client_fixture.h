@@ -20,7 +20,7 @@
 
 namespace terrace {
 
-// Waits until `met`, at most half a minute.
+// Waits until `met`; the limit only ends what hangs.
 inline bool Await(const std::function<bool()>& met) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::minutes(10);
   while (!met()) {

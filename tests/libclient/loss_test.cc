@@ -73,6 +73,30 @@ TEST_F(LossTest, PinnedPagesStayReadableWhenTheDaemonIsKilled) {
   EXPECT_EQ(client.info().pinned_pages, 1u);
 }
 
+// A lane's number goes from the reader that ends to the next one only when the pool has let go of
+// the lane: else the budget leaks, or the library falls over an account that is not there.
+TEST_F(LossTest, ReadersThatComeAndGoOnTwoThreadsLoseNothingOfTheBudget) {
+  kvc::Client client = Connect();
+  const kvc::Space space = Take(client.OpenSpace(SpaceOptions()));
+  const auto keys = KeysOf(space, 0, 100);
+  Publish(client, space, SpanOf(keys), 0);
+  std::atomic<uint64_t> misses = 0;
+  const auto come_and_go = [&] {
+    for (int i = 0; i < 3000; ++i) {
+      kvc::Reader reader = Take(client.NewReader());
+      for (int k = 0; k < 3; ++k)
+        misses += reader.Pin(space, keys[static_cast<size_t>(i + k) % keys.size()]) ? 0 : 1;
+    }
+  };
+  std::thread other(come_and_go);
+  come_and_go();
+  other.join();
+  EXPECT_EQ(misses, 0u);
+  EXPECT_EQ(client.info().pinned_pages, 0u);
+  kvc::Reader reader = Take(client.NewReader());
+  EXPECT_EQ(Take(reader.LookupPrefix(space, SpanOf(keys))).found(), 100u);
+}
+
 TEST_F(LossTest, PageNumbersKeepTheirBaseOverDaemonLives) {
   kvc::Client client = Connect();
   const kvc::Space space = Take(client.OpenSpace(SpaceOptions()));

@@ -377,9 +377,14 @@ TEST_F(LifeTest, ClientsAndConnectionsAreBounded) {
   EXPECT_EQ(too_many.code(), Code::kExhausted);
   EXPECT_THAT(too_many.message(), HasSubstr("limits.clients_per_process"));
   // A connection that ends does not make room for a client: its pins may be in use.
+  ASSERT_EQ(clients[0].Call<wire::PingReply>(wire::Type::kPing, wire::Ping()).status(), Status());
   clients[0].Close();
   ASSERT_TRUE(Eventually([](const json& status) { return status["clients"]["away"] == 1; }));
   EXPECT_EQ(clients.back().Hello("still too many").status().code(), Code::kExhausted);
+  // But for one that has sent nothing but its hello.
+  clients[1].Close();
+  ASSERT_TRUE(Eventually([](const json& status) { return status["clients"]["count"] == 2; }));
+  EXPECT_EQ(clients.back().Hello("in its place").status(), Status());
   while (clients.size() < 8)
     clients.push_back(WireClient::Connect(daemon_->socket()));
   std::optional<ReceivedFrame> refused = clients.back().Receive();

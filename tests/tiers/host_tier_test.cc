@@ -36,12 +36,14 @@ TEST_F(HostArenas, NewArenaHasItsSizeIsZeroAndNotResident) {
 }
 
 TEST_F(HostArenas, IdsAreNotReusedAndEndAtTheirLimit) {
-  Restart({.blank_bytes = kMiB, .max_arena_id = 3});
+  Restart({.blank_bytes = kMiB, .max_slab_id = 3});
   EXPECT_EQ(Create(kMiB), 1u);
   tier_->Release(1);
   EXPECT_EQ(Create(kMiB), 2u);
   EXPECT_EQ(Create(kMiB), 3u);
   EXPECT_EQ(tier_->Create(kMiB, ArenaUse::kSlab).error().code(), Code::kExhausted);
+  // Blocks have numbers of their own: no handle names them.
+  EXPECT_EQ(tier_->Create(kMiB, ArenaUse::kBlock)->id, kLastSlabId + 1);
 }
 
 TEST_F(HostArenas, SizesThatAreNoPagesAreRefused) {

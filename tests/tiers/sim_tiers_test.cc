@@ -34,7 +34,8 @@ TEST(SimHostTier, KeepsTheContractOfHostMemory) {
   EXPECT_TRUE(mapped->released());
   EXPECT_EQ(mapped->bytes()[kPage], 3);
   EXPECT_EQ(tier.Map(slab->id), nullptr);
-  EXPECT_EQ(tier.Create(kPage, ArenaUse::kBlock)->id, slab->id + 1);
+  EXPECT_EQ(tier.Create(kPage, ArenaUse::kSlab)->id, slab->id + 1);
+  EXPECT_EQ(tier.Create(kPage, ArenaUse::kBlock)->id, kLastSlabId + 1);
 }
 
 TEST(SimHostTier, ReserveIsMadeStepByStepAndServesResidentArenas) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -78,7 +79,8 @@ class MemfdHostTier final : public HostTier {
   const std::shared_ptr<Life> life_;
 
   std::unordered_map<ArenaId, ArenaPtr> arenas_;
-  ArenaId last_id_ = 0;
+  ArenaId last_slab_id_ = 0;
+  ArenaId last_block_id_ = kLastSlabId;
   size_t arena_bytes_ = 0;
 
   std::vector<ArenaPtr> blanks_;
@@ -93,7 +95,9 @@ Result<HostTier::Created> MemfdHostTier::Create(size_t bytes, ArenaUse use) {
     return Status(Code::kInvalidArgument,
                   "arena of " + std::to_string(bytes) + " bytes: not a multiple of 4096");
   }
-  if (last_id_ >= options_.max_arena_id) {
+  const bool slab = use == ArenaUse::kSlab;
+  ArenaId& last_id = slab ? last_slab_id_ : last_block_id_;
+  if (last_id >= (slab ? options_.max_slab_id : std::numeric_limits<ArenaId>::max())) {
     return Status(Code::kExhausted, "all arena numbers of this daemon's life are used");
   }
   ArenaPtr arena = TakeBlank(bytes);
@@ -101,10 +105,10 @@ Result<HostTier::Created> MemfdHostTier::Create(size_t bytes, ArenaUse use) {
   if (!from_reserve) {
     ASSIGN_OR_RETURN(arena, HostArena::Make(system_, bytes, arena_options()));
   }
-  if (use == ArenaUse::kSlab) RETURN_IF_ERROR(arena->SealSize());
+  if (slab) RETURN_IF_ERROR(arena->SealSize());
   arena_bytes_ += bytes;
-  arenas_.emplace(++last_id_, std::move(arena));
-  return Created{.id = last_id_, .resident = from_reserve};
+  arenas_.emplace(++last_id, std::move(arena));
+  return Created{.id = last_id, .resident = from_reserve};
 }
 
 MemfdHostTier::ArenaPtr MemfdHostTier::TakeBlank(size_t bytes) {

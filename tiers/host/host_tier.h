@@ -2,7 +2,8 @@
 // ones that the threads of a worker pool fill in advance.
 //
 // An arena costs one descriptor and one mapping of the daemon. Ids are given out once: after
-// `max_arena_id` arenas Create answers `exhausted` until the daemon is restarted.
+// `max_slab_id` slabs, or some four thousand million blocks, Create answers `exhausted` until the
+// daemon is restarted.
 //
 // Who can reach the memory: the memfds have no name, mode 0600 and seals. A process of the daemon's
 // own uid can still reopen a slab for writing through its /proc/self/fd; one of another uid cannot,
@@ -25,7 +26,7 @@ struct HostTierOptions {
   size_t blank_bytes = 64u << 20;
   bool huge_pages = true;   // Take them by every means that works.
   bool lock_memory = true;  // mlock what is populated, where allowed.
-  ArenaId max_arena_id = (1u << 20) - 1;
+  ArenaId max_slab_id = kLastSlabId;
   HostSystem* system = nullptr;  // Null: the kernel's. Outlives the pool.
 };
 

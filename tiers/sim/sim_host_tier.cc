@@ -51,8 +51,9 @@ Result<HostTier::Created> SimHostTier::Create(size_t bytes, ArenaUse use) {
     arena->SetResident(0, bytes / kPage, true);
   }
   arena_bytes_ += bytes;
-  arenas_.emplace(++last_id_, std::move(arena));
-  return Created{.id = last_id_, .resident = from_reserve};
+  ArenaId& last_id = use == ArenaUse::kSlab ? last_slab_id_ : last_block_id_;
+  arenas_.emplace(++last_id, std::move(arena));
+  return Created{.id = last_id, .resident = from_reserve};
 }
 
 std::span<uint8_t> SimHostTier::Bytes(ArenaId arena) {

@@ -94,7 +94,8 @@ class SimHostTier final : public HostTier {
 
   const SimHostTierOptions options_;
   std::map<ArenaId, std::shared_ptr<SimArena>> arenas_;
-  ArenaId last_id_ = 0;
+  ArenaId last_slab_id_ = 0;
+  ArenaId last_block_id_ = kLastSlabId;
   size_t arena_bytes_ = 0;
   size_t blanks_ = 0;  // Only their number: a blank has no contents.
   size_t blank_target_ = 0;

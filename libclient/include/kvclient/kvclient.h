@@ -26,7 +26,7 @@
  *
  * Daemon death. What is pinned or attached stays mapped and readable. Every lookup misses
  * (KVC_MISS_DISCONNECTED) and every verb fails with KVC_UNAVAILABLE until the library has
- * reconnected by itself, which kvc_epoch() shows: the epoch grows by one with every daemon life,
+ * reconnected by itself, which kvc_epoch() shows: the epoch grows with every daemon life,
  * and kvc_pages_epoch(), kvc_weights_epoch() say which one a mapping is of. Spaces are opened again
  * by the library; grants of an old life are lost (KVC_STALE at commit).
  *
@@ -249,7 +249,8 @@ typedef struct kvc_page {
 
 /* Hit path for one page: pins it and fills *page, returns a ticket for kvc_unpin; 0 is a miss,
  * whose reason is in *why (may be NULL). No system call, no allocation, except the first time that
- * an arena or a new directory is met. */
+ * an arena or a new directory is met: then it asks the daemon, and waits for the answer for at most
+ * the client's default deadline. So do the lookups below. */
 typedef uint64_t kvc_ticket;
 KVC_API kvc_ticket kvc_pin(kvc_reader* reader, const kvc_space* space, const kvc_key* key,
                            kvc_page* page, kvc_miss* why);

@@ -65,6 +65,8 @@ class Span {
   T* data() const { return data_; }
   std::size_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
+  // Without the first `count`; `count` is at most size().
+  Span subspan(std::size_t count) const { return {data_ + count, size_ - count}; }
   T* begin() const { return data_; }
   T* end() const { return data_ + size_; }
   T& operator[](std::size_t index) const { return data_[index]; }
