@@ -68,6 +68,11 @@ Status WorkerPool::Submit(std::function<void()> work) {
   return {};
 }
 
+size_t WorkerPool::queued() {
+  MutexLock lock(mu_);
+  return queue_.size();
+}
+
 Status WorkerPool::Submit(std::function<void()> work, Executor& owner, std::function<void()> done) {
   return Submit([work = std::move(work), &owner, done = std::move(done)]() mutable {
     work();

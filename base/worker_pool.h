@@ -49,6 +49,9 @@ class WorkerPool {
   // The same, and then `done` on the owner thread.
   Status Submit(std::function<void()> work, Executor& owner, std::function<void()> done);
 
+  // Tasks that wait for a thread.
+  size_t queued() EXCLUDES(mu_);
+
   int threads() const { return static_cast<int>(threads_.size()); }
 
  private:

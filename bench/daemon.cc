@@ -66,9 +66,9 @@ Result<Daemon> Daemon::Start(const DaemonOptions& options) {
 
 Status Daemon::WriteConfig(const DaemonOptions& options) const {
   std::ofstream config(folder_ + "/terraced.toml");
-  config << "[daemon]\nsocket = \"" << socket() << "\"\nstate_dir = \"" << folder_
-         << "/state\"\nlog_level = \"warning\"\n[host]\ncapacity = \"" << options.capacity_bytes
-         << "\"\n";
+  config << "[daemon]\nstate_dir = \"" << folder_ << "/state\"\nlog_level = \"warning\"\n";
+  if (options.tenants == 0) config << "socket = \"" << socket() << "\"\n";
+  config << "[host]\ncapacity = \"" << options.capacity_bytes << "\"\n";
   // A small tier gets small slabs and blocks, so that it still has several of each.
   const uint64_t eighth = options.capacity_bytes / 8 / kMiB;
   config << "slab = \"" << std::clamp<uint64_t>(eighth, 1, 64) << "MiB\"\nblock = \""
@@ -78,6 +78,14 @@ Status Daemon::WriteConfig(const DaemonOptions& options) const {
   }
   // A client may pin all there is: the suites look at costs, not at budgets.
   config << "[limits]\npinned_bytes = \"" << options.capacity_bytes << "\"\n";
+  if (options.tenants > 0) {
+    config << "[metrics]\nlisten = \"" << metrics() << "\"\n";
+  }
+  for (uint32_t tenant = 0; tenant < options.tenants; ++tenant) {
+    config << "[[socket]]\npath = \"" << socket_of(tenant) << "\"\ntenant = \"tenant-" << tenant
+           << "\"\n";
+    if (tenant == 0) config << "role = \"admin\"\nadmin = true\n";
+  }
   config.close();
   if (!config) return {Code::kInternal, "the configuration could not be written in " + folder_};
   return {};

@@ -18,6 +18,9 @@ struct DaemonOptions {
   std::string binary;  // terraced; empty: the one beside this program, or of its build tree.
   uint64_t capacity_bytes = 1u << 30;
   uint64_t pretouch_bytes = UINT64_MAX;  // Of the capacity, made ready before Start returns.
+  // Not 0: so many tenants, each with a socket of its own (socket_of), and metrics are served. The
+  // first tenant's socket is socket().
+  uint32_t tenants = 0;
 };
 
 class Daemon {
@@ -34,6 +37,11 @@ class Daemon {
 
   pid_t pid() const { return pid_; }
   std::string socket() const { return folder_ + "/terraced.sock"; }
+  std::string socket_of(uint32_t tenant) const {
+    return tenant == 0 ? socket() : folder_ + "/tenant-" + std::to_string(tenant) + ".sock";
+  }
+  // As Scrape::From takes it.
+  std::string metrics() const { return "unix:" + folder_ + "/metrics.sock"; }
   // The temporary folder; gone with the daemon.
   const std::string& folder() const { return folder_; }
   // Processor time of all its threads so far, from /proc.

@@ -45,7 +45,10 @@ constexpr Suite kSuites[] = {
     {"attach", "A model of 4,000 tensors attached by 4 processes", RunAttach},
     {"touch", "First touch of a resident page of 2 MiB", RunTouch},
     {"crash", "What a killed client held is free again", RunCrash},
+    {"connect", "Connect, first hit, disconnect, 100,000 times", RunConnect},
+    {"flood", "56 clients with and without 8 hostile ones", RunFlood},
     {"control", "Round trips and commits, against a bare echo", RunControl},
+    {"metrics", "Scrapes of 32 tenants with 1,000 spaces under load", RunMetrics},
 };
 
 void AddSuites(CLI::App& app, Arguments& arguments) {

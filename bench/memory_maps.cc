@@ -4,6 +4,7 @@
 
 #include <charconv>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 
 #include "proto/shared_memory.h"
@@ -54,6 +55,19 @@ Result<std::vector<MappedRange>> MapsOf(pid_t pid) {
   }
   if (ranges.empty()) return Status(Code::kPermissionDenied, path + " could not be read");
   return ranges;
+}
+
+Result<uint64_t> OpenDescriptors(pid_t pid) {
+  const std::string folder = "/proc/" + std::to_string(pid) + "/fd";
+  std::error_code failed;
+  uint64_t count = 0;
+  for (auto at = std::filesystem::directory_iterator(folder, failed);
+       !failed && at != std::filesystem::directory_iterator(); at.increment(failed)) {
+    ++count;
+  }
+  if (failed) return Status(Code::kPermissionDenied, folder + " could not be read");
+  // One's own include the folder that is being read.
+  return count - (pid == getpid() ? 1 : 0);
 }
 
 Result<uint64_t> MappedDirectoryCapacity() {

@@ -27,6 +27,8 @@ struct MappedRange {
 // /proc/PID/smaps. Costs a walk over the page tables of the process.
 Result<std::vector<MappedRange>> MapsOf(pid_t pid);
 
+Result<uint64_t> OpenDescriptors(pid_t pid);
+
 // Capacity, in entries, of the newest directory that this process maps.
 Result<uint64_t> MappedDirectoryCapacity();
 

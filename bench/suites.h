@@ -25,5 +25,8 @@ Result<Figures> RunAttach(const SuiteOptions& options);
 Result<Figures> RunTouch(const SuiteOptions& options);
 Result<Figures> RunCrash(const SuiteOptions& options);
 Result<Figures> RunControl(const SuiteOptions& options);
+Result<Figures> RunMetrics(const SuiteOptions& options);
+Result<Figures> RunConnect(const SuiteOptions& options);
+Result<Figures> RunFlood(const SuiteOptions& options);
 
 }  // namespace terrace::bench

@@ -21,6 +21,7 @@ struct Arguments {
   std::string model;
   std::string version;
   std::string path;
+  std::string tenant;
   PageChoice page;
   std::string space;
   uint32_t limit = 100;
@@ -48,7 +49,8 @@ void AddReportVerbs(CLI::App& app, Arguments& arguments) {
 }
 
 void AddModelVerbs(CLI::App& app, Arguments& arguments) {
-  CLI::App* model = AddVerb(app, "model", "Registers and forgets models");
+  CLI::App* model =
+      AddVerb(app, "model", "Registers and forgets models, and says who may have them");
   model->require_subcommand(1);
   CLI::App* add = AddVerb(*model, "add",
                           "Registers a model: a safetensors file, a Hugging Face directory, or a "
@@ -61,6 +63,14 @@ void AddModelVerbs(CLI::App& app, Arguments& arguments) {
   CLI::App* remove = AddVerb(*model, "remove", "Forgets a model, or one version of it");
   remove->add_option("NAME[@VERSION]", arguments.model, "Without a version: all of them")
       ->required();
+  const auto add_access = [&](const char* name, const char* description) {
+    CLI::App* access = AddVerb(*model, name, description);
+    access->add_option("NAME", arguments.model, "The model, with all its versions")->required();
+    access->add_option("TENANT", arguments.tenant, "As the daemon's configuration names it")
+        ->required();
+  };
+  add_access("grant", "Lets a tenant attach a model's weights");
+  add_access("revoke", "Lets it attach them no more; what it has attached stays");
   CLI::App* load = AddVerb(app, "load", "Brings a model's weights into host memory");
   load->add_option("NAME[@VERSION]", arguments.model, "Without a version: the one added last")
       ->required();
@@ -130,9 +140,12 @@ int RunVerb(const CLI::App& app, Invocation& invocation, const Arguments& argume
   if (name == "load") return LoadModel(invocation, ParseModelName(arguments.model));
   if (name == "unload") return UnloadModel(invocation, ParseModelName(arguments.model));
   if (name == "model") {
-    if (verb->get_subcommands().front()->get_name() == "add") {
+    const std::string what = verb->get_subcommands().front()->get_name();
+    if (what == "add") {
       return AddModel(invocation, {arguments.model, arguments.version}, arguments.path);
     }
+    if (what == "grant") return GrantModel(invocation, arguments.model, arguments.tenant);
+    if (what == "revoke") return RevokeModel(invocation, arguments.model, arguments.tenant);
     return RemoveModel(invocation, ParseModelName(arguments.model));
   }
   return RunPageVerb(name, invocation, arguments);

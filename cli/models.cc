@@ -27,6 +27,13 @@ int FailOnModel(const Invocation& invocation, const kvc_error& error) {
   return invocation.Fail(error, error.code == KVC_NOT_FOUND ? kSeeModels : std::string_view());
 }
 
+int FailOnAccess(const Invocation& invocation, const kvc_error& error) {
+  return invocation.Fail(error, error.code == KVC_NOT_FOUND
+                                    ? "`terracectl models` lists the models, and the daemon's "
+                                      "configuration names the tenants"
+                                    : std::string_view());
+}
+
 int Print(const Invocation& invocation, const nlohmann::ordered_json& json,
           const std::string& text) {
   return PrintOut((invocation.json() ? json.dump() : text) + "\n") ? kExitOk
@@ -85,6 +92,29 @@ int RemoveModel(Invocation& invocation, const ModelName& model) {
     return FailOnModel(invocation, error);
   }
   return Print(invocation, {{"removed", Label(model)}}, "removed " + Label(model));
+}
+
+int GrantModel(Invocation& invocation, const std::string& name, const std::string& tenant) {
+  if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
+  kvc_error error{};
+  if (kvc_model_grant(invocation.client(), name.c_str(), tenant.c_str(),
+                      invocation.TimeoutMs(kShortCallSeconds), &error) != KVC_OK) {
+    return FailOnAccess(invocation, error);
+  }
+  return Print(invocation, {{"name", name}, {"tenant", tenant}, {"granted", true}},
+               "granted " + name + " to " + tenant);
+}
+
+int RevokeModel(Invocation& invocation, const std::string& name, const std::string& tenant) {
+  if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
+  kvc_error error{};
+  if (kvc_model_revoke(invocation.client(), name.c_str(), tenant.c_str(),
+                       invocation.TimeoutMs(kShortCallSeconds), &error) != KVC_OK) {
+    return FailOnAccess(invocation, error);
+  }
+  return Print(
+      invocation, {{"name", name}, {"tenant", tenant}, {"granted", false}},
+      "revoked " + name + " from " + tenant + ": what it has attached stays until it lets go");
 }
 
 int LoadModel(Invocation& invocation, const ModelName& model) {

@@ -162,8 +162,12 @@ std::string DescribeStatus(const Json& status) {
 
 std::string DescribeModels(const Json& report) {
   Table table({"MODEL", "VERSION", "STATE", ">SIZE", ">TENSORS", ">BLOCKS", ">ATTACHED", "DURABLE",
-               "DIGEST"});
+               "DIGEST", "TENANTS"});
   for (const Json& model : report.at("models")) {
+    std::string tenants;
+    for (const Json& tenant : model.value("tenants", Json::array())) {
+      tenants += (tenants.empty() ? "" : " ") + Printable(tenant.get<std::string>());
+    }
     for (const Json& version : model.at("versions")) {
       std::string state = Text(version, "/state");
       if (state == "loading") {
@@ -174,7 +178,7 @@ std::string DescribeModels(const Json& report) {
                  Count(version, "/tensors"),
                  Count(version, "/blocks_resident") + "/" + Count(version, "/blocks"),
                  Count(version, "/attachments"), version.value("durable", false) ? "yes" : "no",
-                 Short(Text(version, "/digest"))});
+                 Short(Text(version, "/digest")), tenants});
     }
   }
   if (!table.empty()) return table.Text();

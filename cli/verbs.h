@@ -28,6 +28,8 @@ struct ModelName {
 ModelName ParseModelName(const std::string& text);
 int AddModel(Invocation& invocation, const ModelName& model, const std::string& path);
 int RemoveModel(Invocation& invocation, const ModelName& model);
+int GrantModel(Invocation& invocation, const std::string& name, const std::string& tenant);
+int RevokeModel(Invocation& invocation, const std::string& name, const std::string& tenant);
 int LoadModel(Invocation& invocation, const ModelName& model);
 int UnloadModel(Invocation& invocation, const ModelName& model);
 

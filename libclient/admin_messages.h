@@ -40,6 +40,20 @@ struct ModelRemoveReply {
   static auto Fields(auto&) { return std::tie(); }
 };
 
+struct ModelAccess {
+  static constexpr wire::Type kType = wire::Type::kModelAccess;
+  using Reply = struct ModelAccessReply;
+  std::string name;
+  std::string tenant;
+  bool granted = false;
+  static auto Fields(auto& m) { return std::tie(m.name, m.tenant, m.granted); }
+};
+
+struct ModelAccessReply {
+  static constexpr wire::Type kType = wire::Type::kModelAccessReply;
+  static auto Fields(auto&) { return std::tie(); }
+};
+
 struct Load {
   static constexpr wire::Type kType = wire::Type::kLoad;
   using Reply = struct LoadReply;

@@ -18,6 +18,17 @@ constexpr int kLongestPauseMs = 500;
 // Of one attempt to reach the listener; the answer to the hello has the client's default deadline.
 constexpr int32_t kAttemptMs = 250;
 
+Status CheckVersion(const messages::HelloReply& reply) {
+  if (reply.version >= wire::kProtocolVersionMin && reply.version <= wire::kProtocolVersion) {
+    return {};
+  }
+  return {Code::kMismatch, "the daemon, terraced " + reply.daemon_version + ", speaks version " +
+                               std::to_string(reply.version) + " of the protocol, this library " +
+                               std::to_string(wire::kProtocolVersionMin) + " to " +
+                               std::to_string(wire::kProtocolVersion) + ": update the " +
+                               (reply.version > wire::kProtocolVersion ? "library" : "daemon")};
+}
+
 // Gives the thread its signals back, also when there was no thread to be had (std::system_error).
 struct Restored {
   const sigset_t& before;
@@ -63,11 +74,12 @@ Result<std::shared_ptr<Life>> Client::SayHello(Connection& connection, Deadline 
     MutexLock lock(mu_);
     before = life_;
   }
-  messages::Hello hello{.version_min = wire::kProtocolVersion,
+  messages::Hello hello{.version_min = wire::kProtocolVersionMin,
                         .version_max = wire::kProtocolVersion,
                         .name = options_.name,
                         .writer = options_.writer,
-                        .max_pins = options_.max_pins};
+                        .max_pins = options_.max_pins,
+                        .capabilities = wire::kCapabilities};
   if (before != nullptr) {
     hello.resume_client = before->hello().client;
     hello.resume_token = before->hello().token;
@@ -87,9 +99,7 @@ Result<std::shared_ptr<Life>> Client::SayHello(Connection& connection, Deadline 
     hello.resume_token = 0;
   }
   ASSIGN_OR_RETURN(const auto answer, connection.Call(hello, deadline));
-  if (answer.reply.version != wire::kProtocolVersion) {
-    return Status(Code::kMismatch, "the daemon speaks another version of the protocol");
-  }
+  RETURN_IF_ERROR(CheckVersion(answer.reply));
   if (answer.fds.size() != 2) {
     return Status(Code::kDataLoss, "the daemon sent no channel or no directory");
   }

@@ -162,6 +162,8 @@ Status Connection::Send(Slot& slot, std::string_view body, std::span<const int> 
   }
   // Where part of the frame is out, nothing can follow it; a request none of which is out harms
   // none.
+  // The daemon may have said why it hung up.
+  if (!status.ok() && slot.receives) Receive(std::nullopt);
   const bool harmless =
       status.ok() || (frame.sent == 0 && status.code() == Code::kDeadlineExceeded);
   if (!harmless) Break({Code::kUnavailable, status.message()});
@@ -265,6 +267,12 @@ void Connection::Receive(std::optional<Deadline> deadline) noexcept try {
 
 void Connection::Dispatch(Frame frame) {
   const wire::Type type = frame.header.type;
+  if (type == wire::Type::kError && frame.header.request == 0) {
+    // About the connection, and the last that comes by it.
+    messages::Error error;
+    if (messages::Decode(frame.body, &error)) Break(StatusOf(error));
+    return;
+  }
   bool late = false;
   {
     MutexLock lock(mu_);

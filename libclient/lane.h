@@ -103,6 +103,26 @@ class alignas(shm::kLineBytes) Lane {
     Add(counters_.misses[static_cast<uint32_t>(reason)], count);
   }
 
+  // ---- Hit times. Owner only.
+  // Whether the lookup of `keys` pages that is about to begin is one to be timed. What every hit
+  // pays for the times is this: a subtraction from a word that is the owner's own.
+  bool TimesNext(size_t keys) {
+    until_timed_ -= static_cast<int64_t>(keys);
+    if (until_timed_ > 0) [[likely]]
+      return false;
+    until_timed_ = shm::kTimedEvery;
+    return true;
+  }
+  void CountHitTime(uint64_t ns) {
+    // Bucket i ends at 2^(i + kFirstBits).
+    constexpr int kFirstBits = std::bit_width(shm::HitTimeBoundNs(0)) - 1;
+    const int bucket = std::clamp(static_cast<int>(std::bit_width(ns)) - kFirstBits, 0,
+                                  static_cast<int>(shm::kHitTimeBuckets) - 1);
+    shm::LaneTimes& times = channel_.times[index_];
+    Add(times.buckets[bucket], 1);
+    Add(times.total_ns, ns);
+  }
+
   // ---- Ring. Owner only. Records are seen by the daemon after Publish; one that finds the ring
   // full is dropped and counted.
   void Record(uint64_t tag, uint64_t key0, uint64_t key1, shm::Handle handle) {
@@ -217,6 +237,7 @@ class alignas(shm::kLineBytes) Lane {
   uint64_t tail_ = 0;  // Of the ring, as last seen.
   uint32_t leased_count_ = 0;
   uint32_t return_cursor_ = 0;
+  int64_t until_timed_ = shm::kTimedEvery;  // Pages to be asked for.
   LineSet leased_ = {};
 
   PinAccount account_;

@@ -183,6 +183,8 @@ TERRACE_CODEC(ModelAdd);
 TERRACE_CODEC(ModelAddReply);
 TERRACE_CODEC(ModelRemove);
 TERRACE_CODEC(ModelRemoveReply);
+TERRACE_CODEC(ModelAccess);
+TERRACE_CODEC(ModelAccessReply);
 TERRACE_CODEC(Load);
 TERRACE_CODEC(ProgressEvent);
 TERRACE_CODEC(LoadReply);

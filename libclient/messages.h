@@ -42,9 +42,10 @@ struct Hello {
   uint64_t resume_client = 0;
   uint64_t resume_token = 0;
   uint32_t max_pins = 0;
+  uint64_t capabilities = 0;
   static auto Fields(auto& m) {
     return std::tie(m.version_min, m.version_max, m.name, m.writer, m.resume_client, m.resume_token,
-                    m.max_pins);
+                    m.max_pins, m.capabilities);
   }
 };
 
@@ -62,9 +63,11 @@ struct HelloReply {
   uint32_t max_grants = 0;
   uint64_t host_capacity_bytes = 0;
   std::string daemon_version;
+  uint64_t capabilities = 0;
   static auto Fields(auto& m) {
     return std::tie(m.version, m.client, m.token, m.life, m.resumed, m.tenant, m.writer, m.max_pins,
-                    m.max_pinned_bytes, m.max_grants, m.host_capacity_bytes, m.daemon_version);
+                    m.max_pinned_bytes, m.max_grants, m.host_capacity_bytes, m.daemon_version,
+                    m.capabilities);
   }
 };
 

@@ -11,7 +11,17 @@
 
 namespace terrace::wire {
 
+// The versions that this code speaks. A connection uses the highest that both sides do.
+inline constexpr uint32_t kProtocolVersionMin = 1;
 inline constexpr uint32_t kProtocolVersion = 1;
+
+// What has been added within a version: bits of Hello.capabilities (what the client knows) and of
+// HelloReply.capabilities (of these, what the daemon does). Bits of later releases are ignored.
+enum Capability : uint64_t {
+  kModelAccessCapability = 1 << 0,  // The verb ModelAccess.
+};
+inline constexpr uint64_t kCapabilities = kModelAccessCapability;
+
 inline constexpr uint32_t kMaxFrameBytes = 8u << 20;  // Of the message, without its header.
 inline constexpr uint16_t kMaxFds = 253;              // The kernel's SCM_MAX_FD.
 inline constexpr size_t kFrameHeaderBytes = 16;
@@ -60,6 +70,8 @@ enum class Type : uint16_t {
   kReportReply = 39,
   kCloseSpace = 40,
   kCloseSpaceReply = 41,
+  kModelAccess = 42,
+  kModelAccessReply = 43,
 
   kProgressEvent = 101,      // Of a load that this connection asked for; carries the request's id.
   kGrantExpiredEvent = 103,  // Grants whose deadline passed: abort them to give the memory back.

@@ -25,7 +25,7 @@ using Word = std::atomic<uint64_t>;
 static_assert(sizeof(Word) == 8 && Word::is_always_lock_free);
 static_assert(std::endian::native == std::endian::little);
 
-inline constexpr uint32_t kLayoutVersion = 1;
+inline constexpr uint32_t kLayoutVersion = 2;
 inline constexpr size_t kLineBytes = 64;
 
 // The production policy. Another policy has the same static functions, and a mutex for what the
@@ -205,6 +205,21 @@ struct alignas(kLineBytes) LaneCounters {
 };
 static_assert(sizeof(LaneCounters) == 2 * kLineBytes);
 
+// How long hits took, by the lane's own clock: of a lookup that is timed, one sample, the time of a
+// page in it. A reader times a lookup about each kTimedEvery pages that it asked for.
+inline constexpr uint32_t kTimedEvery = 1024;
+inline constexpr uint32_t kHitTimeBuckets = 15;
+// Bucket i counts samples below this many nanoseconds and not below the bound before; the last
+// bucket has no bound.
+constexpr uint64_t HitTimeBoundNs(uint32_t bucket) {
+  return uint64_t{32} << bucket;
+}
+struct alignas(kLineBytes) LaneTimes {
+  Word total_ns;  // Of all samples.
+  Word buckets[kHitTimeBuckets];
+};
+static_assert(sizeof(LaneTimes) == 2 * kLineBytes);
+
 // What the daemon is told of lookups: which page was touched, which key was missed.
 struct RingRecord {
   Word tag;     // RingKind (low 8 bits) | space slot (bits 8 to 31) | part (high 32).
@@ -246,6 +261,7 @@ struct alignas(4096) Channel {
   alignas(kLineBytes) PinLine lines[kMaxPinLines];
   LaneCounters counters[kMaxLanes];
   Ring rings[kMaxLanes];
+  LaneTimes times[kMaxLanes];
 };
 inline constexpr size_t kChannelBytes = sizeof(Channel);
 static_assert(kChannelBytes % 4096 == 0);

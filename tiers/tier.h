@@ -115,6 +115,10 @@ class WeightSource {
   // SHA-256 of the concatenation of `spans`. `exhausted` when too much work is waiting already.
   virtual void Hash(std::vector<std::span<const uint8_t>> spans,
                     std::function<void(Result<Digest>)> done) = 0;
+  // Runs `work` where reads and hashes run: for what would hold up the owner thread, such as
+  // sorting the names of 100,000s of tensors. It owns, or shares and does not change, all that it
+  // touches. `exhausted`, and `work` did not run, when too much work is waiting already.
+  virtual void Run(std::function<void()> work, std::function<void(Status)> done) = 0;
 };
 
 struct SourceRequest {

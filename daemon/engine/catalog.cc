@@ -39,6 +39,13 @@ Result<TenantId> Catalog::AddTenant(const std::string& name) {
   return tenants_.back()->id;
 }
 
+const Tenant* Catalog::Find(const std::string& name) const {
+  for (const auto& tenant : tenants_) {
+    if (tenant->name == name) return tenant.get();
+  }
+  return nullptr;
+}
+
 Tenant* Catalog::Find(TenantId id) const {
   return id >= 1 && id <= tenants_.size() ? tenants_[id - 1].get() : nullptr;
 }
@@ -62,7 +69,8 @@ Result<Space*> Catalog::Open(Tenant& tenant, ClientId client, const SpaceSpec& s
     Space& space = tenant.spaces.at(same->second);
     const std::string difference = FirstDifference(spec.layout, space.spec.layout);
     if (difference.empty() && spec.model == space.spec.model) {
-      ++space.openers[client];
+      RETURN_IF_ERROR(CheckRoom(tenant, client, &space));
+      AddOpener(tenant, client, space);
       return &space;
     }
     if (tenant.Present(space)) {
@@ -73,11 +81,24 @@ Result<Space*> Catalog::Open(Tenant& tenant, ClientId client, const SpaceSpec& s
     }
     Retire(tenant, space.slot);
   }
+  RETURN_IF_ERROR(CheckRoom(tenant, client, nullptr));
   const Digest id =
       SpaceId(tenant.name, spec.weights, spec.adapter, AsText(spec.salt), spec.layout);
   ASSIGN_OR_RETURN(Space * space, Add(tenant, spec, id, model_known));
-  ++space->openers[client];
+  AddOpener(tenant, client, *space);
   return space;
+}
+
+Status Catalog::CheckRoom(const Tenant& tenant, ClientId client, const Space* space) const {
+  if (space != nullptr && space->openers.contains(client)) return {};
+  const auto open = tenant.open_spaces.find(client);
+  if (open == tenant.open_spaces.end() || open->second < max_spaces_) return {};
+  return {Code::kExhausted, "limits.spaces: the client has " + std::to_string(open->second) +
+                                " spaces open; close some"};
+}
+
+void Catalog::AddOpener(Tenant& tenant, ClientId client, Space& space) {
+  if (++space.openers[client] == 1) ++tenant.open_spaces[client];
 }
 
 Result<Space*> Catalog::OpenById(Tenant& tenant, ClientId client, const Digest& id) {
@@ -86,7 +107,8 @@ Result<Space*> Catalog::OpenById(Tenant& tenant, ClientId client, const Digest& 
     return Status(Code::kNotFound, "space " + id.Hex() + " is not open and has no pages");
   }
   Space& space = tenant.spaces.at(found->second);
-  ++space.openers[client];
+  RETURN_IF_ERROR(CheckRoom(tenant, client, &space));
+  AddOpener(tenant, client, space);
   return &space;
 }
 
@@ -99,13 +121,16 @@ Status Catalog::Close(Tenant& tenant, ClientId client, uint32_t slot, uint32_t e
   if (opener == space->openers.end()) {
     return Status(Code::kNotFound, "the client does not have this space open");
   }
-  if (--opener->second == 0) space->openers.erase(opener);
+  if (--opener->second > 0) return {};
+  space->openers.erase(opener);
+  if (--tenant.open_spaces.at(client) == 0) tenant.open_spaces.erase(client);
   return {};
 }
 
 void Catalog::ClientGone(Tenant& tenant, ClientId client) {
   for (auto& [slot, space] : tenant.spaces)
     space.openers.erase(client);
+  tenant.open_spaces.erase(client);
 }
 
 Result<Space*> Catalog::Add(Tenant& tenant, const SpaceSpec& spec, const Digest& id,
@@ -125,6 +150,8 @@ Result<Space*> Catalog::Add(Tenant& tenant, const SpaceSpec& spec, const Digest&
   space.epoch = epoch;
   space.generation_index = generation;
   space.page_bytes = page_bytes;
+  if (*slot >= tenant.reads.size()) tenant.reads.resize(*slot + 1);
+  tenant.reads[*slot] = {};
   tenant.slot_of_id[id] = *slot;
   tenant.slot_of_identity[IdentityOf(spec)] = *slot;
   return &space;

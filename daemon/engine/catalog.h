@@ -5,7 +5,7 @@
 // by the engine; owner thread only.
 //
 // Limits: kMaxTenants; shm::kMaxSpaces spaces and shm::kMaxGenerations - 1 models' generation words
-// a tenant.
+// a tenant; `max_spaces` that a client has open.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,13 @@ struct Space {
   uint32_t generation_index = 0;
   uint32_t page_bytes = 0;               // Of the undivided page.
   uint64_t linked_bytes = 0;             // Of its pages, parts included.
-  std::map<ClientId, uint32_t> openers;  // How often each has it open.
+  std::map<ClientId, uint64_t> openers;  // How often each has it open.
+};
+
+// What rings told of a space.
+struct SpaceReads {
+  uint64_t hits = 0;
+  uint64_t misses = 0;
 };
 
 struct Tenant {
@@ -44,6 +50,9 @@ struct Tenant {
   using Identity = std::tuple<Digest, Digest, std::vector<uint8_t>>;
   std::map<Identity, uint32_t> slot_of_identity;
   std::map<std::string, uint32_t> generation_of_model;
+  PageCounts counts;
+  std::vector<SpaceReads> reads;  // By slot, of the space that is there now.
+  std::map<ClientId, uint32_t> open_spaces;  // How many spaces each has open.
 
   // Null unless the slot holds a space of that epoch.
   Space* FindSpace(uint32_t slot, uint32_t epoch);
@@ -58,9 +67,14 @@ class Catalog {
   static constexpr size_t kMaxSaltBytes = 64;
 
   using MakeIndex = std::function<Result<std::unique_ptr<TenantIndex>>()>;
-  explicit Catalog(MakeIndex make_index) : make_index_(std::move(make_index)) {}
+  Catalog(MakeIndex make_index, uint32_t max_spaces)
+      : make_index_(std::move(make_index)), max_spaces_(max_spaces) {}
+
+  // Of clients from now on: spaces that are open stay so.
+  void SetMaxSpaces(uint32_t max_spaces) { max_spaces_ = max_spaces; }
 
   Result<TenantId> AddTenant(const std::string& name);
+  const Tenant* Find(const std::string& name) const;  // Null if there is none.
   // Null if there is no such tenant.
   Tenant* Find(TenantId id) const;
   Tenant& At(TenantId id) const;
@@ -76,6 +90,9 @@ class Catalog {
   void ClientGone(Tenant& tenant, ClientId client);
 
  private:
+  // `exhausted`, naming the limit, for a space that the client has not open when it has too many.
+  Status CheckRoom(const Tenant& tenant, ClientId client, const Space* space) const;
+  static void AddOpener(Tenant& tenant, ClientId client, Space& space);
   Result<Space*> Add(Tenant& tenant, const SpaceSpec& spec, const Digest& id,
                      const std::function<bool(const std::string&)>& model_known);
   Result<uint32_t> GenerationOf(Tenant& tenant, const std::string& model,
@@ -85,6 +102,7 @@ class Catalog {
   bool RetireUnused(Tenant& tenant);
 
   const MakeIndex make_index_;
+  uint32_t max_spaces_;
   std::vector<std::unique_ptr<Tenant>> tenants_;  // Tenant i + 1.
 };
 

@@ -21,6 +21,7 @@
 #include "base/clock.h"
 #include "base/digest.h"
 #include "base/status.h"
+#include "daemon/engine/figures.h"
 #include "daemon/engine/layout.h"
 #include "daemon/engine/report.h"
 #include "daemon/engine/tenant_index.h"
@@ -30,18 +31,23 @@
 
 namespace terrace {
 
-struct EngineOptions {
+// What one client may have, and for how long.
+struct ClientLimits {
+  uint32_t max_pins = 65536;      // At most; shm::kMaxPinLines * 8 is the ceiling.
+  uint64_t max_pinned_bytes = 0;  // 0: half the host capacity.
+  uint32_t max_grants = 4096;
+  uint32_t max_spaces = 1024;           // Open at a time.
+  uint32_t grant_deadline_ms = 30'000;  // Where a request names none.
+  uint32_t grant_deadline_max_ms = 600'000;
+};
+
+struct EngineOptions : ClientLimits {
   uint64_t host_capacity_bytes = 0;
   uint64_t slab_bytes = 64u << 20;  // Aimed at; a slab holds whole pages, at least one.
   uint64_t block_bytes =
       64u << 20;  // Of weights; doubled, up to 512 MiB, for sets of over 253 blocks.
   uint64_t huge_page_bytes = 2u << 20;   // The unit in which memory is best taken and given back.
   uint64_t pretouch_bytes = UINT64_MAX;  // How much unused capacity is kept as pre-touched blanks.
-  uint32_t max_pins = 65536;             // A client, at most; shm::kMaxPinLines * 8 is the ceiling.
-  uint64_t max_pinned_bytes = 0;         // A client; 0: half the host capacity.
-  uint32_t max_grants = 4096;            // A client.
-  uint32_t grant_deadline_ms = 30'000;   // Where a request names none.
-  uint32_t grant_deadline_max_ms = 600'000;
 };
 
 struct EngineParts {
@@ -56,6 +62,8 @@ struct EngineParts {
 };
 
 inline constexpr uint32_t kMaxBatch = 512;  // Pages of one verb.
+// Memory that one call of Grant gets for its pages; of larger ones at least one page's.
+inline constexpr uint64_t kGrantStepBytes = 32u << 20;
 
 using TenantId = uint32_t;
 
@@ -112,6 +120,7 @@ struct ArenaFacts {
 struct ModelSpec {
   std::string name;
   std::string version;
+  TenantId tenant = 0;  // Who adds it: may attach it from then on, others when granted. 0: nobody.
   SourceRequest source;
 };
 struct ModelAdded {
@@ -165,6 +174,9 @@ class Engine {
   // Its process is gone, or it said goodbye after unmapping: pins, grants and attachments end.
   virtual void ClientGone(ClientId client) = 0;
   virtual TenantIndex& index(TenantId tenant) = 0;
+  // Budgets of clients that arrive from now on, and deadlines of grants that are asked for from now
+  // on. An error changes nothing.
+  virtual Status SetClientLimits(const ClientLimits& limits) = 0;
 
   // ---- Spaces
   virtual Result<SpaceGiven> OpenSpace(ClientId client, const SpaceSpec& spec) = 0;
@@ -173,13 +185,17 @@ class Engine {
   virtual Status CloseSpace(ClientId client, uint32_t slot, uint32_t epoch) = 0;
 
   // ---- Pages. Arrays answer element by element.
+  // Answers for the first keys only, where all would need more than kGrantStepBytes: getting memory
+  // takes time. The caller asks again for the rest.
   virtual Status Grant(ClientId client, const GrantSpec& spec, std::vector<GrantGiven>* given) = 0;
   virtual Status Commit(ClientId client, std::span<const uint64_t> grants,
                         std::span<const uint32_t> valid_tokens, std::vector<Code>* codes) = 0;
   virtual Status Abort(ClientId client, std::span<const uint64_t> grants) = 0;
   virtual Result<uint32_t> Drop(ClientId client, uint32_t slot, uint32_t epoch, uint32_t part,
                                 std::span<const Digest> keys) = 0;
-  virtual Evicted Evict(uint64_t bytes) = 0;
+  // Takes out what nobody holds: at least `bytes` (0: all), but at most `limit` pages and blocks,
+  // so that who wants more can do it in steps. A step that evicts nothing is the last.
+  virtual Evicted Evict(uint64_t bytes, uint64_t limit) = 0;
   // nullopt: not an arena of the client's tenant.
   virtual std::optional<ArenaFacts> FindArena(ClientId client, ArenaId arena) const = 0;
 
@@ -192,6 +208,12 @@ class Engine {
   virtual void Load(const std::string& name, const std::string& version, Progress progress,
                     std::function<void(Result<ModelLoaded>)> done) = 0;
   virtual Result<Unloaded> Unload(const std::string& name, const std::string& version) = 0;
+  // Which tenants may attach a model. Revoking takes back nothing that is attached, but no further
+  // descriptor is given. `not_found`: there is no such model, or to be granted no such tenant.
+  virtual void SetModelAccess(const std::string& name, const std::string& tenant, bool granted,
+                              std::function<void(Status)> done) = 0;
+  // `permission_denied` for a registered model that the tenant may not attach.
+  virtual Status CheckModelAccess(TenantId tenant, const std::string& name) const = 0;
   // Fails with not_found when the model is not resident and `load` is false.
   virtual void Attach(ClientId client, const std::string& name, const std::string& version,
                       bool load, uint32_t deadline_ms,
@@ -212,7 +234,17 @@ class Engine {
   virtual std::vector<ModelReport> Models() const = 0;
   virtual std::vector<SpaceReport> Spaces() const = 0;
   virtual std::vector<ClientReport> Clients() = 0;
-  virtual std::vector<PageReport> Pages(const std::string& space_hex, uint32_t limit) const = 0;
+  // only 0: of all tenants.
+  virtual std::vector<PageReport> Pages(const std::string& space_hex, uint32_t limit,
+                                        TenantId only) const = 0;
+  // ---- Figures. Each RereadChannels reads about `lines` lines of clients' channels again; false:
+  // it has come round, and Figures tells what was read. Others may have a turn between two calls.
+  struct FiguresCursor {
+    size_t tenant = 0;
+    ClientId client = 0;  // The last one read.
+  };
+  virtual bool RereadChannels(FiguresCursor* cursor, size_t lines) = 0;
+  virtual EngineFigures Figures() const = 0;
   // Recomputes from the extents what the counters say; an error names the first difference. Costs
   // O(extents): for tests and the simulation.
   virtual Status CheckInvariants() const = 0;

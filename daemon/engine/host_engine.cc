@@ -13,6 +13,19 @@ constexpr uint64_t kRingRecordsATurn = 16384;
 constexpr size_t kExpiredATurn = 256;
 constexpr uint64_t kMaxBlockBytes = 512u << 20;
 
+Status CheckLimits(const ClientLimits& limits) {
+  const auto refuse = [](const std::string& what) { return Status(Code::kInvalidArgument, what); };
+  if (limits.max_pins == 0 || limits.max_pins > shm::kMaxPinLines * shm::kPinsPerLine) {
+    return refuse("max_pins is not between 1 and " +
+                  std::to_string(shm::kMaxPinLines * shm::kPinsPerLine));
+  }
+  if (limits.max_grants == 0) return refuse("max_grants is 0");
+  if (limits.grant_deadline_ms == 0 || limits.grant_deadline_ms > limits.grant_deadline_max_ms) {
+    return refuse("grant_deadline_ms is not between 1 and grant_deadline_max_ms");
+  }
+  return {};
+}
+
 Status CheckOptions(const EngineOptions& options) {
   const auto refuse = [](const std::string& what) { return Status(Code::kInvalidArgument, what); };
   if (options.host_capacity_bytes < 4096) return refuse("host_capacity_bytes is below 4096");
@@ -24,15 +37,7 @@ Status CheckOptions(const EngineOptions& options) {
   if (options.huge_page_bytes < 4096 || options.huge_page_bytes % 4096 != 0) {
     return refuse("huge_page_bytes is not a multiple of 4096");
   }
-  if (options.max_pins == 0 || options.max_pins > shm::kMaxPinLines * shm::kPinsPerLine) {
-    return refuse("max_pins is not between 1 and " +
-                  std::to_string(shm::kMaxPinLines * shm::kPinsPerLine));
-  }
-  if (options.max_grants == 0) return refuse("max_grants is 0");
-  if (options.grant_deadline_ms == 0 || options.grant_deadline_ms > options.grant_deadline_max_ms) {
-    return refuse("grant_deadline_ms is not between 1 and grant_deadline_max_ms");
-  }
-  return {};
+  return CheckLimits(options);
 }
 
 }  // namespace
@@ -51,9 +56,10 @@ HostEngine::HostEngine(const EngineOptions& options, EngineParts parts, EngineEv
       host_(*parts.host),
       events_(events),
       policy_(std::move(parts.host_policy)),
-      catalog_(parts.make_index
-                   ? parts.make_index
-                   : [memory = parts.directory_memory] { return MakeTenantIndex(*memory); }),
+      catalog_(
+          parts.make_index ? parts.make_index
+                           : [memory = parts.directory_memory] { return MakeTenantIndex(*memory); },
+          options.max_spaces),
       memory_({.capacity_bytes = options.host_capacity_bytes,
                .slab_bytes = options.slab_bytes,
                .huge_page_bytes = options.huge_page_bytes,
@@ -68,7 +74,8 @@ HostEngine::HostEngine(const EngineOptions& options, EngineParts parts, EngineEv
                                                       .host = parts.host,
                                                       .sources = parts.sources,
                                                       .journal = parts.journal,
-                                                      .memory = &blocks_}) {
+                                                      .memory = &blocks_}),
+      access_(*parts.journal) {
   weight_blocks_.SetWeights(&weights_);
   memory_.RaiseReserve();
 }
@@ -79,6 +86,13 @@ HostEngine::~HostEngine() = default;
 
 Result<TenantId> HostEngine::AddTenant(const std::string& name) {
   return catalog_.AddTenant(name);
+}
+
+Status HostEngine::SetClientLimits(const ClientLimits& limits) {
+  RETURN_IF_ERROR(CheckLimits(limits));
+  static_cast<ClientLimits&>(options_) = limits;
+  catalog_.SetMaxSpaces(limits.max_spaces);
+  return {};
 }
 
 Result<ClientGiven> HostEngine::ClientArrived(const ClientSpec& spec, std::span<uint8_t> channel) {
@@ -154,16 +168,50 @@ Result<Space*> HostEngine::OpenedSpace(const Client& client, uint32_t slot, uint
 // ---- Weights
 
 Status HostEngine::Restore() {
-  return weights_.Restore(&restore_problems_);
+  RETURN_IF_ERROR(weights_.Restore(&restore_problems_));
+  std::vector<std::string> names;
+  for (const ModelReport& model : weights_.Models())
+    names.push_back(model.name);
+  return access_.Restore(names, &restore_problems_);
 }
 
 void HostEngine::AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done) {
-  weights_.AddModel(std::move(spec), std::move(done));
+  const Tenant* tenant = catalog_.Find(spec.tenant);
+  auto added = [this, name = spec.name, who = tenant == nullptr ? "" : tenant->name,
+                done = std::move(done)](Result<ModelAdded> result) {
+    // It may have been removed while its record was written.
+    if (!result || !weights_.Knows(name)) return done(std::move(result));
+    access_.Registered(name, who, [result = *result, done](const Status& saved) {
+      ModelAdded told = result;
+      if (!saved.ok() && told.why_not.empty())
+        told.why_not = "who may attach it: " + saved.message();
+      told.durable = told.durable && saved.ok();
+      done(std::move(told));
+    });
+  };
+  weights_.AddModel(std::move(spec), std::move(added));
 }
 
 void HostEngine::RemoveModel(const std::string& name, const std::string& version,
                              std::function<void(Status)> done) {
   weights_.RemoveModel(name, version, std::move(done));
+  if (!weights_.Knows(name)) access_.Removed(name);
+}
+
+void HostEngine::SetModelAccess(const std::string& name, const std::string& tenant, bool granted,
+                                std::function<void(Status)> done) {
+  // A name that nobody has is a slip of the pen; to revoke it is harmless.
+  if (granted && catalog_.Find(tenant) == nullptr) {
+    return done(Status(Code::kNotFound, "tenant '" + tenant + "' is not in the configuration"));
+  }
+  access_.Set(name, tenant, granted, std::move(done));
+}
+
+Status HostEngine::CheckModelAccess(TenantId id, const std::string& name) const {
+  const std::string& tenant = catalog_.At(id).name;
+  if (!weights_.Knows(name) || access_.Allows(name, tenant)) return {};
+  return {Code::kPermissionDenied,
+          "model '" + name + "' is not granted to tenant '" + tenant + "'"};
 }
 
 void HostEngine::Load(const std::string& name, const std::string& version, Progress progress,
@@ -179,12 +227,23 @@ void HostEngine::Attach(ClientId id, const std::string& name, const std::string&
                         uint32_t deadline_ms, std::function<void(Result<Attached>)> done) {
   const Result<Client*> client = clients_.Serving(id);
   if (!client) return done(client.error());
-  weights_.Attach(id, name, version, load, deadline_ms, std::move(done));
+  const TenantId tenant = (*client)->spec.tenant;
+  if (Status allowed = CheckModelAccess(tenant, name); !allowed.ok()) return done(allowed);
+  weights_.Attach(id, name, version, load, deadline_ms,
+                  [this, id, tenant, name, done = std::move(done)](Result<Attached> attached) {
+                    const Status allowed = CheckModelAccess(tenant, name);  // After the wait.
+                    if (!attached || allowed.ok()) return done(std::move(attached));
+                    (void)weights_.Detach(id, attached->attachment);
+                    done(allowed);
+                  });
 }
 
 Result<std::vector<ArenaId>> HostEngine::BlocksOf(ClientId id, uint64_t attachment,
                                                   std::span<const uint32_t> blocks) {
-  RETURN_IF_ERROR(clients_.Serving(id).status());
+  ASSIGN_OR_RETURN(const Client* client, clients_.Serving(id));
+  if (const std::string* model = weights_.ModelOf(id, attachment); model != nullptr) {
+    RETURN_IF_ERROR(CheckModelAccess(client->spec.tenant, *model));
+  }
   return weights_.BlocksOf(id, attachment, blocks);
 }
 

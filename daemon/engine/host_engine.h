@@ -26,6 +26,7 @@
 #include "daemon/engine/placement/pins.h"
 #include "daemon/engine/placement/placement.h"
 #include "daemon/engine/placement/residents.h"
+#include "daemon/engine/weights/access.h"
 #include "daemon/engine/weights/weights.h"
 
 namespace terrace {
@@ -39,6 +40,7 @@ class HostEngine final : public Engine {
   Status Restore();
 
   Result<TenantId> AddTenant(const std::string& name) override;
+  Status SetClientLimits(const ClientLimits& limits) override;
   Result<ClientGiven> ClientArrived(const ClientSpec& spec, std::span<uint8_t> channel) override;
   void ClientGone(ClientId client) override;
   TenantIndex& index(TenantId tenant) override { return *catalog_.At(tenant).index; }
@@ -53,7 +55,7 @@ class HostEngine final : public Engine {
   Status Abort(ClientId client, std::span<const uint64_t> grants) override;
   Result<uint32_t> Drop(ClientId client, uint32_t slot, uint32_t epoch, uint32_t part,
                         std::span<const Digest> keys) override;
-  Evicted Evict(uint64_t bytes) override;
+  Evicted Evict(uint64_t bytes, uint64_t limit) override;
   std::optional<ArenaFacts> FindArena(ClientId client, ArenaId arena) const override;
 
   void AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done) override;
@@ -62,6 +64,9 @@ class HostEngine final : public Engine {
   void Load(const std::string& name, const std::string& version, Progress progress,
             std::function<void(Result<ModelLoaded>)> done) override;
   Result<Unloaded> Unload(const std::string& name, const std::string& version) override;
+  void SetModelAccess(const std::string& name, const std::string& tenant, bool granted,
+                      std::function<void(Status)> done) override;
+  Status CheckModelAccess(TenantId tenant, const std::string& name) const override;
   void Attach(ClientId client, const std::string& name, const std::string& version, bool load,
               uint32_t deadline_ms, std::function<void(Result<Attached>)> done) override;
   Result<std::vector<ArenaId>> BlocksOf(ClientId client, uint64_t attachment,
@@ -76,22 +81,20 @@ class HostEngine final : public Engine {
   std::vector<ModelReport> Models() const override;
   std::vector<SpaceReport> Spaces() const override;
   std::vector<ClientReport> Clients() override;
-  std::vector<PageReport> Pages(const std::string& space_hex, uint32_t limit) const override;
+  std::vector<PageReport> Pages(const std::string& space_hex, uint32_t limit,
+                                TenantId only) const override;
+  bool RereadChannels(FiguresCursor* cursor, size_t lines) override;
+  EngineFigures Figures() const override;
   Status CheckInvariants() const override;
 
  private:
-  struct Counters {
-    uint64_t committed_pages = 0;
-    uint64_t duplicate_commits = 0;
-    uint64_t expired_grants = 0;
-    uint64_t failed_allocations = 0;
-    uint64_t abandoned_grants = 0;  // Now.
-  };
-
   // The space, if the client has it open.
   Result<Space*> OpenedSpace(const Client& client, uint32_t slot, uint32_t epoch);
   SpaceGiven GivenOf(const Tenant& tenant, const Space& space) const;
   Code CommitOne(Client& client, uint64_t id, uint32_t valid_tokens);
+  PageCounts& CountsOf(const Client& client) { return catalog_.At(client.spec.tenant).counts; }
+  void AddPageFigures(std::vector<TenantFigures>* tenants) const;
+  void AddClientFigures(std::vector<TenantFigures>* tenants) const;
   // Takes the grant out of the table and off its writer; its slot is the caller's.
   SlotRef EndGrant(Client& client, uint64_t id);
   void ExpireGrant(Client& client, uint64_t id);
@@ -99,8 +102,9 @@ class HostEngine final : public Engine {
   void AbandonGrants(ClientId id);
   bool ExpireDue();
   Status CheckGrants() const;
+  Status CheckFigures() const;
 
-  const EngineOptions options_;
+  EngineOptions options_;
   const Clock& clock_;
   HostTier& host_;
   EngineEvents& events_;
@@ -117,7 +121,8 @@ class HostEngine final : public Engine {
   Placement placement_;
   Blocks blocks_;
   Weights weights_;
-  Counters counters_;
+  AccessLists access_;
+  uint64_t abandoned_grants_ = 0;  // Now.
   std::vector<std::string> restore_problems_;
 };
 

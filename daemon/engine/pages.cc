@@ -25,10 +25,10 @@ Status HostEngine::Grant(ClientId id, const GrantSpec& spec, std::vector<GrantGi
   TenantIndex& index = *catalog_.At(client->spec.tenant).index;
 
   // Keys that are there already need no slot; the client's budget bounds the others.
-  given->resize(spec.keys.size());
+  given->resize(std::min<size_t>(spec.keys.size(), std::max<uint64_t>(1, kGrantStepBytes / bytes)));
   std::vector<size_t> wanting;
   const uint32_t budget = client->given.max_grants - client->grants;
-  for (size_t i = 0; i < spec.keys.size(); ++i) {
+  for (size_t i = 0; i < given->size(); ++i) {
     const PageName name{spec.slot, spec.epoch, spec.part, spec.keys[i]};
     if (index.Find(name)) {
       (*given)[i].code = Code::kAlreadyExists;
@@ -47,7 +47,7 @@ Status HostEngine::Grant(ClientId id, const GrantSpec& spec, std::vector<GrantGi
     GrantGiven& answer = (*given)[wanting[n]];
     if (n >= slots.size()) {
       answer.code = Code::kExhausted;
-      ++counters_.failed_allocations;
+      ++CountsOf(*client).failed_allocations;
       continue;
     }
     answer.grant = grants_.Add({.client = id,
@@ -60,6 +60,7 @@ Status HostEngine::Grant(ClientId id, const GrantSpec& spec, std::vector<GrantGi
     answer.handle = shm::MakeHandle(slots[n].slab->arena(), slots[n].index, 0);
     ++client->grants;
     client->granted_bytes += bytes;
+    CountsOf(*client).granted.Add(bytes);
   }
   return {};
 }
@@ -76,7 +77,16 @@ Status HostEngine::Commit(ClientId id, std::span<const uint64_t> grants,
   }
   codes->reserve(grants.size());
   for (size_t i = 0; i < grants.size(); ++i) {
-    codes->push_back(CommitOne(*client, grants[i], valid_tokens.empty() ? 0 : valid_tokens[i]));
+    const Code code = CommitOne(*client, grants[i], valid_tokens.empty() ? 0 : valid_tokens[i]);
+    codes->push_back(code);
+    PageCounts& counts = CountsOf(*client);
+    if (code == Code::kAlreadyExists) {
+      ++counts.duplicate_commits;
+    } else if (code == Code::kStale) {
+      ++counts.stale_commits;
+    } else if (code != Code::kOk) {
+      ++counts.refused_commits;
+    }
   }
   return {};
 }
@@ -96,10 +106,9 @@ Code HostEngine::CommitOne(Client& client, uint64_t id, uint32_t valid_tokens) {
   const SlotRef slot = EndGrant(client, id);
   const Code code = stale ? Code::kStale : residents_.Link(slot, name, tokens).code();
   if (code == Code::kOk) {
-    ++counters_.committed_pages;
+    tenant.counts.committed.Add(slot.slab->shape().page_bytes);
     return code;
   }
-  if (code == Code::kAlreadyExists) ++counters_.duplicate_commits;
   memory_.Free(slot);
   return code;
 }
@@ -120,7 +129,7 @@ SlotRef HostEngine::EndGrant(Client& client, uint64_t id) {
   const GrantRecord* grant = grants_.Find(client.given.id, id);
   TERRACE_CHECK(grant != nullptr);
   const SlotRef slot = grant->slot;
-  if (grant->expired) --counters_.abandoned_grants;
+  if (grant->expired) --abandoned_grants_;
   --client.grants;
   client.granted_bytes -= slot.slab->shape().page_bytes;
   grants_.Remove(client.given.id, id);
@@ -130,8 +139,8 @@ SlotRef HostEngine::EndGrant(Client& client, uint64_t id) {
 void HostEngine::ExpireGrant(Client& client, uint64_t id) {
   grants_.Expire(client.given.id, id);
   memory_.SetState(grants_.Find(client.given.id, id)->slot, SlotState::kAbandoned);
-  ++counters_.expired_grants;
-  ++counters_.abandoned_grants;
+  ++CountsOf(client).expired_grants;
+  ++abandoned_grants_;
 }
 
 void HostEngine::AbandonGrants(ClientId id) {
@@ -160,11 +169,12 @@ Result<uint32_t> HostEngine::Drop(ClientId id, uint32_t slot, uint32_t epoch, ui
     pins_.AddLimbo(*place);
     ++dropped;
   }
+  CountsOf(*client).dropped += dropped;
   return dropped;
 }
 
-Evicted HostEngine::Evict(uint64_t bytes) {
-  const EvictionDone done = placement_.Evict(bytes);
+Evicted HostEngine::Evict(uint64_t bytes, uint64_t limit) {
+  const EvictionDone done = placement_.Evict(bytes, limit);
   return {.pages = done.pages, .blocks = done.blocks, .bytes = done.bytes};
 }
 

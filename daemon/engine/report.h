@@ -60,6 +60,7 @@ struct ModelVersionReport {
 };
 struct ModelReport {
   std::string name;
+  std::vector<std::string> tenants;          // Which may attach it, in alphabetical order.
   std::vector<ModelVersionReport> versions;  // In the order they were added.
 };
 

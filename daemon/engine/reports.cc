@@ -10,15 +10,6 @@ namespace {
 
 constexpr uint32_t kDefaultPages = 100;
 
-void AddTotals(const ChannelTotals& more, ChannelTotals* totals) {
-  totals->lookups += more.lookups;
-  for (uint32_t i = 0; i < shm::kTiers; ++i)
-    totals->hits[i] += more.hits[i];
-  for (uint32_t i = 0; i < shm::kMisses; ++i)
-    totals->misses[i] += more.misses[i];
-  totals->dropped += more.dropped;
-}
-
 uint64_t Of(const uint64_t (&by_state)[kSlotStates], SlotState state) {
   return by_state[static_cast<int>(state)];
 }
@@ -39,20 +30,21 @@ StatusReport HostEngine::Summary() const {
   report.block_bytes = books.block_bytes;
   report.pages = Of(books.slots, SlotState::kLinked);
   report.grants = grants_.all().size();
-  report.abandoned_grants = counters_.abandoned_grants;
+  report.abandoned_grants = abandoned_grants_;
   report.limbo_pages = pins_.limbo_pages();
   report.clients = clients_.all().size();
   report.pins = pins_.total();
   report.evicted_pages = evictor_.evicted_pages();
   report.evictions_pinned = evictor_.found_pinned();
-  report.committed_pages = counters_.committed_pages;
-  report.duplicate_commits = counters_.duplicate_commits;
-  report.expired_grants = counters_.expired_grants;
-  report.failed_allocations = counters_.failed_allocations;
   for (const auto& tenant : catalog_.tenants()) {
     report.spaces += tenant->spaces.size();
     report.directory_growths += tenant->index->directory_id() - 1;
-    AddTotals(tenant->index->totals(), &report.lookups);
+    report.lookups.Add(tenant->index->totals());
+    const PageCounts& counts = tenant->counts;
+    report.committed_pages += counts.committed.extents;
+    report.duplicate_commits += counts.duplicate_commits;
+    report.expired_grants += counts.expired_grants;
+    report.failed_allocations += counts.failed_allocations;
   }
   const WeightsTotals weights = weights_.totals();
   report.held_gone_bytes = weights.let_go_bytes;
@@ -64,7 +56,10 @@ StatusReport HostEngine::Summary() const {
 }
 
 std::vector<ModelReport> HostEngine::Models() const {
-  return weights_.Models();
+  std::vector<ModelReport> models = weights_.Models();
+  for (ModelReport& model : models)
+    model.tenants = access_.TenantsOf(model.name);
+  return models;
 }
 
 std::vector<SpaceReport> HostEngine::Spaces() const {
@@ -110,7 +105,8 @@ std::vector<ClientReport> HostEngine::Clients() {
   return reports;
 }
 
-std::vector<PageReport> HostEngine::Pages(const std::string& space_hex, uint32_t limit) const {
+std::vector<PageReport> HostEngine::Pages(const std::string& space_hex, uint32_t limit,
+                                          TenantId only_tenant) const {
   std::optional<Digest> wanted;
   if (!space_hex.empty()) {
     wanted = Digest::FromHex(space_hex);
@@ -119,6 +115,7 @@ std::vector<PageReport> HostEngine::Pages(const std::string& space_hex, uint32_t
   const size_t most = limit == 0 ? kDefaultPages : limit;
   std::vector<PageReport> reports;
   for (const auto& tenant : catalog_.tenants()) {
+    if (only_tenant != 0 && tenant->id != only_tenant) continue;
     std::optional<uint32_t> only;
     if (wanted) {
       const auto found = tenant->slot_of_id.find(*wanted);
@@ -153,7 +150,22 @@ Status HostEngine::CheckInvariants() const {
   if (pins_.limbo_pages() != Of(books.slots, SlotState::kLimbo)) {
     return Status(Code::kInternal, "pages in limbo are not the slots in limbo");
   }
-  return {};
+  return CheckFigures();
+}
+
+// What is told by tenant and state adds up to what is used.
+Status HostEngine::CheckFigures() const {
+  const EngineFigures figures = Figures();
+  const WeightsFigures& weights = figures.weights;
+  uint64_t bytes = weights.held.bytes + weights.idle.bytes + weights.gone.bytes;
+  for (const TenantFigures& tenant : figures.tenants) {
+    for (const Amount* amount :
+         {&tenant.linked, &tenant.granted, &tenant.abandoned, &tenant.limbo, &tenant.free})
+      bytes += amount->bytes;
+  }
+  if (bytes == figures.used_bytes) return {};
+  return Status(Code::kInternal, "figures: " + std::to_string(bytes) + " bytes of extents, " +
+                                     std::to_string(figures.used_bytes) + " used");
 }
 
 Status HostEngine::CheckGrants() const {
@@ -172,7 +184,7 @@ Status HostEngine::CheckGrants() const {
   }
   if (grants_.all().size() !=
           Of(books.slots, SlotState::kGranted) + Of(books.slots, SlotState::kAbandoned) ||
-      expired != counters_.abandoned_grants) {
+      expired != abandoned_grants_) {
     return Status(Code::kInternal, "grants are not the slots that are granted or abandoned");
   }
   for (const auto& [id, client] : clients_.all()) {

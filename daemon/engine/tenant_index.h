@@ -44,6 +44,22 @@ struct ChannelTotals {
   uint64_t hits[shm::kTiers] = {};
   uint64_t misses[shm::kMisses] = {};
   uint64_t dropped = 0;
+  // Of hits that were timed: all their times, and how many were in each bucket of
+  // shm::HitTimeBoundNs.
+  uint64_t hit_ns = 0;
+  uint64_t hit_times[shm::kHitTimeBuckets] = {};
+
+  void Add(const ChannelTotals& more) {
+    lookups += more.lookups;
+    for (uint32_t i = 0; i < shm::kTiers; ++i)
+      hits[i] += more.hits[i];
+    for (uint32_t i = 0; i < shm::kMisses; ++i)
+      misses[i] += more.misses[i];
+    dropped += more.dropped;
+    hit_ns += more.hit_ns;
+    for (uint32_t i = 0; i < shm::kHitTimeBuckets; ++i)
+      hit_times[i] += more.hit_times[i];
+  }
 };
 
 // Where memory for directories comes from: sealed memfds in the daemon, plain memory in simulation.
@@ -119,6 +135,22 @@ class TenantIndex {
   // Of channels that ended and of live ones.
   virtual ChannelTotals totals() const = 0;
   virtual ChannelTotals totals_of(ClientId client) const = 0;
+
+  // ---- The same in bounded steps, for who asks often. Reread reads live channels, of the clients
+  // after `after` in the order in which they were added (their ids only grow), until it has read
+  // about `lines` lines of shared memory; a channel has at most some 9,000. `told` adds up what was
+  // read of each last, and of channels that ended all.
+  struct ReadStep {
+    ClientId last = 0;  // The client whose channel was read last; 0: there were no more.
+    size_t lines = 0;
+  };
+  virtual ReadStep Reread(ClientId after, size_t lines) = 0;
+  struct Told {
+    ChannelTotals totals;
+    uint64_t ring_records = 0;  // That waited to be drained.
+    uint64_t pins = 0;          // Words that were set.
+  };
+  virtual Told told() const = 0;
 
   // ---- The directory itself
   virtual uint64_t directory_id() const = 0;

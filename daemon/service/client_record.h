@@ -29,6 +29,9 @@ struct Caller {
   Connection connection;
   std::string socket;  // The path it came by.
   Identity identity;   // As of the present configuration.
+  // As its hello agreed them.
+  uint32_t version = 0;
+  uint64_t capabilities = 0;
   ClientRecord* client = nullptr;
 };
 
@@ -41,6 +44,7 @@ struct ClientRecord {
   bool cut = false;    // Over its pin budget: never served again.
   bool acted = false;  // Has sent more than its hello.
   pid_t pid = 0;
+  uid_t uid = 0;
   ClientGiven given;
   Mapping channel;           // Outlives the engine's use of it.
   OwnerLoop::Watch process;  // Of its pidfd.

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "daemon/service/config_text.h"
+#include "daemon/service/listen_address.h"
 #include "daemon/service/size_text.h"
 
 namespace terrace {
@@ -99,6 +100,12 @@ Field SocketModeField() {
           [](const Config& config) { return TomlString(SocketModeText(config.socket_mode)); }};
 }
 
+// Marks a field whose change takes effect at a reload.
+Field Reloads(Field field) {
+  field.field.reloads = true;
+  return field;
+}
+
 Field LogLevelField() {
   return {{"daemon.log_level", "one of \"debug\", \"info\", \"warning\", \"error\", \"off\""},
           [](Config& config, std::string_view text) {
@@ -107,6 +114,28 @@ Field LogLevelField() {
             return level.has_value();
           },
           [](const Config& config) { return TomlString(LogLevelName(config.log_level)); }};
+}
+
+Field LogFormatField() {
+  return {{"daemon.log_format", "one of \"auto\", \"text\", \"json\", \"journal\""},
+          [](Config& config, std::string_view text) {
+            const auto format = LogFormatOf(text);
+            if (format) config.log_format = *format;
+            return format.has_value();
+          },
+          [](const Config& config) { return TomlString(LogFormatName(config.log_format)); }};
+}
+
+Field MetricsListenField() {
+  return {{"metrics.listen",
+           "\"\", a loopback address such as \"127.0.0.1:9177\" or \"[::1]:9177\", or "
+           "\"unix:/PATH\" of at most 107 bytes"},
+          [](Config& config, std::string_view text) {
+            if (!text.empty() && !ParseListenAddress(text)) return false;
+            config.metrics_listen = text;
+            return true;
+          },
+          [](const Config& config) { return TomlString(config.metrics_listen); }};
 }
 
 // 0.25 is a share; "16GiB" or a whole number of bytes is a size.
@@ -180,12 +209,38 @@ Field PinnedBytesField() {
           [](const Config& config) { return TomlString(SizeText(config.pinned_bytes)); }};
 }
 
+// Of clients that come after the change; who is there keeps what it was given.
+void AddLimits(std::vector<Field>* fields) {
+  const auto add = [fields](Field field) { fields->push_back(Reloads(std::move(field))); };
+  add(CountField("limits.clients", "a number from 1 to 4096", &Config::clients, 1, 4096));
+  add(CountField("limits.clients_per_process", "a number from 1 to 4096",
+                 &Config::clients_per_process, 1, 4096));
+  add(CountField("limits.clients_per_user", "a number from 1 to 4096", &Config::clients_per_user, 1,
+                 4096));
+  add(CountField("limits.connections", "a number from 1 to 32768", &Config::connections, 1, 32768));
+  add(CountField("limits.connections_without_hello", "a number from 1 to 32768",
+                 &Config::connections_without_hello, 1, 32768));
+  add(CountField("limits.pins", "a number from 8 to 65536", &Config::pins, 8, 65536));
+  add(PinnedBytesField());
+  add(CountField("limits.grants", "a number from 1 to 1048576", &Config::grants, 1, 1u << 20));
+  add(CountField("limits.spaces", "a number from 1 to 4096", &Config::spaces, 1, 4096));
+  add(DurationField("limits.grant_deadline", "a duration such as \"30s\", 1ms to 24 hours",
+                    &Config::grant_deadline_ms, 1));
+  add(DurationField("limits.grant_deadline_max", "a duration such as \"10min\", 1ms to 24 hours",
+                    &Config::grant_deadline_max_ms, 1));
+  add(DurationField("limits.hello_deadline", "a duration such as \"10s\", 100ms to 24 hours",
+                    &Config::hello_deadline_ms, 100));
+  add(DurationField("limits.reader_stall", "a duration such as \"30s\", 100ms to 24 hours",
+                    &Config::reader_stall_ms, 100));
+}
+
 std::vector<Field> MakeFields() {
   std::vector<Field> fields;
   fields.push_back(PathField("daemon.socket", &Config::socket));
   fields.push_back(SocketModeField());
   fields.push_back(PathField("daemon.state_dir", &Config::state_dir));
-  fields.push_back(LogLevelField());
+  fields.push_back(Reloads(LogLevelField()));
+  fields.push_back(Reloads(LogFormatField()));
   fields.push_back(CapacityField());
   fields.push_back(ArenaSizeField(
       "host.slab", "\"auto\" or a size such as \"64MiB\", a multiple of 4096, 1MiB to 1GiB",
@@ -196,28 +251,8 @@ std::vector<Field> MakeFields() {
   fields.push_back(PretouchField());
   fields.push_back(AutoOrNever("host.huge_pages", &Config::huge_pages));
   fields.push_back(AutoOrNever("host.lock", &Config::lock));
-  fields.push_back(
-      CountField("limits.clients", "a number from 1 to 4096", &Config::clients, 1, 4096));
-  fields.push_back(CountField("limits.clients_per_process", "a number from 1 to 4096",
-                              &Config::clients_per_process, 1, 4096));
-  fields.push_back(
-      CountField("limits.connections", "a number from 1 to 32768", &Config::connections, 1, 32768));
-  fields.push_back(CountField("limits.pins", "a number from 8 to 65536", &Config::pins, 8, 65536));
-  fields.push_back(PinnedBytesField());
-  fields.push_back(
-      CountField("limits.grants", "a number from 1 to 1048576", &Config::grants, 1, 1u << 20));
-  fields.push_back(DurationField("limits.grant_deadline",
-                                 "a duration such as \"30s\", 1ms to 24 hours",
-                                 &Config::grant_deadline_ms, 1));
-  fields.push_back(DurationField("limits.grant_deadline_max",
-                                 "a duration such as \"10min\", 1ms to 24 hours",
-                                 &Config::grant_deadline_max_ms, 1));
-  fields.push_back(DurationField("limits.hello_deadline",
-                                 "a duration such as \"10s\", 100ms to 24 hours",
-                                 &Config::hello_deadline_ms, 100));
-  fields.push_back(DurationField("limits.reader_stall",
-                                 "a duration such as \"30s\", 100ms to 24 hours",
-                                 &Config::reader_stall_ms, 100));
+  fields.push_back(MetricsListenField());
+  AddLimits(&fields);
   return fields;
 }
 
@@ -271,6 +306,35 @@ Status CheckConfig(const Config& config) {
                                         std::to_string(config.clients)};
   }
   return CheckConfigTables(config);
+}
+
+std::vector<FieldChange> ChangesBetween(const Config& from, const Config& to) {
+  std::vector<FieldChange> changes;
+  for (const Field& field : Fields()) {
+    std::string before = field.text(from);
+    std::string after = field.text(to);
+    if (before == after) continue;
+    changes.push_back({field.field.path, std::move(before), std::move(after), field.field.reloads});
+  }
+  return changes;
+}
+
+void TakeReloadable(const Config& from, Config* to) {
+  to->log_level = from.log_level;
+  to->log_format = from.log_format;
+  to->clients = from.clients;
+  to->clients_per_process = from.clients_per_process;
+  to->clients_per_user = from.clients_per_user;
+  to->connections = from.connections;
+  to->connections_without_hello = from.connections_without_hello;
+  to->pins = from.pins;
+  to->pinned_bytes = from.pinned_bytes;
+  to->grants = from.grants;
+  to->spaces = from.spaces;
+  to->grant_deadline_ms = from.grant_deadline_ms;
+  to->grant_deadline_max_ms = from.grant_deadline_max_ms;
+  to->hello_deadline_ms = from.hello_deadline_ms;
+  to->reader_stall_ms = from.reader_stall_ms;
 }
 
 std::string ConfigText(const Config& config) {

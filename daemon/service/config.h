@@ -34,6 +34,8 @@ enum class Role : uint8_t { kReader, kWriter, kAdmin };
 // [[socket]]: one Unix socket. Names of users and groups are looked up when it is read.
 struct SocketConfig {
   std::string path;
+  // FileDescriptorName= of the systemd unit that gives it; empty: it is known by its path.
+  std::string name = {};
   std::optional<uid_t> owner = {};  // None: the daemon's.
   std::optional<gid_t> group = {};
   mode_t mode = 0660;
@@ -61,6 +63,7 @@ struct Config {
   mode_t socket_mode = 0600;
   std::string state_dir;  // Empty: the user's default, see DefaultStateDir.
   LogLevel log_level = LogLevel::kInfo;
+  LogFormat log_format = LogFormat::kAuto;
   // [host]
   CapacityChoice capacity;
   uint64_t slab_bytes = 0;               // 0: DefaultArenaBytes of the capacity.
@@ -68,13 +71,18 @@ struct Config {
   uint64_t pretouch_bytes = UINT64_MAX;  // UINT64_MAX: all.
   HugePagesChoice huge_pages = HugePagesChoice::kAuto;
   LockChoice lock = LockChoice::kAuto;
+  // [metrics]
+  std::string metrics_listen;  // As ParseListenAddress takes it; empty: off.
   // [limits]
   uint32_t clients = 1024;
   uint32_t clients_per_process = 64;
+  uint32_t clients_per_user = 768;
   uint32_t connections = 2048;
+  uint32_t connections_without_hello = 256;  // Of one user.
   uint32_t pins = 65536;
   uint64_t pinned_bytes = 0;  // 0: half the host capacity.
   uint32_t grants = 4096;
+  uint32_t spaces = 1024;  // That a client has open.
   uint32_t grant_deadline_ms = 30'000;
   uint32_t grant_deadline_max_ms = 600'000;
   uint32_t hello_deadline_ms = 10'000;
@@ -87,6 +95,7 @@ struct Config {
 struct ConfigField {
   std::string_view path;
   std::string_view expected;  // "a size such as \"64MiB\""
+  bool reloads = false;       // A change takes effect without a restart.
 };
 const std::vector<ConfigField>& ConfigFields();
 
@@ -100,6 +109,16 @@ Status SetSocketField(SocketConfig* socket, std::string_view key, std::string_vi
 Status SetPeerField(PeerConfig* peer, std::string_view key, std::string_view text);
 // What no field can check alone. To be called when all are set.
 Status CheckConfig(const Config& config);
+// The fields whose text differs, in the table's order.
+struct FieldChange {
+  std::string_view path;
+  std::string from;
+  std::string to;
+  bool reloads = false;
+};
+std::vector<FieldChange> ChangesBetween(const Config& from, const Config& to);
+// Takes over the fields that a reload changes.
+void TakeReloadable(const Config& from, Config* to);
 // As a TOML file that would give the same, with numbers for users and groups.
 std::string ConfigText(const Config& config);
 

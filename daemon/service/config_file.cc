@@ -95,16 +95,16 @@ Status ReadConfigText(std::string_view text, const std::string& source, Config* 
     if (section == nullptr) {
       return {Code::kInvalidArgument,
               Place(source, node.source()) + ": " + name +
-                  ": fields stand in a section: [daemon], [host] or [limits]"};
+                  ": fields stand in a section: [daemon], [host], [metrics] or [limits]"};
     }
     bool known = false;
     for (const ConfigField& field : ConfigFields()) {
       known = known || field.path.substr(0, field.path.find('.')) == name;
     }
     if (!known) {
-      return {Code::kInvalidArgument,
-              Place(source, node.source()) + ": [" + name +
-                  "]: there is no such section: [daemon], [host], [limits], [[socket]], [[peer]]"};
+      return {Code::kInvalidArgument, Place(source, node.source()) + ": [" + name +
+                                          "]: there is no such section: [daemon], [host], "
+                                          "[metrics], [limits], [[socket]], [[peer]]"};
     }
     RETURN_IF_ERROR(ReadSection(*section, name, source, config));
   }

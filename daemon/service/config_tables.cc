@@ -21,6 +21,8 @@ constexpr uint32_t kNobodyId = UINT32_MAX;  // (uid_t)-1: "leave it as it is" to
 
 constexpr std::string_view kExpectedUser = "the name or number of a user of this host";
 constexpr std::string_view kExpectedGroup = "the name or number of a group of this host";
+constexpr std::string_view kExpectedName =
+    "1 to 255 printable characters without ':', as FileDescriptorName= takes";
 constexpr std::string_view kExpectedTenant = "1 to 64 letters, digits, '.', '_' and '-'";
 constexpr std::string_view kExpectedRole = "\"reader\", \"writer\" or \"admin\"";
 
@@ -69,6 +71,12 @@ bool SetTenant(std::string& tenant, std::string_view text) {
   return true;
 }
 
+// systemd.socket(5).
+bool IsDescriptorName(std::string_view text) {
+  const auto bad = [](char c) { return c < 0x20 || c > 0x7e || c == ':'; };
+  return !text.empty() && text.size() <= 255 && std::none_of(text.begin(), text.end(), bad);
+}
+
 std::string_view RoleName(Role role) {
   return role == Role::kReader ? "reader" : role == Role::kWriter ? "writer" : "admin";
 }
@@ -92,6 +100,13 @@ const std::vector<RowField<SocketConfig>>& SocketFields() {
          return true;
        },
        [](const Row& row) { return TomlString(row.path); }},
+      {{"socket.name", kExpectedName},
+       [](Row& row, std::string_view text) {
+         if (!IsDescriptorName(text)) return false;
+         row.name = text;
+         return true;
+       },
+       [](const Row& row) { return row.name.empty() ? "" : TomlString(row.name); }},
       {{"socket.owner", kExpectedUser},
        [](Row& row, std::string_view text) { return (row.owner = UserOf(text)).has_value(); },
        [](const Row& row) { return IdText(row.owner); }},
@@ -266,9 +281,13 @@ Status CheckConfigTables(const Config& config) {
                  std::to_string(kMaxPeers));
   }
   std::set<std::string> paths;
+  std::set<std::string> names;
   for (const SocketConfig& socket : config.sockets) {
     RETURN_IF_ERROR(CheckSocket(socket));
     if (!paths.insert(socket.path).second) return Wrong("socket.path: " + socket.path + " twice");
+    if (!socket.name.empty() && !names.insert(socket.name).second) {
+      return Wrong("socket.name: " + socket.name + " twice");
+    }
   }
   // The first that matches counts, so a second one of the same user would never be read.
   std::set<uid_t> uids;

@@ -1,6 +1,8 @@
 #include "daemon/service/connection.h"
 
 #include <google/protobuf/message_lite.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -15,6 +17,8 @@ namespace terrace {
 namespace {
 
 constexpr size_t kMaxQueuedInputFds = 2 * size_t{wire::kMaxFds};
+// How often a peer is looked at that has not taken its descriptors: the kernel does not tell.
+constexpr std::chrono::milliseconds kUnreadFdsEvery{10};
 constexpr size_t kControlBytes =
     CMSG_SPACE(sizeof(ucred)) + CMSG_SPACE(wire::kMaxFds * sizeof(int));
 
@@ -63,6 +67,7 @@ wire::Error ErrorOf(const Status& status) {
 
 Connection::~Connection() {
   ReturnInput();
+  ForgetOutput();
 }
 
 Status Connection::Open(UniqueFd socket) {
@@ -78,7 +83,7 @@ Status Connection::Open(UniqueFd socket) {
 
 void Connection::OnReadable() {
   if (closing_) return;
-  frames_left_ = kFramesPerWake;
+  BeginTurn();
   for (int i = 0; i < kReadsPerWake && open() && !closing_ && !MustWait(); ++i) {
     if (frames_left_ == 0 || starved_) break;
     const Received received = ReceiveOnce();
@@ -146,6 +151,12 @@ Status Connection::TakeControl(msghdr& message, bool* from_peer) {
   if ((message.msg_flags & MSG_CTRUNC) != 0) {
     return {Code::kExhausted, "fds: descriptors were lost, for the daemon has too many open"};
   }
+  if (!input_fds_.empty() && !may_pass_fds_) {
+    input_fds_.clear();
+    return {Code::kPermissionDenied, max_frame_bytes_ == kHelloFrameBytes
+                                         ? "fds: no descriptors are taken before the hello"
+                                         : "fds: this client may pass no descriptors"};
+  }
   if (input_fds_.size() > kMaxQueuedInputFds) {
     return {Code::kInvalidArgument, "fds: more descriptors came than any frame may have"};
   }
@@ -211,6 +222,7 @@ void Connection::HandleFrames() {
     CountFrame(environment_.traffic->frames_received, frame.header.type);
     owner_.OnFrame(*this, frame);
     input_.Consume(*whole);
+    if (environment_.clock->Now() >= turn_ends_) frames_left_ = 0;
     if (output_.size() > kOutputHigh || output_fd_count_ > kOutputFdsHigh) Flush();
   }
   if (open() && !closing_) SettleInput();
@@ -234,7 +246,7 @@ void Connection::SettleInput() {
 }
 
 bool Connection::MustWait() const {
-  return in_flight_.size() >= kMaxInFlight || output_.size() > kOutputHigh ||
+  return paused_ || in_flight_.size() >= kMaxInFlight || output_.size() > kOutputHigh ||
          output_fd_count_ > kOutputFdsHigh;
 }
 
@@ -243,8 +255,8 @@ bool Connection::GrowInput(size_t frame_bytes) {
   const size_t needed = std::max(frame_bytes, kSmallInput) - kSmallInput;
   if (needed > large_input_) {
     const size_t more = needed - large_input_;
-    if (more > *environment_.large_input_left) return false;
-    *environment_.large_input_left -= more;
+    if (more > environment_.budgets->large_input_left) return false;
+    environment_.budgets->large_input_left -= more;
     large_input_ = needed;
   }
   input_.Room(frame_bytes - input_.size());
@@ -253,7 +265,7 @@ bool Connection::GrowInput(size_t frame_bytes) {
 
 void Connection::ReturnInput() {
   if (large_input_ == 0) return;
-  *environment_.large_input_left += large_input_;
+  environment_.budgets->large_input_left += large_input_;
   large_input_ = 0;
   input_.ReleaseIfEmpty();
   input_.ShrinkTo(kSmallInput);
@@ -270,6 +282,13 @@ void Connection::Send(wire::Type type, uint64_t request,
     SendError(request,
               Status(Code::kExhausted, "the answer has " + std::to_string(length) +
                                            " bytes, more than a frame may have: ask for less"));
+    return;
+  }
+  if (length > kSmallOutput && environment_.budgets->output_bytes + length > kLargeOutputBudget) {
+    SendError(request, Status(Code::kExhausted,
+                              "the answer has " + std::to_string(length) +
+                                  " bytes, and too much waits for clients that do not read: retry "
+                                  "later or ask for less"));
     return;
   }
   if (output_.size() + length > kOutputMax) {
@@ -291,6 +310,7 @@ void Connection::Send(wire::Type type, uint64_t request,
   wire::EncodeHeader(header, room.first<wire::kFrameHeaderBytes>());
   message.SerializeWithCachedSizesToArray(room.data() + wire::kFrameHeaderBytes);
   output_.Append(wire::kFrameHeaderBytes + length);
+  environment_.budgets->output_bytes += wire::kFrameHeaderBytes + length;
   CountFrame(environment_.traffic->frames_sent, type);
   if (!batch_) FlushNow();
 }
@@ -323,10 +343,30 @@ size_t Connection::NextSegment(std::span<const UniqueFd>* fds) const {
   return bytes;
 }
 
+bool Connection::MaySendFds(size_t count) {
+  if (unread_fds_ + count <= kUnreadFdsHigh) return true;
+  int unread_bytes = 0;
+  if (::ioctl(watch_.fd(), SIOCOUTQ, &unread_bytes) != 0 || unread_bytes != 0) return false;
+  unread_fds_ = 0;
+  return true;
+}
+
+void Connection::ForgetOutput() {
+  environment_.budgets->output_bytes -= output_.size();
+  output_.Consume(output_.size());
+  output_.ReleaseIfEmpty();
+  output_fds_.clear();
+  output_fd_count_ = 0;
+}
+
 void Connection::Flush() {
   while (open() && !output_.empty()) {
     std::span<const UniqueFd> fds;
     iovec vector{const_cast<uint8_t*>(output_.bytes().data()), NextSegment(&fds)};
+    if (!fds.empty() && !MaySendFds(fds.size())) {
+      again_.Start(kUnreadFdsEvery);
+      return;
+    }
     msghdr message{};
     message.msg_iov = &vector;
     message.msg_iovlen = 1;
@@ -357,12 +397,14 @@ void Connection::Flush() {
       return;
     }
     if (!fds.empty()) {
+      unread_fds_ += fds.size();
       output_fd_count_ -= output_fds_.front().fds.size();
       output_fds_.pop_front();
     }
     environment_.traffic->bytes_sent += static_cast<uint64_t>(sent);
     sent_ += static_cast<uint64_t>(sent);
     output_.Consume(static_cast<size_t>(sent));
+    environment_.budgets->output_bytes -= static_cast<size_t>(sent);
     stalled_since_ = output_.empty() ? 0 : environment_.clock->Now();
     if (output_.capacity() > kOutputHigh) output_.ReleaseIfEmpty();
   }
@@ -371,19 +413,30 @@ void Connection::Flush() {
 // ---- Life ---------------------------------------------------------------------------------------
 
 // Outside a batch the caller may be in the middle of a verb of the engine: nothing here may handle
-// a further frame. Writability is what brings the loop back to those that had to wait.
+// a further frame. Those that had to wait get a turn of their own.
 void Connection::FlushNow() {
   Flush();
   if (!open()) return;
   if (closing_) {
     if (output_.empty()) Close(closing_why_);
-  } else if (waiting_ && !MustWait()) {
-    watch_.ArmWrite();
+  } else {
+    ContinueIfWaiting();
   }
 }
 
-void Connection::OnTurn() {
+// Writability is not waited for: a peer that takes nothing must come to have a backlog, by which it
+// is found.
+void Connection::ContinueIfWaiting() {
+  if (waiting_ && !MustWait()) again_.Start(std::chrono::milliseconds(0));
+}
+
+void Connection::BeginTurn() {
   frames_left_ = kFramesPerWake;
+  turn_ends_ = environment_.clock->Now() + kTurnNs;
+}
+
+void Connection::OnTurn() {
+  BeginTurn();
   Continue();
 }
 
@@ -399,8 +452,7 @@ void Connection::Continue() {
       return;
     }
     if (frames_left_ == 0) {
-      // Not before others had their turn. Writability is not waited for: a peer that takes nothing
-      // must come to have a backlog, by which it is found.
+      // Not before others had their turn.
       again_.Start(std::chrono::milliseconds(0));
       return;
     }
@@ -417,6 +469,11 @@ bool Connection::EndRequest(uint64_t request) {
   if (found == in_flight_.end()) return false;
   in_flight_.erase(found);
   return true;
+}
+
+void Connection::ResumeFrames() {
+  paused_ = false;
+  ContinueIfWaiting();
 }
 
 void Connection::Violation(uint64_t request, const Status& status) {
@@ -438,8 +495,7 @@ void Connection::Close(const Status& why) {
   watch_.Close();
   again_.Cancel();
   input_fds_.clear();
-  output_fds_.clear();
-  output_fd_count_ = 0;
+  ForgetOutput();
   owner_.OnClosed(*this, why);
 }
 
@@ -456,7 +512,7 @@ void Connection::Sweep(MonotonicNs now, MonotonicNs stall_limit) {
     return;
   }
   if (output_.empty() && !starved_) return;
-  frames_left_ = kFramesPerWake;
+  BeginTurn();
   Continue();
 }
 

@@ -5,14 +5,19 @@
 // connected: a child that inherited the socket closes it by its first message. What breaks the
 // framing is answered with an Error frame and closes this connection only.
 //
-// Bounds. Time: kFramesPerWake frames, then other connections have their turn. Input: one frame,
-// whose memory beyond kSmallInput comes out of a budget that all connections share: while that is
-// used up the connection is not read, and a peer that begins a frame and does not end it within
-// Sweep's `stall_limit` is cut, so that nobody holds the budget for ever. Output: while more than
-// kOutputHigh bytes or kOutputFdsHigh descriptors wait to be sent, no further frame is handled;
-// events and late replies may add to that up to kOutputMax, then the connection is cut. A peer that
-// takes nothing for `stall_limit` is cut. Requests in flight: beyond kMaxInFlight no further frame
-// is handled until one is answered.
+// Bounds. Time: kFramesPerWake frames, or as many as take kTurnNs, then other connections have
+// their turn. Input: one frame, whose memory beyond kSmallInput comes out of a budget that all
+// connections share: while that is used up the connection is not read, and a peer that begins a
+// frame and does not end it within Sweep's `stall_limit` is cut, so that nobody holds the budget
+// for ever. Descriptors are taken from those only who may pass any (AllowDescriptors); from others
+// they are closed, and the connection too. Output: while more than kOutputHigh bytes or
+// kOutputFdsHigh descriptors wait to be sent, no further frame is handled; events and late replies
+// may add to that up to kOutputMax, then the connection is cut. Of large replies no more wait than
+// kLargeOutputBudget, of all connections. A peer that takes nothing for `stall_limit` is cut.
+// Descriptors that were sent and not yet taken count against the whole user in the kernel, which
+// then refuses to pass any to anybody: beyond kUnreadFdsHigh no more are sent before the peer has
+// taken all. Requests in flight: beyond kMaxInFlight no further frame is handled until one is
+// answered.
 //
 // Owner thread only. Closing it never destroys it: its Owner does that, later.
 #pragma once
@@ -44,9 +49,13 @@ inline constexpr size_t kLargeInputBudget = 128u << 20;  // All connections toge
 inline constexpr size_t kOutputHigh = 256u << 10;
 inline constexpr size_t kOutputMax = 16u << 20;
 inline constexpr size_t kOutputFdsHigh = 512;
+inline constexpr size_t kSmallOutput = 256u << 10;        // A reply up to this always has room.
+inline constexpr size_t kLargeOutputBudget = 128u << 20;  // All connections together.
+inline constexpr size_t kUnreadFdsHigh = 1024;
 inline constexpr size_t kMaxInFlight = 64;
 inline constexpr int kReadsPerWake = 8;
 inline constexpr int kFramesPerWake = 32;
+inline constexpr MonotonicNs kTurnNs = kNsPerMs;
 inline constexpr size_t kHelloFrameBytes = 4096;  // Until a connection has said hello.
 
 // Frames by type and bytes, of all connections since the daemon started.
@@ -62,12 +71,17 @@ struct Traffic {
   uint64_t slow_readers_cut = 0;     // Slow writers too: of a frame that was begun.
 };
 
+struct ConnectionBudgets {
+  size_t large_input_left = kLargeInputBudget;
+  size_t output_bytes = 0;  // That wait to be sent, of all connections.
+};
+
 // What all connections share.
 struct ConnectionEnvironment {
   OwnerLoop* loop = nullptr;
   const Clock* clock = nullptr;
   Traffic* traffic = nullptr;
-  size_t* large_input_left = nullptr;  // Of kLargeInputBudget.
+  ConnectionBudgets* budgets = nullptr;
 };
 
 struct Frame {
@@ -116,7 +130,13 @@ class Connection {
   bool EndRequest(uint64_t request);
   const std::vector<uint64_t>& in_flight() const { return in_flight_; }
 
+  // While paused it handles no frame: for a verb that is carried out in pieces, other connections
+  // having their turn in between.
+  void PauseFrames() { paused_ = true; }
+  void ResumeFrames();
+
   void AllowLargeFrames() { max_frame_bytes_ = wire::kMaxFrameBytes; }
+  void AllowDescriptors() { may_pass_fds_ = true; }
   // Sends what is queued and closes then, or when the peer does not take it in time.
   void CloseAfterSending(Status why);
   void Close(const Status& why);
@@ -128,6 +148,7 @@ class Connection {
  private:
   enum class Received : uint8_t { kMore, kDrained, kClosed };
 
+  void BeginTurn();
   void OnReadable();
   Received ReceiveOnce();
   Status TakeControl(msghdr& message, bool* from_peer);
@@ -140,10 +161,14 @@ class Connection {
   bool MustWait() const;
   void Violation(uint64_t request, const Status& status);
   void FlushNow();
+  void ContinueIfWaiting();
   void OnTurn();
   void Continue();
   void Flush();
   size_t NextSegment(std::span<const UniqueFd>* fds) const;
+  // Whether so many more descriptors may be sent before the peer has taken those on their way.
+  bool MaySendFds(size_t count);
+  void ForgetOutput();
   bool GrowInput(size_t frame_bytes);
   void ReturnInput();
 
@@ -161,8 +186,10 @@ class Connection {
       false;  // The budget has no room for its frame: it is not read, Sweep tries again.
   MonotonicNs incomplete_since_ = 0;  // Since when the rest of a frame is awaited; 0: it is not.
   int frames_left_ = 0;               // To be handled before other connections have their turn.
+  MonotonicNs turn_ends_ = 0;         // Likewise; a frame that was begun is ended.
   std::deque<UniqueFd> input_fds_;
   size_t max_frame_bytes_ = kHelloFrameBytes;
+  bool may_pass_fds_ = false;
 
   // Descriptors leave with the first byte of their frame: `at` counts all bytes ever queued.
   struct FdsMark {
@@ -173,10 +200,12 @@ class Connection {
   uint64_t sent_ = 0;  // Bytes ever sent.
   std::deque<FdsMark> output_fds_;
   size_t output_fd_count_ = 0;
+  size_t unread_fds_ = 0;  // Sent since the peer was last seen to have taken everything, at least.
   MonotonicNs stalled_since_ = 0;  // Since when the oldest waiting byte has waited; 0: none waits.
 
   std::vector<uint64_t> in_flight_;
   bool waiting_ = false;  // Frames may be left in `input_`, or on the socket, that MustWait.
+  bool paused_ = false;
   bool batch_ = false;    // Frames are being handled: replies are sent at the end.
   bool closing_ = false;  // Reads no more.
   Status closing_why_;

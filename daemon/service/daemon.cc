@@ -1,12 +1,14 @@
 #include "daemon/service/daemon.h"
 
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
 #include <thread>
 #include <utility>
 
+#include "daemon/service/host_check.h"
 #include "daemon/service/log.h"
 #include "daemon/service/size_text.h"
 #include "tiers/host/host_tier.h"
@@ -19,6 +21,7 @@ namespace {
 
 constexpr MonotonicNs kCapacityEvery = 5 * kNsPerSecond;
 constexpr int kMostThreads = 8;  // Of a pool.
+constexpr unsigned kStopLimitS = 10;
 
 int Threads() {
   return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMostThreads);
@@ -34,6 +37,17 @@ void RaiseDescriptorLimit() {
   }
 }
 
+// A read of a file system that hangs cannot be interrupted, and the threads that read are waited
+// for: that must not keep the process for ever. What was acknowledged is durable already.
+void LimitStop() {
+  std::signal(SIGALRM, [](int) {
+    constexpr char kWhy[] = "terraced: a file system hangs; ended without waiting for it\n";
+    (void)!::write(STDERR_FILENO, kWhy, sizeof kWhy - 1);
+    ::_exit(1);
+  });
+  ::alarm(kStopLimitS);
+}
+
 uint64_t ResidentBytes(const HostReport& report) {
   return report.hugetlb_bytes + report.thp_bytes + report.small_page_bytes;
 }
@@ -41,12 +55,17 @@ uint64_t ResidentBytes(const HostReport& report) {
 }  // namespace
 
 Daemon::~Daemon() {
+  metrics_.reset();
   listeners_.clear();
   read_pool_.reset();  // Waits for reads that are running: they write into the engine's blocks.
   engine_.reset();
 }
 
 Status Daemon::FillDefaults() {
+  // In user mode the service manager says where, if the configuration does not.
+  if (config_.socket.empty() && config_.sockets.empty() && given_.size() == 1) {
+    config_.socket = given_.front().path;
+  }
   if (config_.socket.empty() && config_.sockets.empty()) {
     config_.socket = DefaultSocketPath();
     RETURN_IF_ERROR(MakePrivateFolder(FolderOf(config_.socket)).WithContext("daemon.socket"));
@@ -97,10 +116,7 @@ Status Daemon::StartTiers() {
 
 Status Daemon::StartEngine() {
   ServiceOptions service;
-  service.limits = {config_.clients, config_.clients_per_process, capacity_->wanted_bytes()};
-  service.connections = config_.connections;
-  service.hello_deadline_ms = config_.hello_deadline_ms;
-  service.reader_stall_ms = config_.reader_stall_ms;
+  service.limits = ServiceLimitsNow();
   service.state_dir = config_.state_dir;
   service_ = std::make_unique<Service>(std::move(service), loop_, clock_, *host_);
 
@@ -109,13 +125,7 @@ Status Daemon::StartEngine() {
   options.slab_bytes = config_.slab_bytes;
   options.block_bytes = config_.block_bytes;
   options.pretouch_bytes = config_.pretouch_bytes;
-  options.max_pins = config_.pins;
-  // Of what the tier may grow to: a client keeps its budget as long as it lives.
-  options.max_pinned_bytes =
-      config_.pinned_bytes != 0 ? config_.pinned_bytes : capacity_->wanted_bytes() / 2;
-  options.max_grants = config_.grants;
-  options.grant_deadline_ms = config_.grant_deadline_ms;
-  options.grant_deadline_max_ms = config_.grant_deadline_max_ms;
+  static_cast<ClientLimits&>(options) = ClientLimitsNow();
   EngineParts parts;
   parts.clock = &clock_;
   parts.host = host_.get();
@@ -130,21 +140,49 @@ Status Daemon::StartEngine() {
     report->memory_limit_bytes = capacity_->limit().limit_bytes;
     report->memory_limit_source = capacity_->limit().source;
   });
-  return service_->Start(*engine_, config_);
+  RETURN_IF_ERROR(service_->Start(*engine_, config_));
+  Collector::Parts collector;
+  collector.loop = &loop_;
+  collector.engine = engine_.get();
+  collector.service = [this] { return service_->Figures(); };
+  collector.queues = [this] { return Queues(); };
+  collector_ = std::make_unique<Collector>(std::move(collector));
+  return {};
+}
+
+// Before the engine, so that who watches the start is answered during it.
+Status Daemon::StartMetrics() {
+  const std::optional<ListenAddress> address = ParseListenAddress(config_.metrics_listen);
+  if (!address) return {};  // Off.
+  ASSIGN_OR_RETURN(metrics_, MetricsServer::Start(*address, loop_, [this](auto done) {
+                     collector_->Collect(std::move(done));
+                   }));
+  Log(LogLevel::kInfo, "metrics", {{"listen", metrics_->address()}});
+  return {};
+}
+
+QueueFigures Daemon::Queues() const {
+  return {.touch_tasks = touch_pool_->queued(),
+          .read_tasks = read_pool_->queued(),
+          .journal_writes = journal_drain_->writes()};
 }
 
 Status Daemon::Start() {
-  SetLogLevel(config_.log_level);
   std::signal(SIGPIPE, SIG_IGN);
+  CheckTheHost();
   RaiseDescriptorLimit();
   RETURN_IF_ERROR(FillDefaults());
+  RETURN_IF_ERROR(StartMetrics());
   RETURN_IF_ERROR(StartTiers());
   RETURN_IF_ERROR(StartEngine());
   RETURN_IF_ERROR(Listen());
   for (const std::string& problem : engine_->Summary().restore_problems) {
     LogLimited(LogLevel::kWarning, "model-not-restored", {{"why", problem}});
   }
-  loop_.OnSignals({SIGTERM, SIGINT}, [this](int signal) { Stop(signal); });
+  loop_.OnSignals({SIGTERM, SIGINT, SIGHUP}, [this](int signal) {
+    // Without a file to read again SIGHUP means what it says: the terminal is gone.
+    signal == SIGHUP&& read_config_ ? Reload() : Stop(signal);
+  });
   Log(LogLevel::kInfo, "serving",
       {{"version", TERRACE_VERSION},
        {"state_dir", config_.state_dir},
@@ -152,28 +190,68 @@ Status Daemon::Start() {
        {"capacity_wanted", SizeText(capacity_->wanted_bytes())},
        {"memory_limit", SizeText(capacity_->limit().limit_bytes)},
        {"memory_limit_source", capacity_->limit().source}});
+  status_line_ = StatusLine();
+  notifier_.Ready(status_line_);
+  if (notifier_.alive_every().count() > 0) KeepAlive();
+  if (metrics_ != nullptr) metrics_->SetStage(MetricsServer::Stage::kServing);
   return {};
 }
 
 Status Daemon::Listen() {
-  for (const SocketConfig& socket : SocketsOf(config_)) {
-    ListenerOptions options;
-    options.path = socket.path;
-    options.mode = socket.mode;
-    options.owner = socket.owner;
-    options.group = socket.group;
-    ASSIGN_OR_RETURN(
-        std::unique_ptr<Listener> listener,
-        Listener::Open(std::move(options), loop_, [this, path = socket.path](UniqueFd accepted) {
-          service_->Accept(std::move(accepted), path);
-        }));
+  const std::vector<SocketConfig> sockets = SocketsOf(config_);
+  ASSIGN_OR_RETURN(std::vector<UniqueFd> given, MatchSockets(sockets, std::move(given_)));
+  for (size_t i = 0; i < sockets.size(); ++i) {
+    ASSIGN_OR_RETURN(std::unique_ptr<Listener> listener, ListenOn(sockets[i], std::move(given[i])));
     listeners_.push_back(std::move(listener));
-    Log(LogLevel::kInfo, "listening",
-        {{"socket", socket.path},
-         {"tenant", socket.tenant},
-         {"admin", socket.admin ? "yes" : "no"}});
   }
   return {};
+}
+
+Result<std::unique_ptr<Listener>> Daemon::ListenOn(const SocketConfig& socket, UniqueFd given) {
+  const bool by_manager = static_cast<bool>(given);
+  ListenerOptions options;
+  options.path = socket.path;
+  options.mode = socket.mode;
+  options.owner = socket.owner;
+  options.group = socket.group;
+  options.given = std::move(given);
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<Listener> listener,
+      Listener::Open(std::move(options), loop_, [this, path = socket.path](UniqueFd accepted) {
+        service_->Accept(std::move(accepted), path);
+      }));
+  Log(LogLevel::kInfo, "listening",
+      {{"socket", socket.path},
+       {"tenant", socket.tenant},
+       {"admin", socket.admin ? "yes" : "no"},
+       {"made_by", by_manager ? "the service manager" : "the daemon"}});
+  return listener;
+}
+
+void Daemon::CheckTheHost() {
+  for (const HostFinding& finding : CheckHost(config_, ReadHostFacts())) {
+    Log(finding.lacking ? LogLevel::kWarning : LogLevel::kDebug, "host-check",
+        {{"subject", finding.subject},
+         {"lacking", finding.lacking ? "yes" : "no"},
+         {"text", finding.text}});
+  }
+}
+
+// By a timer of the owner loop, so that a loop that hangs is a daemon that is restarted.
+void Daemon::KeepAlive() {
+  alive_ = loop_.NewTimer([this] {
+    notifier_.Alive();
+    alive_.Start(notifier_.alive_every());
+  });
+  alive_.Start(notifier_.alive_every());
+}
+
+// For `systemctl status`.
+std::string Daemon::StatusLine() const {
+  const StatusReport report = engine_->Summary();
+  return "Serving " + std::to_string(report.clients) + " clients; " +
+         RoundedSizeText(ResidentBytes(host_->Report())) + " of " +
+         RoundedSizeText(capacity_->present_bytes()) + " resident";
 }
 
 void Daemon::Run() {
@@ -186,6 +264,10 @@ void Daemon::Sweep() {
   const MonotonicNs now = clock_.Now();
   if (now - capacity_checked_ < kCapacityEvery) return;
   capacity_checked_ = now;
+  if (std::string line = StatusLine(); notifier_.speaks() && line != status_line_) {
+    status_line_ = std::move(line);
+    notifier_.Describe(status_line_);
+  }
   if (!capacity_->Grow(ResidentBytes(host_->Report()))) return;
   engine_->SetHostCapacity(capacity_->present_bytes());
   Log(LogLevel::kInfo, "capacity-grew", {{"capacity", SizeText(capacity_->present_bytes())}});
@@ -194,7 +276,10 @@ void Daemon::Sweep() {
 void Daemon::Stop(int signal) {
   if (std::exchange(stopping_, true)) return;  // A second signal.
   Log(LogLevel::kInfo, "stopping", {{"signal", signal}});
+  notifier_.Stopping();
+  LimitStop();
   listeners_.clear();
+  if (metrics_ != nullptr) metrics_->SetStage(MetricsServer::Stage::kStopping);
   service_->Stop([this] { journal_drain_->WhenIdle([this] { loop_.Stop(); }); });
 }
 

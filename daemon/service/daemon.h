@@ -14,15 +14,32 @@
 #include "daemon/service/journal_drain.h"
 #include "daemon/service/listener.h"
 #include "daemon/service/memfd/memfd_directory.h"
+#include "daemon/service/metrics/collector.h"
+#include "daemon/service/metrics/server.h"
 #include "daemon/service/owner_loop.h"
 #include "daemon/service/service.h"
+#include "daemon/service/systemd/activation.h"
+#include "daemon/service/systemd/notify.h"
 #include "tiers/tier.h"
 
 namespace terrace {
 
+struct DaemonStart {
+  Config config;
+  // The configuration as it is now, for a reload; empty: there is no file to read.
+  std::function<Result<Config>()> read_config;
+  Notifier notifier;
+  std::vector<ActivatedSocket> sockets;
+};
+
 class Daemon {
  public:
-  explicit Daemon(Config config) : config_(std::move(config)) {}
+  explicit Daemon(DaemonStart start)
+      : configured_(start.config),
+        config_(std::move(start.config)),
+        read_config_(std::move(start.read_config)),
+        given_(std::move(start.sockets)),
+        notifier_(std::move(start.notifier)) {}
   ~Daemon();
   Daemon(const Daemon&) = delete;
   Daemon& operator=(const Daemon&) = delete;
@@ -30,7 +47,7 @@ class Daemon {
   // Everything up to the listening sockets. An error leaves nothing behind.
   Status Start();
   // Serves until SIGTERM or SIGINT, then until everybody has been answered and what was being
-  // written is written.
+  // written is written. SIGHUP reads the configuration again.
   void Run();
 
  private:
@@ -38,10 +55,29 @@ class Daemon {
   Status StartTiers();
   Status StartEngine();
   Status Listen();
+  Result<std::unique_ptr<Listener>> ListenOn(const SocketConfig& socket, UniqueFd given);
+  void CheckTheHost();
+  void KeepAlive();
+  std::string StatusLine() const;
+  Status StartMetrics();
+  QueueFigures Queues() const;
   void Sweep();
   void Stop(int signal);
 
-  Config config_;
+  ServiceLimits ServiceLimitsNow() const;
+  ClientLimits ClientLimitsNow() const;
+  // reload.cc
+  void Reload();
+  Status Apply(Config next);
+  Status ApplySockets(const Config& next);
+  void TellChange(std::string_view field, std::string_view from, std::string_view to, bool applied);
+
+  // As last read, but for what only a restart changes: that is as it was at the start.
+  Config configured_;
+  Config config_;  // With every default filled in.
+  const std::function<Result<Config>()> read_config_;
+  std::vector<ActivatedSocket> given_;
+  Notifier notifier_;
   const SystemClock clock_;
   // In the order in which they depend on each other: each outlives those below it, but for the pool
   // that reads files, which ends before the engine into whose blocks it reads.
@@ -57,7 +93,13 @@ class Daemon {
   std::unique_ptr<Service> service_;
   std::unique_ptr<Engine> engine_;
   std::vector<std::unique_ptr<Listener>> listeners_;
+  std::unique_ptr<Collector> collector_;
+  std::unique_ptr<MetricsServer> metrics_;
   bool stopping_ = false;
+  OwnerLoop::Timer alive_;
+  std::string status_line_;  // As last told.
+  int changes_applied_ = 0;  // By the reload that is under way, or the last one.
+  int changes_left_ = 0;     // Likewise: those that need a restart.
   MonotonicNs capacity_checked_ = 0;
 };
 

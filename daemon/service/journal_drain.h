@@ -23,6 +23,8 @@ class JournalDrain final : public Journal {
     below_.Delete(std::move(key), Counted(std::move(done)));
   }
 
+  // Writes that are under way.
+  uint64_t writes() const { return static_cast<uint64_t>(writes_); }
   // Calls `idle` once no write is under way: at once if none is.
   void WhenIdle(std::function<void()> idle) {
     if (writes_ == 0) return idle();

@@ -1,6 +1,7 @@
-// Log: one line an event on standard error: time, level, event, then key=value.
+// Log: one record an event: time, level, event, then fields. As text or JSON lines on standard
+// error, or natively in systemd's journal.
 //
-// The one door to spdlog. Lines that a client can cause are written by LogLimited, which lets a
+// The one door to spdlog. Records that a client can cause are written by LogLimited, which lets a
 // bounded number of each event through and counts the rest. Any thread.
 #pragma once
 
@@ -20,8 +21,16 @@ std::optional<LogLevel> LogLevelOf(std::string_view name);
 std::string_view LogLevelName(LogLevel level);
 void SetLogLevel(LogLevel level);
 
+// kAuto: kJournal where standard error is the journal's own stream, kText elsewhere.
+enum class LogFormat : uint8_t { kAuto, kText, kJson, kJournal };
+
+std::optional<LogFormat> LogFormatOf(std::string_view name);
+std::string_view LogFormatName(LogFormat format);
+// Returns what `format` comes to. kText until it is called.
+LogFormat SetLogFormat(LogFormat format);
+
 struct LogField {
-  std::string_view name;
+  std::string_view name;  // Lower case with underscores.
   std::string value;
 
   LogField(std::string_view field, std::string_view text) : name(field), value(text) {}
@@ -33,8 +42,8 @@ struct LogField {
 
 // `event` is a string literal: a few words with dashes, the same for the same thing.
 void Log(LogLevel level, const char* event, std::initializer_list<LogField> fields = {});
-// At most kLogBurst lines of an event in kLogWindowMs; the first line after that says how many were
-// left out.
+// At most kLogBurst records of an event in kLogWindowMs; the first one after that says how many
+// were left out.
 inline constexpr int kLogBurst = 10;
 inline constexpr int64_t kLogWindowMs = 10'000;
 void LogLimited(LogLevel level, const char* event, std::initializer_list<LogField> fields = {});

@@ -1,19 +1,12 @@
 #include "daemon/service/options.h"
 
 #include <CLI/CLI.hpp>
-#include <cstdio>
 
 namespace terrace {
 
 namespace {
 
 constexpr int kExitUsage = 2;
-
-std::optional<CommandLine> Refuse(const Status& status, int* exit_code) {
-  std::fprintf(stderr, "terraced: %s\n", status.message().c_str());
-  *exit_code = kExitUsage;
-  return std::nullopt;
-}
 
 }  // namespace
 
@@ -25,18 +18,23 @@ std::optional<CommandLine> ParseCommandLine(int argc, char** argv, int* exit_cod
       "$XDG_RUNTIME_DIR/terrace and state in $XDG_STATE_HOME/terrace. SIGTERM ends it.",
       "terraced");
   app.set_version_flag("--version", std::string("terraced ") + TERRACE_VERSION);
-  std::string file;
+  CommandLine command_line;
   bool check_config = false;
-  app.add_option("--config", file, "TOML file; every field is in docs/configuration.md");
+  bool check_host = false;
+  app.add_option("--config", command_line.config_file,
+                 "TOML file; every field is in docs/configuration.md. SIGHUP reads it again");
   app.add_flag("--check-config", check_config,
                "check the configuration, print it with every default, and exit");
-  struct Override {
-    const char* option;
+  app.add_flag("--check-host", check_host,
+               "say in words what this host lacks for the configuration, and exit")
+      ->excludes("--check-config");
+  struct Option {
+    const char* name;
     const char* field;
     const char* help;
-    std::string value;
+    std::string text;
   };
-  Override overrides[] = {
+  Option options[] = {
       {"--socket", "daemon.socket", "path of the Unix socket", {}},
       {"--state-dir", "daemon.state_dir", "folder of what outlives the daemon", {}},
       {"--host-capacity",
@@ -44,9 +42,10 @@ std::optional<CommandLine> ParseCommandLine(int argc, char** argv, int* exit_cod
        "host memory: 16GiB, or a fraction of the limit: 0.25",
        {}},
       {"--log-level", "daemon.log_level", "debug, info, warning, error or off", {}},
+      {"--log-format", "daemon.log_format", "auto, text, json or journal", {}},
   };
-  for (Override& item : overrides)
-    app.add_option(item.option, item.value, item.help);
+  for (Option& option : options)
+    app.add_option(option.name, option.text, option.help);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -54,20 +53,26 @@ std::optional<CommandLine> ParseCommandLine(int argc, char** argv, int* exit_cod
     return std::nullopt;
   }
 
-  CommandLine command_line;
-  command_line.check_config = check_config;
-  if (!file.empty()) {
-    const Status status = ReadConfigFile(file, &command_line.config);
-    if (!status.ok()) return Refuse(status, exit_code);
+  for (Option& option : options) {
+    if (app.count(option.name) > 0) {
+      command_line.overrides.push_back({option.name, option.field, std::move(option.text)});
+    }
   }
-  for (const Override& item : overrides) {
-    if (app.count(item.option) == 0) continue;
-    const Status status = SetConfigField(&command_line.config, item.field, item.value);
-    if (!status.ok()) return Refuse(Status(status).WithContext(item.option), exit_code);
-  }
-  const Status status = CheckConfig(command_line.config);
-  if (!status.ok()) return Refuse(status, exit_code);
+  if (check_config) command_line.job = CommandLine::Job::kCheckConfig;
+  if (check_host) command_line.job = CommandLine::Job::kCheckHost;
   return command_line;
+}
+
+Result<Config> ReadConfig(const CommandLine& command_line) {
+  Config config;
+  if (!command_line.config_file.empty()) {
+    RETURN_IF_ERROR(ReadConfigFile(command_line.config_file, &config));
+  }
+  for (const CommandLine::Override& item : command_line.overrides) {
+    RETURN_IF_ERROR(SetConfigField(&config, item.field, item.text).WithContext(item.option));
+  }
+  RETURN_IF_ERROR(CheckConfig(config));
+  return config;
 }
 
 }  // namespace terrace

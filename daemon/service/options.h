@@ -3,19 +3,30 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "daemon/service/config.h"
 
 namespace terrace {
 
 struct CommandLine {
-  Config config;
-  bool check_config = false;
+  struct Override {
+    std::string option;  // "--socket"
+    std::string field;   // "daemon.socket"
+    std::string text;
+  };
+  std::string config_file;  // Empty: none.
+  std::vector<Override> overrides;
+  enum class Job : uint8_t { kServe, kCheckConfig, kCheckHost };
+  Job job = Job::kServe;
 };
 
-// The file that --config names, and over it what other options say. When the command line asks for
-// no daemon (--help, --version) or cannot be right, prints what there is to say and returns the
-// exit code in `exit_code`.
+// When the command line asks for nothing of ours (--help, --version) or cannot be right, prints
+// what there is to say and returns the exit code in `exit_code`.
 std::optional<CommandLine> ParseCommandLine(int argc, char** argv, int* exit_code);
+
+// The file as it is now, and over it what the options say. Errors name the field, and where it
+// stands.
+Result<Config> ReadConfig(const CommandLine& command_line);
 
 }  // namespace terrace

@@ -1,5 +1,6 @@
 #include "daemon/service/owner_loop.h"
 
+#include <algorithm>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
@@ -20,11 +21,23 @@ struct OwnerLoop::Reactor {
   asio::executor_work_guard<asio::io_context::executor_type> work{context.get_executor()};
   std::optional<asio::signal_set> signals;
   std::function<void(int)> on_signal;
+  LoopTimes times;
+
+  template <typename Callback>
+  void Call(const Callback& callback) {
+    const auto begin = std::chrono::steady_clock::now();
+    callback();
+    const int64_t ns = std::chrono::nanoseconds(std::chrono::steady_clock::now() - begin).count();
+    const auto& bounds = LoopTimes::kBoundsNs;
+    ++times.counts[static_cast<size_t>(std::upper_bound(bounds.begin(), bounds.end(), ns) -
+                                       bounds.begin())];
+    times.total_ns += static_cast<uint64_t>(ns);
+  }
 
   void AwaitSignal() {
     signals->async_wait([this](const error_code& error, int number) {
       if (error) return;
-      on_signal(number);
+      Call([this, number] { on_signal(number); });
       AwaitSignal();
     });
   }
@@ -34,7 +47,8 @@ OwnerLoop::OwnerLoop() : reactor_(std::make_unique<Reactor>()) {}
 OwnerLoop::~OwnerLoop() = default;
 
 void OwnerLoop::Post(std::function<void()> task) {
-  asio::post(reactor_->context, std::move(task));
+  asio::post(reactor_->context,
+             [reactor = reactor_.get(), task = std::move(task)] { reactor->Call(task); });
 }
 
 void OwnerLoop::Run() {
@@ -43,11 +57,15 @@ void OwnerLoop::Run() {
 void OwnerLoop::Stop() {
   reactor_->context.stop();
 }
+const LoopTimes& OwnerLoop::times() const {
+  return reactor_->times;
+}
 
 // Held by the Watch and by each wait that is under way, so that a callback may destroy its Watch.
 struct OwnerLoop::Watch::State {
-  explicit State(asio::io_context& context) : descriptor(context) {}
+  explicit State(Reactor& its_reactor) : reactor(its_reactor), descriptor(reactor.context) {}
 
+  Reactor& reactor;
   asio::posix::stream_descriptor descriptor;
   std::function<void()> readable;
   std::function<void()> writable;
@@ -58,7 +76,7 @@ struct OwnerLoop::Watch::State {
 
 Result<OwnerLoop::Watch> OwnerLoop::NewWatch(UniqueFd fd, std::function<void()> readable,
                                              std::function<void()> writable) {
-  auto state = std::make_shared<Watch::State>(reactor_->context);
+  auto state = std::make_shared<Watch::State>(*reactor_);
   error_code error;
   state->descriptor.assign(fd.get(), error);
   if (error) return SystemError("watching a descriptor", error.value());
@@ -88,7 +106,7 @@ void OwnerLoop::Watch::ArmRead() {
   state_->descriptor.async_wait(asio::posix::descriptor_base::wait_read,
                                 [state = state_](const error_code&) {
                                   state->read_armed = false;
-                                  if (state->open) state->readable();
+                                  if (state->open) state->reactor.Call(state->readable);
                                 });
 }
 
@@ -98,7 +116,7 @@ void OwnerLoop::Watch::ArmWrite() {
   state_->descriptor.async_wait(asio::posix::descriptor_base::wait_write,
                                 [state = state_](const error_code&) {
                                   state->write_armed = false;
-                                  if (state->open) state->writable();
+                                  if (state->open) state->reactor.Call(state->writable);
                                 });
 }
 
@@ -110,7 +128,8 @@ void OwnerLoop::Watch::Close() {
 }
 
 struct OwnerLoop::Timer::State {
-  explicit State(asio::io_context& context) : timer(context) {}
+  explicit State(Reactor& its_reactor) : reactor(its_reactor), timer(reactor.context) {}
+  Reactor& reactor;
   asio::steady_timer timer;
   std::function<void()> fired;
   // Counts starts and cancels: a wait that had completed already when it was replaced is void.
@@ -119,7 +138,7 @@ struct OwnerLoop::Timer::State {
 
 OwnerLoop::Timer OwnerLoop::NewTimer(std::function<void()> fired) {
   Timer timer;
-  timer.state_ = std::make_shared<Timer::State>(reactor_->context);
+  timer.state_ = std::make_shared<Timer::State>(*reactor_);
   timer.state_->fired = std::move(fired);
   return timer;
 }
@@ -136,7 +155,7 @@ void OwnerLoop::Timer::Start(std::chrono::milliseconds delay) {
   const uint64_t start = ++state_->start;
   state_->timer.expires_after(delay);
   state_->timer.async_wait([state = state_, start](const error_code& error) {
-    if (!error && state->start == start) state->fired();
+    if (!error && state->start == start) state->reactor.Call(state->fired);
   });
 }
 

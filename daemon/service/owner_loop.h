@@ -6,7 +6,9 @@
 // explicit state around them; nothing here blocks or sleeps.
 #pragma once
 
+#include <array>
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <initializer_list>
 #include <memory>
@@ -17,6 +19,16 @@
 
 namespace terrace {
 
+// How long its callbacks kept the owner thread, each by itself: everybody else waits so long.
+struct LoopTimes {
+  // Upper bounds; the last count is of those beyond.
+  static constexpr std::array<int64_t, 14> kBoundsNs = {
+      10'000,    20'000,    50'000,     100'000,    200'000,    500'000,     1'000'000,
+      2'000'000, 5'000'000, 10'000'000, 20'000'000, 50'000'000, 100'000'000, 1'000'000'000};
+  std::array<uint64_t, kBoundsNs.size() + 1> counts{};
+  uint64_t total_ns = 0;
+};
+
 class OwnerLoop final : public Executor {
  public:
   OwnerLoop();
@@ -26,6 +38,8 @@ class OwnerLoop final : public Executor {
   // Runs until Stop. Tasks posted after that are destroyed unrun with the loop.
   void Run();
   void Stop();
+  // Of all callbacks so far, the one that is running apart.
+  const LoopTimes& times() const;
 
   // Waits for a descriptor, which it owns and closes. Its callbacks are never called after it is
   // destroyed, and may destroy it.

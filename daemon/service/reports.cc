@@ -12,7 +12,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::array<std::string_view, 42> kRequestNames = {"",
+constexpr std::array<std::string_view, 44> kRequestNames = {"",
                                                             "error",
                                                             "hello",
                                                             "hello_reply",
@@ -53,7 +53,9 @@ constexpr std::array<std::string_view, 42> kRequestNames = {"",
                                                             "report",
                                                             "report_reply",
                                                             "close_space",
-                                                            "close_space_reply"};
+                                                            "close_space_reply",
+                                                            "model_access",
+                                                            "model_access_reply"};
 constexpr std::array<const char*, shm::kTiers> kTierNames = {"device", "host", "nvme", "remote"};
 constexpr std::array<const char*, shm::kMisses> kMissNames = {
     "absent", "beyond", "stale", "busy", "budget", "disconnected", "unmapped"};
@@ -216,7 +218,8 @@ std::string ModelsJson(const std::vector<ModelReport>& models) {
     Json versions = Json::array();
     for (const ModelVersionReport& version : model.versions)
       versions.push_back(Version(version));
-    list.push_back({{"name", model.name}, {"versions", std::move(versions)}});
+    list.push_back(
+        {{"name", model.name}, {"tenants", model.tenants}, {"versions", std::move(versions)}});
   }
   return Dump({{"models", std::move(list)}});
 }

@@ -28,6 +28,18 @@ struct ServiceReport {
   Traffic traffic;
 };
 
+// The same for a scrape of metrics: numbers alone.
+struct ServiceFigures {
+  uint64_t connections = 0;
+  uint64_t clients_away = 0;
+  uint64_t capacity_wanted_bytes = 0;
+  uint64_t memory_limit_bytes = 0;
+  uint64_t requests_in_flight = 0;  // Of all connections, about a second ago at most.
+  uint64_t output_bytes = 0;        // Replies and events that wait to be sent.
+  uint64_t large_input_bytes = 0;   // Of kLargeInputBudget, in use.
+  Traffic traffic;
+};
+
 std::string StatusJson(const StatusReport& engine, const ServiceReport& service);
 std::string ModelsJson(const std::vector<ModelReport>& models);
 std::string SpacesJson(const std::vector<SpaceReport>& spaces);

@@ -51,7 +51,7 @@ Status Service::Start(Engine& engine, const Config& config) {
   parts.clock = &clock_;
   parts.clients = &clients_;
   parts.callers = &callers_;
-  parts.limits = options_.limits;
+  parts.limits = &options_.limits.verbs;
   parts.life = life_;
   parts.service_report = [this] { return Report(); };
   verbs_ = std::make_unique<Verbs>(std::move(parts));
@@ -103,14 +103,17 @@ void Service::Accept(UniqueFd socket, const std::string& path) {
   if (!peer) return Refuse(socket.get(), Peer(), path, peer.error());
   Result<Identity> identity = IdentityOf(socket.get(), *peer, path);
   if (!identity) return Refuse(socket.get(), *peer, path, identity.error());
-  if (callers_.size() >= options_.connections) {
+  if (callers_.size() >= options_.limits.connections) {
     return Refuse(
         socket.get(), *peer, path,
         Status(Code::kExhausted, "limits.connections: the daemon has " +
                                      std::to_string(callers_.size()) + " connections already"));
   }
+  if (const Status room = RoomFor(*peer); !room.ok()) {
+    return Refuse(socket.get(), *peer, path, room);
+  }
   const uint64_t id = ++last_caller_;
-  const ConnectionEnvironment environment{&loop_, &clock_, &traffic_, &large_input_left_};
+  const ConnectionEnvironment environment{&loop_, &clock_, &traffic_, &budgets_};
   Connection::Owner& owner = *this;
   auto caller = std::make_unique<Caller>(id, *std::move(peer), environment, owner);
   caller->socket = path;
@@ -122,6 +125,19 @@ void Service::Accept(UniqueFd socket, const std::string& path) {
     return;
   }
   callers_.emplace(id, std::move(caller));
+}
+
+Status Service::RoomFor(const Peer& peer) const {
+  const uint32_t limit = options_.limits.connections_without_hello;
+  if (callers_.size() < limit) return {};
+  const auto silent = std::count_if(callers_.begin(), callers_.end(), [&](const auto& item) {
+    Caller& caller = *item.second;
+    return caller.client == nullptr && caller.connection.peer().uid == peer.uid;
+  });
+  if (static_cast<uint64_t>(silent) < limit) return {};
+  return {Code::kExhausted, "limits.connections_without_hello: user " + std::to_string(peer.uid) +
+                                " has " + std::to_string(silent) +
+                                " connections that have not said hello"};
 }
 
 void Service::Refuse(int socket, const Peer& peer, const std::string& path, const Status& why) {
@@ -183,10 +199,12 @@ void Service::Turn() {
 
 void Service::Sweep() {
   const MonotonicNs now = clock_.Now();
-  const MonotonicNs hello_limit = options_.hello_deadline_ms * kNsPerMs;
-  const MonotonicNs stall_limit = options_.reader_stall_ms * kNsPerMs;
+  const MonotonicNs hello_limit = options_.limits.hello_deadline_ms * kNsPerMs;
+  const MonotonicNs stall_limit = options_.limits.reader_stall_ms * kNsPerMs;
+  requests_in_flight_ = 0;
   for (const auto& [id, caller] : callers_) {
     Connection& connection = caller->connection;
+    requests_in_flight_ += connection.in_flight().size();
     if (caller->client == nullptr && now - connection.opened_at() > hello_limit) {
       connection.Close(Status(Code::kDeadlineExceeded, "it did not say hello in time"));
       continue;
@@ -274,6 +292,21 @@ void Service::StoppedIfEmpty() {
   sweep_.Cancel();
   stop_.Cancel();
   stopped_();
+}
+
+ServiceFigures Service::Figures() const {
+  ServiceReport report;
+  if (fill_capacity_) fill_capacity_(&report);
+  return {
+      .connections = callers_.size(),
+      .clients_away = static_cast<uint64_t>(std::count_if(
+          clients_.begin(), clients_.end(), [](const auto& item) { return !item.second->caller; })),
+      .capacity_wanted_bytes = report.capacity_wanted_bytes,
+      .memory_limit_bytes = report.memory_limit_bytes,
+      .requests_in_flight = requests_in_flight_,
+      .output_bytes = budgets_.output_bytes,
+      .large_input_bytes = kLargeInputBudget - budgets_.large_input_left,
+      .traffic = traffic_};
 }
 
 ServiceReport Service::Report() const {

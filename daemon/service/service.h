@@ -17,16 +17,22 @@
 #include "daemon/service/config.h"
 #include "daemon/service/connection.h"
 #include "daemon/service/owner_loop.h"
+#include "daemon/service/reports.h"
 #include "daemon/service/tenants.h"
 #include "daemon/service/verbs.h"
 
 namespace terrace {
 
-struct ServiceOptions {
-  VerbLimits limits;
+struct ServiceLimits {
+  VerbLimits verbs;
   uint32_t connections = 2048;
+  uint32_t connections_without_hello = 256;  // Of one user.
   uint32_t hello_deadline_ms = 10'000;
   uint32_t reader_stall_ms = 30'000;
+};
+
+struct ServiceOptions {
+  ServiceLimits limits;
   std::string state_dir;  // For reports.
 };
 
@@ -44,12 +50,17 @@ class Service final : public EngineEvents, private Connection::Owner {
   // Who is who from now on. A client that would not get again what it has (its tenant, the writing)
   // is cut: it may come back as who it is now. An error changes nothing.
   Status ReplaceTenants(const Config& config);
+  // From now on: nobody who is there already is sent away for being one too many.
+  void SetLimits(const ServiceLimits& limits) { options_.limits = limits; }
   // Called about once a second.
   void OnSweep(std::function<void()> sweep) { on_sweep_ = std::move(sweep); }
   // For status reports.
   void SetCapacityReport(std::function<void(ServiceReport*)> fill) {
     fill_capacity_ = std::move(fill);
   }
+
+  // For metrics.
+  ServiceFigures Figures() const;
 
   // Answers what waits with `unavailable`, closes every connection after its replies were taken, or
   // after kStopMs, and calls `stopped`.
@@ -66,12 +77,14 @@ class Service final : public EngineEvents, private Connection::Owner {
   void OnClosed(Connection& connection, const Status& why) override;
   void Refuse(int socket, const Peer& peer, const std::string& path, const Status& why);
   Result<Identity> IdentityOf(int socket, const Peer& peer, const std::string& path) const;
+  // `exhausted`, naming the limit, when this user's connections are too many that say nothing.
+  Status RoomFor(const Peer& peer) const;
   void Turn();
   void Sweep();
   void StoppedIfEmpty();
   ServiceReport Report() const;
 
-  const ServiceOptions options_;
+  ServiceOptions options_;
   OwnerLoop& loop_;
   const Clock& clock_;
   HostTier& host_;
@@ -82,7 +95,8 @@ class Service final : public EngineEvents, private Connection::Owner {
   Tenants tenants_;
   std::string sockets_;  // For reports.
   Traffic traffic_;
-  size_t large_input_left_ = kLargeInputBudget;
+  uint64_t requests_in_flight_ = 0;  // At the last sweep.
+  ConnectionBudgets budgets_;
   uint64_t last_caller_ = 0;
   ClientTable clients_;
   CallerTable callers_;

@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 
 namespace terrace {
@@ -61,6 +62,20 @@ std::optional<uint64_t> ParseSize(std::string_view text) {
 
 std::string SizeText(uint64_t bytes) {
   return bytes < 1024 ? std::to_string(bytes) : Shortest(kSizeUnits, bytes);
+}
+
+std::string RoundedSizeText(uint64_t bytes) {
+  if (bytes == UINT64_MAX) return "unlimited";
+  constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+  size_t unit = 0;
+  double number = static_cast<double>(bytes);
+  while (number >= 1024) {
+    number /= 1024;
+    ++unit;
+  }
+  char text[32];
+  std::snprintf(text, sizeof text, unit == 0 ? "%.0f%s" : "%.1f%s", number, kUnits[unit]);
+  return text;
 }
 
 std::optional<uint32_t> ParseDurationMs(std::string_view text) {

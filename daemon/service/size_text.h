@@ -13,6 +13,8 @@ namespace terrace {
 std::optional<uint64_t> ParseSize(std::string_view text);
 // The shortest exact form: "16GiB", "1536MiB", "4097".
 std::string SizeText(uint64_t bytes);
+// For reading only, rounded to a tenth: "15.3GiB".
+std::string RoundedSizeText(uint64_t bytes);
 
 // "500ms", "30s", "10min": milliseconds. A number without a unit is no duration.
 std::optional<uint32_t> ParseDurationMs(std::string_view text);

@@ -2,6 +2,7 @@
 
 #include <google/protobuf/stubs/logging.h>
 
+#include <algorithm>
 #include <array>
 
 #include "daemon/service/log.h"
@@ -30,6 +31,7 @@ const Verbs::Verb* Verbs::FindVerb(wire::Type type) {
       Verb{wire::Type::kDrop, &Verbs::OnDrop},
       Verb{wire::Type::kModelAdd, &Verbs::OnModelAdd, true},
       Verb{wire::Type::kModelRemove, &Verbs::OnModelRemove},
+      Verb{wire::Type::kModelAccess, &Verbs::OnModelAccess},
       Verb{wire::Type::kLoad, &Verbs::OnLoad},
       Verb{wire::Type::kUnload, &Verbs::OnUnload},
       Verb{wire::Type::kAttach, &Verbs::OnAttach},
@@ -75,11 +77,43 @@ Verbs::Ticket Verbs::Begin(Caller& caller, uint64_t request) {
   return {caller.connection.id(), request, caller.client->id};
 }
 
+void Verbs::BeginLong(Caller& caller, uint64_t request, Step step) {
+  caller.connection.PauseFrames();
+  long_verbs_.push_back({Begin(caller, request), std::move(step)});
+  if (long_verbs_.size() == 1) parts_.loop->Post([this] { RunStep(); });
+}
+
+void Verbs::RunStep() {
+  LongVerb verb = std::move(long_verbs_.front());
+  long_verbs_.pop_front();
+  Caller* caller = Waiting(verb.ticket);
+  if (caller != nullptr && verb.step(*caller, verb.ticket.request)) {
+    caller->connection.EndRequest(verb.ticket.request);
+    caller->connection.ResumeFrames();
+  } else if (caller != nullptr) {
+    long_verbs_.push_back(std::move(verb));
+  }
+  if (!long_verbs_.empty()) parts_.loop->Post([this] { RunStep(); });
+}
+
+Caller* Verbs::Waiting(const Ticket& ticket) {
+  const auto found = parts_.callers->find(ticket.caller);
+  if (found == parts_.callers->end()) return nullptr;
+  Caller& caller = *found->second;
+  const std::vector<uint64_t>& waiting = caller.connection.in_flight();
+  const bool waits = caller.connection.open() && caller.client != nullptr &&
+                     caller.client->id == ticket.client &&
+                     std::find(waiting.begin(), waiting.end(), ticket.request) != waiting.end();
+  return waits ? &caller : nullptr;
+}
+
 Caller* Verbs::Finish(const Ticket& ticket) {
   const auto found = parts_.callers->find(ticket.caller);
   if (found == parts_.callers->end()) return nullptr;
   Caller& caller = *found->second;
   if (!caller.connection.EndRequest(ticket.request) || !caller.connection.open()) return nullptr;
+  // Who was cut meanwhile is given nothing more, though its connection may still be sending.
+  if (caller.client != nullptr && caller.client->cut) return nullptr;
   return &caller;
 }
 

@@ -6,6 +6,7 @@
 // may be gone by then. Owner thread only; owned by Service.
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -13,16 +14,25 @@
 #include "daemon/service/client_record.h"
 #include "daemon/service/reports.h"
 
+namespace terrace::wire {
+class Report;
+}
+
 namespace terrace {
 
 inline constexpr uint32_t kMaxReportPages = 10'000;
 inline constexpr uint32_t kMaxAttachBlocks = 4096;  // Of one message.
 inline constexpr uint32_t kMaxModelFiles = 1024;
 inline constexpr int64_t kProgressIntervalMs = 50;
+// An eviction by hand goes in steps, between which others have their turn: each of at most so many
+// pages and blocks, and no more bytes than this and a block.
+inline constexpr uint64_t kEvictStepItems = 512;
+inline constexpr uint64_t kEvictStepBytes = 64u << 20;
 
 struct VerbLimits {
   uint32_t clients = 0;
   uint32_t clients_per_process = 0;
+  uint32_t clients_per_user = 0;
   uint64_t host_capacity_bytes = 0;  // What the host tier may grow to.
 };
 
@@ -35,7 +45,7 @@ class Verbs {
     const Clock* clock = nullptr;
     ClientTable* clients = nullptr;
     CallerTable* callers = nullptr;
-    VerbLimits limits;
+    const VerbLimits* limits = nullptr;
     uint64_t life = 0;
     // The part of a status report that only the service knows.
     std::function<ServiceReport()> service_report;
@@ -85,6 +95,10 @@ class Verbs {
   Status OnOpenSpace(Caller& caller, Frame& frame);
   Status OnCloseSpace(Caller& caller, Frame& frame);
   Status OnGrant(Caller& caller, Frame& frame);
+  // A step: true when there are answers for all of `keys`.
+  bool GrantMore(Caller& caller, uint64_t request, GrantSpec spec, std::span<const Digest> keys,
+                 std::vector<GrantGiven>* given);
+  void SendGrants(Caller& caller, uint64_t request, std::span<const GrantGiven> given);
   Status OnCommit(Caller& caller, Frame& frame);
   Status OnAbort(Caller& caller, Frame& frame);
   Status OnDrop(Caller& caller, Frame& frame);
@@ -93,6 +107,7 @@ class Verbs {
   // verbs_weights.cc
   Status OnModelAdd(Caller& caller, Frame& frame);
   Status OnModelRemove(Caller& caller, Frame& frame);
+  Status OnModelAccess(Caller& caller, Frame& frame);
   Status OnLoad(Caller& caller, Frame& frame);
   Status OnUnload(Caller& caller, Frame& frame);
   Status OnAttach(Caller& caller, Frame& frame);
@@ -103,17 +118,34 @@ class Verbs {
   // verbs_admin.cc
   Status OnEvict(Caller& caller, Frame& frame);
   Status OnReport(Caller& caller, Frame& frame);
+  // As JSON, of what this caller may see.
+  Result<std::string> ReportFor(const Identity& identity, const wire::Report& request);
 
   // An error unless the caller has the role of the operator here.
   static Status CheckAdmin(const Caller& caller, std::string_view verb);
   Ticket Begin(Caller& caller, uint64_t request);
-  // The caller that waits for this ticket's reply; null when nobody does any more.
+  // For verbs that take long: `step` is called in turns of the loop, one step of one verb a turn,
+  // in rotation, until it answers true, having replied. However many ask, what is short is answered
+  // in between. The caller is paused meanwhile: the order of its requests stays, and it has one
+  // such verb. Who is gone, or comes back by another connection, gets no further step.
+  using Step = std::function<bool(Caller&, uint64_t request)>;
+  void BeginLong(Caller& caller, uint64_t request, Step step);
+  void RunStep();
+  // The caller that waits for this ticket's reply, as the client that asked; null when nobody does
+  // any more.
+  Caller* Waiting(const Ticket& ticket);
+  // Likewise, whatever became of the client; it waits no more.
   Caller* Finish(const Ticket& ticket);
   // The descriptor of a slab, noted as given to the client: it is told when the slab goes.
   Result<UniqueFd> GiveArena(ClientRecord& client, ArenaId arena, bool writable);
 
   const Parts parts_;
   std::unique_ptr<Messages> messages_;
+  struct LongVerb {
+    Ticket ticket;
+    Step step;
+  };
+  std::deque<LongVerb> long_verbs_;  // At most one a connection.
 };
 
 }  // namespace terrace

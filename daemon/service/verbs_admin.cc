@@ -6,44 +6,97 @@
 
 namespace terrace {
 
+namespace {
+
+void HideFromOthers(const std::string& tenant, std::vector<ModelReport>* models) {
+  std::erase_if(*models, [&](const ModelReport& model) {
+    return std::find(model.tenants.begin(), model.tenants.end(), tenant) == model.tenants.end();
+  });
+  for (ModelReport& model : *models) {
+    model.tenants = {tenant};
+    for (ModelVersionReport& version : model.versions)
+      version.files.clear();
+  }
+}
+
+}  // namespace
+
 Status Verbs::OnEvict(Caller& caller, Frame& frame) {
   RETURN_IF_ERROR(CheckAdmin(caller, "Evict"));
   ASSIGN_OR_RETURN(const wire::Evict request, ParseFrame<wire::Evict>(frame));
-  const Evicted evicted = parts_.engine->Evict(request.bytes());
-  wire::EvictReply reply;
-  reply.set_pages(evicted.pages);
-  reply.set_blocks(evicted.blocks);
-  reply.set_bytes(evicted.bytes);
-  caller.connection.Send(wire::Type::kEvictReply, frame.header.request, reply);
+  // All is what is there now: what others bring meanwhile must not keep this going for ever.
+  const uint64_t all = parts_.engine->host_capacity_bytes();
+  const uint64_t wanted = request.bytes() == 0 ? all : std::min(request.bytes(), all);
+  BeginLong(caller, frame.header.request,
+            [this, wanted, reply = wire::EvictReply()](Caller& waiting, uint64_t id) mutable {
+              const uint64_t left = wanted - std::min(wanted, reply.bytes());
+              const Evicted evicted =
+                  parts_.engine->Evict(std::min(left, kEvictStepBytes), kEvictStepItems);
+              reply.set_pages(reply.pages() + evicted.pages);
+              reply.set_blocks(reply.blocks() + evicted.blocks);
+              reply.set_bytes(reply.bytes() + evicted.bytes);
+              if (evicted.pages + evicted.blocks > 0 && reply.bytes() < wanted) return false;
+              waiting.connection.Send(wire::Type::kEvictReply, id, reply);
+              return true;
+            });
   return {};
 }
 
-Status Verbs::OnReport(Caller& caller, Frame& frame) {
-  ASSIGN_OR_RETURN(const wire::Report request, ParseFrame<wire::Report>(frame));
-  wire::ReportReply reply;
+// Who is no admin is told of its own tenant only, of the models it may attach, and of no files. The
+// figures of the whole host stay in `status`: pressure shows anyhow.
+Result<std::string> Verbs::ReportFor(const Identity& identity, const wire::Report& request) {
+  const bool all = identity.may_administer;
+  const auto of_others = [&](const auto& report) { return report.tenant != identity.tenant_name; };
+  Engine& engine = *parts_.engine;
   if (request.what() == "status") {
-    reply.set_json(StatusJson(parts_.engine->Summary(), parts_.service_report()));
-  } else if (request.what() == "models") {
-    reply.set_json(ModelsJson(parts_.engine->Models()));
-  } else if (request.what() == "spaces") {
-    reply.set_json(SpacesJson(parts_.engine->Spaces()));
-  } else if (request.what() == "clients") {
-    reply.set_json(ClientsJson(parts_.engine->Clients()));
-  } else if (request.what() == "pages") {
+    StatusReport report = engine.Summary();
+    if (!all) report.restore_problems.clear();
+    return StatusJson(report, parts_.service_report());
+  }
+  if (request.what() == "models") {
+    std::vector<ModelReport> models = engine.Models();
+    if (!all) HideFromOthers(identity.tenant_name, &models);
+    return ModelsJson(models);
+  }
+  if (request.what() == "spaces") {
+    std::vector<SpaceReport> spaces = engine.Spaces();
+    if (!all) std::erase_if(spaces, of_others);
+    return SpacesJson(spaces);
+  }
+  if (request.what() == "clients") {
+    std::vector<ClientReport> clients = engine.Clients();
+    if (!all) std::erase_if(clients, of_others);
+    return ClientsJson(clients);
+  }
+  if (request.what() == "pages") {
     if (request.limit() > kMaxReportPages) {
       return TooMany("limit", request.limit(), kMaxReportPages);
     }
     if (!request.space().empty() && !Digest::FromHex(request.space())) {
-      return {Code::kInvalidArgument, "space: expected 64 hexadecimal digits, or nothing"};
+      return Status(Code::kInvalidArgument, "space: expected 64 hexadecimal digits, or nothing");
     }
-    reply.set_json(PagesJson(
-        parts_.engine->Pages(request.space(), request.limit() == 0 ? 100 : request.limit())));
-  } else {
-    return {Code::kInvalidArgument,
-            "what: expected status, models, spaces, clients or pages, got '" +
-                request.what().substr(0, 64) + "'"};
+    return PagesJson(engine.Pages(request.space(), request.limit() == 0 ? 100 : request.limit(),
+                                  all ? 0 : identity.tenant));
   }
-  caller.connection.Send(wire::Type::kReportReply, frame.header.request, reply);
+  return Status(Code::kInvalidArgument,
+                "what: expected status, models, spaces, clients or pages, got '" +
+                    request.what().substr(0, 64) + "'");
+}
+
+Status Verbs::OnReport(Caller& caller, Frame& frame) {
+  ASSIGN_OR_RETURN(const wire::Report request, ParseFrame<wire::Report>(frame));
+  // Some look at every page, or at every pin.
+  BeginLong(caller, frame.header.request, [this, request](Caller& waiting, uint64_t id) {
+    const Result<std::string> json = ReportFor(waiting.identity, request);
+    if (!json) {
+      waiting.connection.SendError(id, json.error());
+      return true;
+    }
+    wire::ReportReply reply;
+    reply.set_json(*json);
+    waiting.connection.Send(wire::Type::kReportReply, id, reply);
+    return true;
+  });
   return {};
 }
 

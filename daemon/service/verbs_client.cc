@@ -32,13 +32,23 @@ Result<NewChannel> MakeChannel() {
   return channel;
 }
 
+std::string VersionsText(uint32_t min, uint32_t max) {
+  return (min == max ? "version " : "versions " + std::to_string(min) + " to ") +
+         std::to_string(max);
+}
+
 Status CheckHello(const wire::Hello& hello) {
+  if (hello.version_min() > hello.version_max()) {
+    return {Code::kInvalidArgument, "version_min: it is above version_max"};
+  }
   if (hello.version_min() > wire::kProtocolVersion ||
-      hello.version_max() < wire::kProtocolVersion) {
-    return {Code::kMismatch, "version_min, version_max: the daemon speaks version " +
-                                 std::to_string(wire::kProtocolVersion) + ", the client " +
-                                 std::to_string(hello.version_min()) + " to " +
-                                 std::to_string(hello.version_max())};
+      hello.version_max() < wire::kProtocolVersionMin) {
+    const bool client_is_newer = hello.version_min() > wire::kProtocolVersion;
+    return {Code::kMismatch, "version_min, version_max: terraced " TERRACE_VERSION " speaks " +
+                                 VersionsText(wire::kProtocolVersionMin, wire::kProtocolVersion) +
+                                 " of the protocol, this client " +
+                                 VersionsText(hello.version_min(), hello.version_max()) +
+                                 ": update " + (client_is_newer ? "the daemon" : "the client")};
   }
   if (hello.name().size() > kMaxClientName) {
     return {Code::kInvalidArgument, "name: " + std::to_string(hello.name().size()) +
@@ -63,7 +73,10 @@ Status Verbs::OnHello(Caller& caller, Frame& frame) {
   if (ProcessIsGone(peer.process.get())) {
     return {Code::kUnavailable, "peer: the process that connected has ended"};
   }
+  caller.version = std::min(hello.version_max(), wire::kProtocolVersion);
+  caller.capabilities = hello.capabilities() & wire::kCapabilities;
   const Identity& identity = caller.identity;
+  if (identity.may_administer) caller.connection.AllowDescriptors();
   if (hello.resume_client() != 0) {
     RETURN_IF_ERROR(Resume(caller, hello.resume_client(), hello.resume_token()));
     return SendHelloReply(caller, frame.header.request, true, UniqueFd());
@@ -112,18 +125,26 @@ Status Verbs::Resume(Caller& caller, ClientId id, uint64_t token) {
 }
 
 Result<UniqueFd> Verbs::Arrive(Caller& caller, const Identity& identity, const ClientSpec& spec) {
-  if (parts_.clients->size() >= parts_.limits.clients) {
+  if (parts_.clients->size() >= parts_.limits->clients) {
     return Status(Code::kExhausted, "limits.clients: the daemon serves " +
-                                        std::to_string(parts_.limits.clients) + " clients already");
+                                        std::to_string(parts_.limits->clients) +
+                                        " clients already");
   }
   const auto of_process =
       std::count_if(parts_.clients->begin(), parts_.clients->end(),
                     [&](const auto& item) { return item.second->pid == spec.pid; });
-  if (static_cast<uint64_t>(of_process) >= parts_.limits.clients_per_process) {
+  if (static_cast<uint64_t>(of_process) >= parts_.limits->clients_per_process) {
     return Status(
         Code::kExhausted,
         "limits.clients_per_process: this process is " + std::to_string(of_process) +
             " clients already; those whose connection broke or was cut count until it ends");
+  }
+  const auto of_user =
+      std::count_if(parts_.clients->begin(), parts_.clients->end(),
+                    [&](const auto& item) { return item.second->uid == spec.uid; });
+  if (static_cast<uint64_t>(of_user) >= parts_.limits->clients_per_user) {
+    return Status(Code::kExhausted, "limits.clients_per_user: user " + std::to_string(spec.uid) +
+                                        " is " + std::to_string(of_user) + " clients already");
   }
   ASSIGN_OR_RETURN(NewChannel channel, MakeChannel());
   auto client = std::make_unique<ClientRecord>();
@@ -132,6 +153,7 @@ Result<UniqueFd> Verbs::Arrive(Caller& caller, const Identity& identity, const C
   client->tenant_name = identity.tenant_name;
   client->writer = spec.writer;
   client->pid = static_cast<pid_t>(spec.pid);
+  client->uid = spec.uid;
   client->channel = std::move(channel.mapping);
   // The end of the process is watched before anything is given to it.
   ASSIGN_OR_RETURN(UniqueFd process, caller.connection.peer().process.Duplicate());
@@ -165,7 +187,7 @@ Status Verbs::SendHelloReply(Caller& caller, uint64_t request, bool resumed, Uni
   if (channel) fds.push_back(std::move(channel));
   fds.push_back(*std::move(directory));
   wire::HelloReply reply;
-  reply.set_version(wire::kProtocolVersion);
+  reply.set_version(caller.version);
   reply.set_client(client.id);
   reply.set_token(client.token);
   reply.set_life(parts_.life);
@@ -175,8 +197,9 @@ Status Verbs::SendHelloReply(Caller& caller, uint64_t request, bool resumed, Uni
   reply.set_max_pins(client.given.max_pins);
   reply.set_max_pinned_bytes(client.given.max_pinned_bytes);
   reply.set_max_grants(client.given.max_grants);
-  reply.set_host_capacity_bytes(parts_.limits.host_capacity_bytes);
+  reply.set_host_capacity_bytes(parts_.limits->host_capacity_bytes);
   reply.set_daemon_version(TERRACE_VERSION);
+  reply.set_capabilities(caller.capabilities);
   caller.connection.Send(wire::Type::kHelloReply, request, reply, std::move(fds));
   TellMissed(client);
   return {};

@@ -108,7 +108,42 @@ Status Verbs::OnGrant(Caller& caller, Frame& frame) {
   std::vector<GrantGiven>& given = messages_->given;
   given.clear();
   RETURN_IF_ERROR(parts_.engine->Grant(client.id, spec, &given));
+  if (given.size() == spec.keys.size()) {
+    SendGrants(caller, frame.header.request, given);
+    return {};
+  }
+  // Large pages: the memory for the rest is got in steps.
+  spec.keys = {};
+  BeginLong(
+      caller, frame.header.request,
+      [this, spec, keys = messages_->keys, all = given](Caller& waiting, uint64_t id) mutable {
+        return GrantMore(waiting, id, spec, keys, &all);
+      });
+  return {};
+}
 
+bool Verbs::GrantMore(Caller& caller, uint64_t request, GrantSpec spec,
+                      std::span<const Digest> keys, std::vector<GrantGiven>* given) {
+  const ClientId client = caller.client->id;
+  spec.keys = keys.subspan(given->size());
+  std::vector<GrantGiven>& more = messages_->given;
+  if (const Status status = parts_.engine->Grant(client, spec, &more); !status.ok()) {
+    std::vector<uint64_t> grants;
+    for (const GrantGiven& grant : *given) {
+      if (grant.code == Code::kOk) grants.push_back(grant.grant);
+    }
+    (void)parts_.engine->Abort(client, grants);
+    caller.connection.SendError(request, status);
+    return true;
+  }
+  given->insert(given->end(), more.begin(), more.end());
+  if (given->size() < keys.size()) return false;
+  SendGrants(caller, request, *given);
+  return true;
+}
+
+void Verbs::SendGrants(Caller& caller, uint64_t request, std::span<const GrantGiven> given) {
+  ClientRecord& client = *caller.client;
   wire::GrantReply& reply = messages_->grant_reply;
   reply.Clear();
   std::vector<UniqueFd> fds;
@@ -131,8 +166,7 @@ Status Verbs::OnGrant(Caller& caller, Frame& frame) {
     fds.push_back(*std::move(fd));
     FillArena(*facts, true, reply.add_arenas());
   }
-  caller.connection.Send(wire::Type::kGrantReply, frame.header.request, reply, std::move(fds));
-  return {};
+  caller.connection.Send(wire::Type::kGrantReply, request, reply, std::move(fds));
 }
 
 Status Verbs::OnCommit(Caller& caller, Frame& frame) {

@@ -46,6 +46,7 @@ Status Verbs::OnModelAdd(Caller& caller, Frame& frame) {
   ModelSpec spec;
   spec.name = request.name();
   spec.version = request.version();
+  spec.tenant = caller.identity.tenant;
   spec.source.paths.assign(request.files().begin(), request.files().end());
   spec.source.fds = std::move(frame.fds);
   spec.source.index = std::move(*request.mutable_index());
@@ -81,8 +82,26 @@ Status Verbs::OnModelRemove(Caller& caller, Frame& frame) {
   return {};
 }
 
+Status Verbs::OnModelAccess(Caller& caller, Frame& frame) {
+  RETURN_IF_ERROR(CheckAdmin(caller, "ModelAccess"));
+  ASSIGN_OR_RETURN(const wire::ModelAccess request, ParseFrame<wire::ModelAccess>(frame));
+  const Ticket ticket = Begin(caller, frame.header.request);
+  parts_.engine->SetModelAccess(
+      request.name(), request.tenant(), request.granted(), [this, ticket](const Status& status) {
+        Caller* waiting = Finish(ticket);
+        if (waiting == nullptr) return;
+        if (!status.ok()) return waiting->connection.SendError(ticket.request, status);
+        waiting->connection.Send(wire::Type::kModelAccessReply, ticket.request,
+                                 wire::ModelAccessReply());
+      });
+  return {};
+}
+
 Status Verbs::OnLoad(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::Load request, ParseFrame<wire::Load>(frame));
+  if (!caller.identity.may_administer) {
+    RETURN_IF_ERROR(parts_.engine->CheckModelAccess(caller.identity.tenant, request.name()));
+  }
   const Ticket ticket = Begin(caller, frame.header.request);
   const auto progress = [this, ticket, next = MonotonicNs{0}](uint64_t done,
                                                               uint64_t total) mutable {

@@ -18,6 +18,7 @@ using terrace::client::Deadline;
 namespace {
 
 constexpr size_t kMaxModelName = 128;
+constexpr size_t kMaxTenantName = 64;
 
 // Name and version of a model as its verbs take them.
 struct ModelName {
@@ -31,6 +32,23 @@ Result<ModelName> NameOf(const kvc_client* client, const char* name, const char*
   ASSIGN_OR_RETURN(model.name, TextOf("name", name, kMaxModelName));
   ASSIGN_OR_RETURN(model.version, TextOf("version", version, kMaxModelName));
   return model;
+}
+
+Status SetAccess(kvc_client* client, const char* name, const char* tenant, bool granted,
+                 int32_t timeout_ms) {
+  if (tenant == nullptr) return Invalid("tenant is NULL");
+  ASSIGN_OR_RETURN(ModelName model, NameOf(client, name, nullptr));
+  messages::ModelAccess request{.name = std::move(model.name), .tenant = {}, .granted = granted};
+  ASSIGN_OR_RETURN(request.tenant, TextOf("tenant", tenant, kMaxTenantName));
+  Client& core = *Of(client)->client;
+  ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
+  ASSIGN_OR_RETURN(const auto now, core.contact());
+  const messages::HelloReply& daemon = now.life->hello();
+  if ((daemon.capabilities & wire::kModelAccessCapability) == 0) {
+    return {Code::kMismatch, "the daemon, terraced " + daemon.daemon_version +
+                                 ", is too old to grant or revoke models: update it"};
+  }
+  return now.connection->Call(request, deadline).status();
 }
 
 // Into an array of a result struct: cut if longer.
@@ -111,6 +129,16 @@ kvc_code kvc_model_remove(kvc_client* client, const char* name, const char* vers
                                         .version = std::move(model.version)};
     return core.Call(request, deadline).status();
   });
+}
+
+kvc_code kvc_model_grant(kvc_client* client, const char* name, const char* tenant,
+                         int32_t timeout_ms, kvc_error* error) {
+  return Run(error, [&] { return SetAccess(client, name, tenant, true, timeout_ms); });
+}
+
+kvc_code kvc_model_revoke(kvc_client* client, const char* name, const char* tenant,
+                          int32_t timeout_ms, kvc_error* error) {
+  return Run(error, [&] { return SetAccess(client, name, tenant, false, timeout_ms); });
 }
 
 kvc_code kvc_load(kvc_client* client, const char* name, const char* version, kvc_progress progress,

@@ -57,18 +57,23 @@ TEST_P(Suite, PrintsOneObjectWithItsFigures) {
 
 INSTANTIATE_TEST_SUITE_P(
     All, Suite,
-    ::testing::Values(SuiteCase{{"hit"},
-                                {"hit_over_bare", "hit_ns_p50", "hit_ns_mean",
-                                 "syscalls_per_million_hits"}},
-                      SuiteCase{{"hit", "--clients", "3"},
-                                {"hits_per_second", "hits_per_second_1", "hits_per_second_2",
-                                 "hits_per_second_3"}},
-                      SuiteCase{{"evict"}, {"evict_us_per_page"}},
-                      SuiteCase{{"prefix"}, {"hash_over_sha256", "lookup_us"}},
-                      SuiteCase{{"put"}, {"put_over_memcpy", "messages_per_batch"}},
-                      SuiteCase{{"attach"}, {"round_trips", "first_tensor_ms", "copies_in_memory"}},
-                      SuiteCase{{"touch"}, {"touch_us"}}, SuiteCase{{"crash"}, {"release_ms_p99"}},
-                      SuiteCase{{"control"}, {"rtt_over_echo", "commits_per_second"}}),
+    ::testing::Values(
+        SuiteCase{{"hit"},
+                  {"hit_over_bare", "hit_ns_p50", "hit_ns_mean", "syscalls_per_million_hits"}},
+        SuiteCase{
+            {"hit", "--clients", "3"},
+            {"hits_per_second", "hits_per_second_1", "hits_per_second_2", "hits_per_second_3"}},
+        SuiteCase{{"evict"}, {"evict_us_per_page"}},
+        SuiteCase{{"prefix"}, {"hash_over_sha256", "lookup_us"}},
+        SuiteCase{{"put"}, {"put_over_memcpy", "messages_per_batch"}},
+        SuiteCase{{"attach"}, {"round_trips", "first_tensor_ms", "copies_in_memory"}},
+        SuiteCase{{"touch"}, {"touch_us"}}, SuiteCase{{"crash"}, {"release_ms_p99"}},
+        SuiteCase{{"connect"},
+                  {"connects_per_second", "daemon_descriptors_left", "daemon_mappings_left"}},
+        SuiteCase{{"flood"},
+                  {"errors_for_good_clients", "hit_ns_p50_ratio", "daemon_memory_growth_bytes"}},
+        SuiteCase{{"control"}, {"rtt_over_echo", "commits_per_second"}},
+        SuiteCase{{"metrics"}, {"scrape_ms", "loop_ms_p99", "ping_us_p99"}}),
     [](const auto& tested) {
       const auto& arguments = tested.param.arguments;
       return std::string(arguments.front()) + (arguments.size() > 1 ? "_clients" : "");
@@ -81,6 +86,16 @@ TEST(SuiteCounts, AHitMakesNoSystemCall) {
 TEST(SuiteCounts, ClientsShareNoMemoryThatTwoOfThemWrite) {
   const auto json = FiguresOf({"hit", "--clients", "2", "--quick"});
   EXPECT_EQ(json["figures"]["writable_shared_mappings_beyond_channel"], 0);
+}
+TEST(SuiteCounts, AClientLeavesNothingBehind) {
+  const auto json = FiguresOf({"connect", "--quick"});
+  for (const char* left : {"daemon_descriptors_left", "daemon_mappings_left",
+                           "client_descriptors_left", "client_mappings_left"}) {
+    EXPECT_EQ(json["figures"][left], 0) << left;
+  }
+}
+TEST(SuiteCounts, HostileClientsCauseNoErrors) {
+  EXPECT_EQ(FiguresOf({"flood", "--quick"})["figures"]["errors_for_good_clients"], 0);
 }
 TEST(SuiteCounts, ABatchIsTwoMessages) {
   EXPECT_EQ(FiguresOf({"put", "--quick"})["figures"]["messages_per_batch"], 2);

@@ -67,6 +67,8 @@ TEST(TerracectlAlone, RefusesWrongUsage) {
       {"status", "--sideways"},
       {"model"},
       {"model", "add", "x"},
+      {"model", "grant", "x"},
+      {"model", "revoke"},
       {"model", "add", "x", "--version", "1", "--from", "/does/not/exist"},
       {"load"},
       {"evict"},
@@ -178,6 +180,27 @@ TEST_F(Terracectl, AModelIsAddedLoadedUnloadedAndRemoved) {
 
   EXPECT_EQ(Run({"model", "remove", "tiny"}).exit_code, 0);
   EXPECT_EQ(RunJson({"models"})["models"].size(), 0u);
+}
+
+TEST_F(Terracectl, AModelIsGrantedAndRevoked) {
+  const std::string path = WriteTinyModel(daemon().folder() + "/tiny");
+  ASSERT_EQ(Run({"model", "add", "tiny", "--version", "v1", "--from", path}).exit_code, 0);
+  EXPECT_EQ(RunJson({"models"})["models"][0]["tenants"], nlohmann::json({"default"}));
+  const auto revoked = RunJson({"model", "revoke", "tiny", "default"});
+  EXPECT_EQ(revoked["granted"], false);
+  EXPECT_EQ(RunJson({"models"})["models"][0]["tenants"].size(), 0u);
+  EXPECT_EQ(Run({"model", "revoke", "tiny", "default"}).exit_code, 0);
+  EXPECT_THAT(Run({"model", "grant", "tiny", "default"}).standard_output,
+              HasSubstr("granted tiny to default"));
+  EXPECT_THAT(Run({"models"}).standard_output, AllOf(HasSubstr("TENANTS"), HasSubstr("default")));
+  for (const std::vector<std::string>& call :
+       {std::vector<std::string>{"model", "grant", "tiny", "nobody"},
+        {"model", "grant", "nothing", "default"},
+        {"model", "revoke", "nothing", "default"}}) {
+    const ProgramOutput output = Run(call);
+    EXPECT_EQ(output.exit_code, 4) << ::testing::PrintToString(call);
+    EXPECT_THAT(output.standard_error, HasSubstr("names the tenants"));
+  }
 }
 
 TEST_F(Terracectl, LoadWithoutATerminalShowsNoProgressBar) {

@@ -38,10 +38,18 @@ class BlocksTest : public testing::Test {
     ModelSpec spec;
     spec.name = name;
     spec.version = "1";
+    spec.tenant = client.tenant();
     spec.source.paths = {"/" + name};
     world.engine->AddModel(std::move(spec), [&](Result<ModelAdded> result) { added = result; });
     Settle();
     ASSERT_TRUE(added.has_value() && added->has_value());
+  }
+  Status SetAccess(const std::string& tenant, bool granted) {
+    std::optional<Status> done;
+    world.engine->SetModelAccess("m", tenant, granted,
+                                 [&](const Status& status) { done = status; });
+    Settle();
+    return done.value_or(Status(Code::kInternal, "it never completed"));
   }
   Status Load(const std::string& name) {
     std::optional<Status> loaded;
@@ -124,7 +132,7 @@ TEST_F(BlocksTest, TheDeadDetach) {
 
 TEST_F(BlocksTest, EvictTakesBlocksToo) {
   ASSERT_EQ(Load("m"), Status());
-  const Evicted evicted = world.engine->Evict(0);
+  const Evicted evicted = world.engine->Evict(0, UINT64_MAX);
   EXPECT_EQ(evicted.blocks, 2u);
   EXPECT_EQ(evicted.bytes, 8 * kPage);
 }
@@ -154,6 +162,62 @@ TEST_F(BlocksTest, StrangersAttachNothing) {
   EXPECT_EQ(status.value().code(), Code::kNotFound);
   EXPECT_EQ(world.engine->BlocksOf(999, 1, {}).status().code(), Code::kNotFound);
   EXPECT_EQ(world.engine->Detach(999, 1).code(), Code::kNotFound);
+}
+
+// ---- Who may attach
+
+TEST_F(BlocksTest, OnlyATenantThatAModelIsGrantedToAttachesIt) {
+  ClientOfTest other(world, "other");
+  const auto attach = [&](bool load) {
+    std::optional<Result<Attached>> attached;
+    world.engine->Attach(other.given.id, "m", "", load, 0,
+                         [&](const Result<Attached>& result) { attached = result; });
+    Settle();
+    return attached.value_or(Status(Code::kInternal, "the attach never completed"));
+  };
+  EXPECT_EQ(attach(true).status(),
+            Status(Code::kPermissionDenied, "model 'm' is not granted to tenant 'other'"));
+  EXPECT_EQ(world.engine->CheckModelAccess(other.tenant(), "m").code(), Code::kPermissionDenied);
+  EXPECT_EQ(world.engine->CheckModelAccess(other.tenant(), "unknown"), Status());
+  EXPECT_EQ(SetAccess("nobody of this host", true).code(), Code::kNotFound);
+  ASSERT_EQ(SetAccess("other", true), Status());
+  const Result<Attached> attached = attach(true);
+  ASSERT_EQ(attached.status(), Status());
+  ASSERT_EQ(world.engine->BlocksOf(other.given.id, attached->attachment, {}).status(), Status());
+
+  // Revoked: what it has it has, but it gets nothing more.
+  ASSERT_EQ(SetAccess("other", false), Status());
+  EXPECT_EQ(world.engine->BlocksOf(other.given.id, attached->attachment, {}).status().code(),
+            Code::kPermissionDenied);
+  EXPECT_EQ(attach(false).status().code(), Code::kPermissionDenied);
+  EXPECT_EQ(world.engine->Detach(other.given.id, attached->attachment), Status());
+  EXPECT_EQ(Attach("m").status(), Status());  // Of who added it.
+}
+
+TEST_F(BlocksTest, WhoIsRevokedWhileItWaitsForTheLoadGetsNothing) {
+  std::optional<Result<Attached>> attached;
+  world.engine->Attach(client.given.id, "m", "", true, 0,
+                       [&](const Result<Attached>& result) { attached = result; });
+  ASSERT_FALSE(attached.has_value());
+  ASSERT_EQ(SetAccess("t", false), Status());  // Which also lets the load run to its end.
+  ASSERT_TRUE(attached.has_value());
+  EXPECT_EQ(attached->status().code(), Code::kPermissionDenied);
+  EXPECT_EQ(world.engine->Models().at(0).versions.at(0).attachments, 0u);
+}
+
+TEST_F(BlocksTest, AModelThatIsRemovedAndAddedByAnotherTenantIsThatOnes) {
+  ASSERT_EQ(SetAccess("t", true), Status());
+  world.engine->RemoveModel("m", "", [](const Status&) {});
+  Settle();
+  ModelSpec spec;
+  spec.name = "m";
+  spec.version = "2";
+  spec.tenant = *world.engine->AddTenant("second");
+  spec.source.paths = {"/m"};
+  world.engine->AddModel(std::move(spec), [](const Result<ModelAdded>&) {});
+  Settle();
+  EXPECT_EQ(world.engine->Models().at(0).tenants, std::vector<std::string>{"second"});
+  EXPECT_EQ(Attach("m").status().code(), Code::kPermissionDenied);
 }
 
 }  // namespace

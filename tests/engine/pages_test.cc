@@ -56,6 +56,20 @@ TEST_F(PagesTest, PinnedPageSurvivesPressure) {
   EXPECT_LE(Summary().used_bytes, world.options.host_capacity_bytes);
 }
 
+TEST_F(PagesTest, ABusyTenantDoesNotKeepTheRingsOfOthersWaiting) {
+  ClientOfTest busy(world, "busy");
+  ClientOfTest calm(world, "calm");
+  busy.channel.channel().lanes = UINT64_MAX;
+  shm::Ring& ring = calm.channel.channel().rings[0];
+  for (int turn = 0; turn < 8; ++turn) {
+    for (shm::Ring& theirs : busy.channel.channel().rings)
+      theirs.head = theirs.tail + shm::kRingRecords;
+    calm.channel.Touch(1);
+    (void)world.engine->Turn();
+  }
+  EXPECT_GE(ring.tail + 1, ring.head);
+}
+
 TEST_F(PagesTest, TouchedPageOutlivesOlderOnes) {
   ClientOfTest client(world);
   const SpaceGiven space = client.Open();
@@ -322,10 +336,10 @@ TEST_F(PagesTest, EvictFreesWhatNobodyHolds) {
   const SpaceGiven space = client.Open();
   const std::vector<shm::Handle> handles = Fill(client, space);
   client.channel.Pin(handles[0]);
-  const Evicted some = world.engine->Evict(3 * kPage);
+  const Evicted some = world.engine->Evict(3 * kPage, UINT64_MAX);
   EXPECT_EQ(some.pages, 3u);
   EXPECT_EQ(some.bytes, 3 * kPage);
-  EXPECT_EQ(world.engine->Evict(0).pages, 12u);
+  EXPECT_EQ(world.engine->Evict(0, UINT64_MAX).pages, 12u);
   EXPECT_EQ(Summary().pages, 1u);
   EXPECT_EQ(Summary().evicted_pages, 15u);
 }
@@ -358,6 +372,22 @@ TEST_F(PagesTest, BudgetOfGrantsIsHeld) {
   EXPECT_EQ(grants[2].code, Code::kExhausted);
   EXPECT_EQ(client.Commit(grants[0].grant), Code::kOk);
   EXPECT_EQ(client.Grant(space, 3).code, Code::kOk);
+}
+
+TEST_F(PagesTest, ChangedLimitsAreForThoseWhoComeAfter) {
+  EngineWorld changing(EngineWorld::SmallOptions());
+  ClientOfTest before(changing);
+  const SpaceGiven space = before.Open();
+  ClientLimits limits;
+  limits.max_grants = 0;
+  EXPECT_EQ(changing.engine->SetClientLimits(limits).code(), Code::kInvalidArgument);
+  limits.max_grants = 1;
+  ASSERT_EQ(changing.engine->SetClientLimits(limits), Status());
+  ClientOfTest after(changing);
+  after.Open();
+  const std::vector<Digest> keys = {KeyOf(1), KeyOf(2)};
+  EXPECT_EQ(after.Grant(space, keys)[1].code, Code::kExhausted);
+  EXPECT_EQ(before.Grant(space, std::vector<Digest>{KeyOf(3), KeyOf(4)})[1].code, Code::kOk);
 }
 
 TEST_F(PagesTest, ClientOverItsPinnedBytesIsCut) {

@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <deque>
+
 #include "daemon/engine/catalog.h"
 #include "daemon/engine/clients.h"
 #include "tests/engine/engine_world.h"
@@ -59,7 +61,7 @@ TEST_F(SpacesTest, PagesAloneKeepTheLayout) {
   SpaceSpec other = SpecOf(2 * kPage);
   other.salt = {0};
   EXPECT_EQ(Open(two, other).status().code(), Code::kMismatch);
-  EXPECT_EQ(world.engine->Evict(0).pages, 1u);
+  EXPECT_EQ(world.engine->Evict(0, UINT64_MAX).pages, 1u);
   const Result<SpaceGiven> opened = Open(two, other);
   ASSERT_TRUE(opened.has_value());
   EXPECT_NE(opened->epoch, space.epoch) << "nothing of the old space may be found in the new one";
@@ -125,14 +127,43 @@ TEST_F(SpacesTest, SlotsOfUnusedSpacesAreUsedAgain) {
 }
 
 TEST_F(SpacesTest, SpaceSlotsCanRunOut) {
-  ClientOfTest client(world);
+  std::deque<ClientOfTest> clients;
   SpaceSpec spec = SpecOf(kPage);
   for (uint32_t i = 0; i < shm::kMaxSpaces; ++i) {
+    if (i % world.options.max_spaces == 0) clients.emplace_back(world);
     spec.weights = KeyOf(i);
-    ASSERT_TRUE(Open(client, spec).has_value()) << i;
+    ASSERT_TRUE(Open(clients.back(), spec).has_value()) << i;
   }
   spec.weights = KeyOf(shm::kMaxSpaces);
-  EXPECT_EQ(Open(client, spec).status().code(), Code::kExhausted);
+  EXPECT_EQ(Open(clients.emplace_back(world), spec).status().code(), Code::kExhausted);
+}
+
+TEST_F(SpacesTest, OneClientCannotOpenAllSpaces) {
+  ClientOfTest greedy(world);
+  SpaceSpec spec = SpecOf(kPage);
+  std::vector<SpaceGiven> open;
+  for (uint32_t i = 0; i < world.options.max_spaces; ++i) {
+    spec.weights = KeyOf(i);
+    const Result<SpaceGiven> space = Open(greedy, spec);
+    ASSERT_TRUE(space.has_value()) << i;
+    open.push_back(*space);
+  }
+  // One that it has open already costs nothing more, and closing that again frees nothing.
+  ASSERT_TRUE(Open(greedy, spec).has_value());
+  ASSERT_EQ(world.engine->CloseSpace(greedy.given.id, open.back().slot, open.back().epoch),
+            Status());
+  SpaceSpec more = spec;
+  more.weights = KeyOf(world.options.max_spaces);
+  const Status refused = Open(greedy, more).status();
+  EXPECT_EQ(refused.code(), Code::kExhausted);
+  EXPECT_NE(refused.message().find("limits.spaces"), std::string::npos) << refused.message();
+  ClientOfTest other(world);
+  const Result<SpaceGiven> others = Open(other, more);
+  ASSERT_TRUE(others.has_value());
+  EXPECT_EQ(world.engine->OpenSpaceById(greedy.given.id, others->id).status().code(),
+            Code::kExhausted);
+  ASSERT_EQ(world.engine->CloseSpace(greedy.given.id, open[0].slot, open[0].epoch), Status());
+  EXPECT_TRUE(Open(greedy, more).has_value());
 }
 
 TEST_F(SpacesTest, CommitIntoARetiredSpaceIsStale) {
@@ -171,11 +202,11 @@ TEST_F(SpacesTest, ReportsNameLayoutAndPages) {
   EXPECT_EQ(spaces[0].pages, 3u);
   EXPECT_EQ(spaces[0].bytes, 3 * kPage);
   EXPECT_EQ(spaces[0].layout, LayoutOf(kPage));
-  EXPECT_EQ(world.engine->Pages("", 0).size(), 3u);
-  EXPECT_EQ(world.engine->Pages(space.id.Hex(), 2).size(), 2u);
-  EXPECT_EQ(world.engine->Pages(space.id.Hex(), 0).at(0).space, space.id);
-  EXPECT_EQ(world.engine->Pages(KeyOf(1).Hex(), 0).size(), 0u);
-  EXPECT_EQ(world.engine->Pages("no hex", 0).size(), 0u);
+  EXPECT_EQ(world.engine->Pages("", 0, 0).size(), 3u);
+  EXPECT_EQ(world.engine->Pages(space.id.Hex(), 2, 0).size(), 2u);
+  EXPECT_EQ(world.engine->Pages(space.id.Hex(), 0, 0).at(0).space, space.id);
+  EXPECT_EQ(world.engine->Pages(KeyOf(1).Hex(), 0, 0).size(), 0u);
+  EXPECT_EQ(world.engine->Pages("no hex", 0, 0).size(), 0u);
 }
 
 TEST(TenantsTest, TheSameNameIsTheSameTenant) {
@@ -213,7 +244,7 @@ TEST(TenantsTest, ClientsNeedATenantAndAWholeChannel) {
 }
 
 TEST(TenantsTest, TheirNumberIsBounded) {
-  Catalog catalog([] { return Result<std::unique_ptr<TenantIndex>>(nullptr); });
+  Catalog catalog([] { return Result<std::unique_ptr<TenantIndex>>(nullptr); }, 16);
   for (uint32_t i = 0; i < Catalog::kMaxTenants; ++i)
     ASSERT_TRUE(catalog.AddTenant(std::to_string(i)).has_value());
   EXPECT_EQ(catalog.AddTenant("one more").status().code(), Code::kExhausted);
@@ -222,7 +253,7 @@ TEST(TenantsTest, TheirNumberIsBounded) {
 
 TEST(TenantsTest, ModelsThatFenceSpacesAreBounded) {
   PlainDirectory memory;
-  Catalog catalog([&] { return MakeTenantIndex(memory); });
+  Catalog catalog([&] { return MakeTenantIndex(memory); }, shm::kMaxSpaces);
   Tenant& tenant = catalog.At(*catalog.AddTenant("one"));
   const auto any_model = [](const std::string&) { return true; };
   SpaceSpec spec;

@@ -213,6 +213,87 @@ TEST_F(Channels, CountersThatNoReaderCanHaveWrittenAreNotAddedUp) {
   expect_one_lane(index_->totals());
 }
 
+TEST_F(Channels, HitTimesAreBelievedAsFarAsLookupsWereMade) {
+  index_->AddChannel(1, one_.span(), 8);
+  one_.channel().lanes = 1;
+  shm::LaneCounters& counters = one_.channel().counters[0];
+  counters.lookups = counters.hits[static_cast<int>(shm::Tier::kHost)] = 10;
+  shm::LaneTimes& times = one_.channel().times[0];
+  times.buckets[2] = 9;
+  times.buckets[shm::kHitTimeBuckets - 1] = 1;
+  times.total_ns = 5000;
+  EXPECT_EQ(index_->totals().hit_ns, 5000u);
+  EXPECT_EQ(index_->totals().hit_times[2], 9u);
+  EXPECT_EQ(index_->totals().hit_times[shm::kHitTimeBuckets - 1], 1u);
+  const auto expect_no_times = [&] {
+    const ChannelTotals totals = index_->totals();
+    EXPECT_EQ(totals.hit_ns, 0u);
+    for (const uint64_t count : totals.hit_times)
+      EXPECT_EQ(count, 0u);
+    EXPECT_EQ(totals.lookups, 10u) << "its counters are believed all the same";
+  };
+  times.buckets[2] = 10;
+  expect_no_times();
+  // A sum that overflows to something that fits.
+  times.buckets[2] = times.buckets[3] = uint64_t{1} << 63;
+  expect_no_times();
+  times.buckets[2] = times.buckets[3] = 0;
+  times.total_ns = UINT64_MAX;
+  expect_no_times();
+}
+
+TEST_F(Channels, WhatIsToldWasReadLastAndLosesNothingAtTheEnd) {
+  index_->AddChannel(1, one_.span(), 8);
+  index_->AddChannel(2, two_.span(), 8);
+  const auto count = [](PlainChannel& channel, uint64_t lookups) {
+    channel.channel().lanes = 1;
+    shm::LaneCounters& counters = channel.channel().counters[0];
+    counters.lookups = counters.hits[static_cast<int>(shm::Tier::kHost)] = lookups;
+  };
+  count(one_, 10);
+  count(two_, 100);
+  EXPECT_EQ(index_->told().totals.lookups, 0u) << "nobody has read them";
+  EXPECT_EQ(index_->Reread(0, 1).last, 1u);
+  EXPECT_EQ(index_->told().totals.lookups, 10u);
+  EXPECT_EQ(index_->Reread(1, 1000).last, 2u);
+  EXPECT_EQ(index_->Reread(2, 1000).last, 0u);
+  EXPECT_EQ(index_->told().totals.lookups, 110u);
+  // What a channel counted after that is told when it ends.
+  count(one_, 12);
+  EXPECT_EQ(index_->told().totals.lookups, 110u);
+  index_->RemoveChannel(1);
+  EXPECT_EQ(index_->told().totals.lookups, 112u);
+}
+
+TEST_F(Channels, PinsAreToldInStepsOfAboutSoManyLines) {
+  index_->AddChannel(1, one_.span(), shm::kMaxPinLines);
+  index_->AddChannel(2, two_.span(), 8);
+  for (uint32_t line = 0; line < 500; ++line)
+    SetPin(one_.channel(), line, line % 8, shm::MakeHandle(1, line, 1));
+  SetPin(two_.channel(), 7, 0, shm::MakeHandle(1, 1, 1));
+  SetPin(two_.channel(), 8, 0, shm::MakeHandle(1, 1, 1));  // Beyond its lines.
+  const TenantIndex::ReadStep step = index_->Reread(0, 100);
+  EXPECT_EQ(step.last, 1u) << "one is more than was asked for";
+  EXPECT_GE(step.lines, 500u);
+  EXPECT_EQ(index_->told().pins, 500u);
+  index_->Reread(1, 100);
+  EXPECT_EQ(index_->told().pins, 501u);
+  index_->RemoveChannel(1);
+  EXPECT_EQ(index_->told().pins, 1u);
+}
+
+TEST_F(Channels, RecordsThatWaitAreTold) {
+  index_->AddChannel(1, one_.span(), 8);
+  for (uint32_t part = 0; part < 5; ++part)
+    Push(one_.channel(), 3, shm::PackTag(shm::RingKind::kTouch, 77, part));
+  Drain(2);
+  index_->Reread(0, 1);
+  EXPECT_EQ(index_->told().ring_records, 3u);
+  one_.channel().rings[3].head = UINT64_MAX;
+  index_->Reread(0, 1);
+  EXPECT_LE(index_->told().ring_records, shm::kRingRecords);
+}
+
 // The daemon is unharmed by any content of a channel: this is for the sanitizers, and for the
 // bounds that are checked below.
 TEST_F(Channels, AnyContentIsSurvived) {
@@ -232,6 +313,8 @@ TEST_F(Channels, AnyContentIsSurvived) {
     Drain(10'000);
     EXPECT_LE(drained_, 10'000u);
     index_->totals();
+    index_->Reread(0, UINT64_MAX);
+    index_->told();
   }
   index_->RemoveChannel(1);
   EXPECT_EQ(Scan().size(), 1u);

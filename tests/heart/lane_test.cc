@@ -77,6 +77,42 @@ TEST_F(Lanes, EveryPinIsInAWordOfItsOwnUnderAMark) {
   EXPECT_EQ(lane.pinned_bytes(), 10'000u);
 }
 
+TEST_F(Lanes, HitTimesAreCountedInTheirBuckets) {
+  PinPool<> pool(Channel(8), kNoLimit);
+  Lane<> lane(pool, 3);
+  const shm::LaneTimes& times = memory_.channel().times[3];
+  const std::pair<uint64_t, uint32_t> expected[] = {{0, 0},        {31, 0},       {32, 1},
+                                                    {63, 1},       {64, 2},       {131'072, 13},
+                                                    {262'143, 13}, {262'144, 14}, {1u << 30, 14}};
+  uint64_t total = 0;
+  for (const auto& [ns, bucket] : expected) {
+    const uint64_t before = times.buckets[bucket];
+    lane.CountHitTime(ns);
+    EXPECT_EQ(times.buckets[bucket], before + 1) << ns;
+    if (bucket + 1 < shm::kHitTimeBuckets) {
+      EXPECT_LT(ns, shm::HitTimeBoundNs(bucket));
+    }
+    total += ns;
+    EXPECT_EQ(times.total_ns, total);
+  }
+}
+
+TEST_F(Lanes, OneLookupInAboutSoManyPagesIsTimed) {
+  PinPool<> pool(Channel(8), kNoLimit);
+  Lane<> lane(pool, 0);
+  uint64_t timed = 0;
+  for (uint32_t page = 1; page <= 10 * shm::kTimedEvery; ++page) {
+    if (!lane.TimesNext(1)) continue;
+    ++timed;
+    EXPECT_EQ(page % shm::kTimedEvery, 0u);
+  }
+  EXPECT_EQ(timed, 10u);
+  EXPECT_FALSE(lane.TimesNext(shm::kTimedEvery / 2));
+  EXPECT_TRUE(lane.TimesNext(shm::kTimedEvery / 2));
+  EXPECT_TRUE(lane.TimesNext(100 * shm::kTimedEvery)) << "once";
+  EXPECT_FALSE(lane.TimesNext(shm::kTimedEvery - 1));
+}
+
 TEST_F(Lanes, LanesOfAClientNeverShareALine) {
   PinPool<> pool(Channel(shm::kMaxPinLines), kNoLimit);
   Lane<> one(pool, 0);

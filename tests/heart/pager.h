@@ -2,8 +2,9 @@
 //
 // Pager owns the slots of one arena and follows the evictor's side of docs/shared_memory.md through
 // TenantIndex: it publishes, evicts, drops and fences pages as chance will have it. What pages
-// consist of is left to `Pages`, which has kPageBytes, Key(number) and Write(slot, content).
-// PagerSteps can leave out steps of the protocol, for tests that show what each is good for.
+// consist of is left to `Pages`, which has kPageBytes, Key(number) and Write(slot, content). It is
+// no part of the daemon, whose evictor is daemon/engine/placement: it does the same in a few lines,
+// so that threads and processes can race against it at full speed, fences included.
 #pragma once
 
 #include <algorithm>
@@ -28,20 +29,14 @@ struct PageContent {
   friend bool operator==(const PageContent&, const PageContent&) = default;
 };
 
-struct PagerSteps {
-  bool scan_after_unlink = true;
-  bool new_sequence = true;  // At every link of a slot.
-  bool limbo = true;         // Dropped pages wait until they are not pinned.
-};
-
 template <class Pages>
 class Pager {
  public:
   static constexpr uint32_t kArena = 1;
   static constexpr uint32_t kGeneration = 7;  // Index of the generation word.
 
-  Pager(TenantIndex& index, Pages& pages, uint32_t slots, uint64_t seed, PagerSteps steps = {})
-      : index_(index), pages_(pages), steps_(steps), random_(seed), slots_(slots) {
+  Pager(TenantIndex& index, Pages& pages, uint32_t slots, uint64_t seed)
+      : index_(index), pages_(pages), random_(seed), slots_(slots) {
     OpenSpace();
   }
 
@@ -76,7 +71,7 @@ class Pager {
     for (const uint32_t slot : victims_) {
       TERRACE_CHECK(index_.Unlink(slots_[slot].name, slots_[slot].handle));
     }
-    if (steps_.scan_after_unlink) Scan();
+    Scan();
     uint32_t freed = 0;
     for (const uint32_t slot : victims_) {
       if (pinned(slot)) {
@@ -97,7 +92,7 @@ class Pager {
     if (!page) return;
     const uint32_t slot = shm::SlotOf(page->handle);
     TERRACE_CHECK(index_.Unlink(page->name, page->handle));
-    slots_[slot].state = steps_.limbo ? State::kLimbo : State::kFree;
+    slots_[slot].state = State::kLimbo;
   }
 
   // Invalidates all: the generation word moves, the space goes, pages follow.
@@ -168,8 +163,7 @@ class Pager {
 
   void Link(uint32_t slot) {
     Slot& place = slots_[slot];
-    if (steps_.new_sequence) ++place.sequence;
-    place.handle = shm::MakeHandle(kArena, slot, place.sequence);
+    place.handle = shm::MakeHandle(kArena, slot, ++place.sequence);
     const Status linked = index_.Link({.name = place.name,
                                        .handle = place.handle,
                                        .bytes = Pages::kPageBytes,
@@ -193,7 +187,6 @@ class Pager {
 
   TenantIndex& index_;
   Pages& pages_;
-  const PagerSteps steps_;
   Random random_;
   std::vector<Slot> slots_;
   std::vector<uint32_t> victims_;

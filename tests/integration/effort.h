@@ -15,6 +15,13 @@ namespace terrace {
 #endif
 #endif
 
+// A sanitizer keeps what was freed: what a process has resident says little.
+#if defined(TERRACE_TEST_SANITIZED)
+inline constexpr bool kMemoryIsTelling = false;
+#else
+inline constexpr bool kMemoryIsTelling = true;
+#endif
+
 #if defined(TERRACE_TEST_SANITIZED)
 inline constexpr uint64_t kEffortDivisor = 20;
 #elif !defined(NDEBUG)

@@ -27,6 +27,11 @@ void IntegrationTest::StartDaemon(const std::string& capacity, const std::string
   DaemonProcessOptions options;
   options.capacity = capacity;
   options.limits = limits;
+  options.metrics = true;
+  StartDaemon(options);
+}
+
+void IntegrationTest::StartDaemon(const DaemonProcessOptions& options) {
   Result<std::unique_ptr<DaemonProcess>> started = DaemonProcess::Start(options);
   ASSERT_TRUE(started) << started.error().ToString();
   daemon_ = *std::move(started);

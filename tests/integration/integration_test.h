@@ -52,6 +52,7 @@ class IntegrationTest : public testing::Test {
  protected:
   // `limits` are lines of that section of its configuration.
   void StartDaemon(const std::string& capacity = "64MiB", const std::string& limits = "");
+  void StartDaemon(const DaemonProcessOptions& options);
   DaemonProcess& daemon() { return *daemon_; }
   std::string socket() const { return daemon_->socket(); }
 

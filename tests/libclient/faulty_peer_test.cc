@@ -80,6 +80,18 @@ std::vector<BadHello> BadHellos() {
          peer.SendError(f.header.request, 9, "not you");
          return Act::kHandled;
        }},
+      {"the connection refused, before the hello was read", KVC_PERMISSION_DENIED,
+       [](ScriptedPeer& peer, const Frame&) {
+         peer.SendError(0, 9, "nobody knows you here");
+         return Act::kHangUp;
+       }},
+      {"a daemon of an older protocol", KVC_MISMATCH,
+       [](ScriptedPeer& peer, const Frame& f) {
+         wire::HelloReply reply = GoodReply();
+         reply.set_version(0);
+         peer.Send(Type::kHelloReply, f.header.request, reply);
+         return Act::kHandled;
+       }},
       {"error code of a newer daemon", KVC_INTERNAL,
        [](ScriptedPeer& peer, const Frame& f) {
          peer.SendError(f.header.request, 77, "?");
@@ -639,6 +651,74 @@ TEST(FaultyPeer, GarbageAtAnyTimeNeverCrashesTheClient) {
   }
   peer.SetScript({});
   EXPECT_TRUE(Await([&] { return client->WaitConnected().ok() && client->Ping(1000).ok(); }));
+}
+
+// ---- Daemons of other releases
+
+TEST(OtherReleases, AHelloSaysWhatThisLibraryKnows) {
+  std::atomic<bool> right = false;
+  ScriptedPeer peer(On(Type::kHello, [&](ScriptedPeer&, const Frame& frame) {
+    wire::Hello hello;
+    right = hello.ParseFromString(frame.body) && hello.version_min() == wire::kProtocolVersionMin &&
+            hello.version_max() == wire::kProtocolVersion &&
+            hello.capabilities() == wire::kCapabilities;
+    return Act::kDefault;
+  }));
+  ASSERT_TRUE(Connect(peer));
+  EXPECT_TRUE(right);
+}
+
+TEST(OtherReleases, TheErrorSaysWhichSideIsToBeUpdated) {
+  const auto connect = [](uint32_t version) {
+    ScriptedPeer peer(On(Type::kHello, [version](ScriptedPeer& its, const Frame& frame) {
+      wire::HelloReply reply = GoodReply();
+      reply.set_version(version);
+      reply.set_daemon_version("0.0.7");
+      its.Send(Type::kHelloReply, frame.header.request, reply);
+      return Act::kHandled;
+    }));
+    return Connect(peer).error().ToString();
+  };
+  const std::string older = connect(wire::kProtocolVersionMin - 1);
+  EXPECT_NE(older.find("terraced 0.0.7"), std::string::npos) << older;
+  EXPECT_NE(older.find("update the daemon"), std::string::npos) << older;
+  const std::string newer = connect(wire::kProtocolVersion + 1);
+  EXPECT_NE(newer.find("update the library"), std::string::npos) << newer;
+}
+
+TEST(OtherReleases, ADaemonThatRefusesTheVersionIsQuoted) {
+  ScriptedPeer peer(On(Type::kHello, [](ScriptedPeer& its, const Frame& frame) {
+    its.SendError(frame.header.request, 4, "this daemon speaks 7 to 9: update the client");
+    return Act::kHandled;
+  }));
+  const auto client = Connect(peer);
+  EXPECT_EQ(client.error().code(), KVC_MISMATCH);
+  EXPECT_NE(client.error().ToString().find("speaks 7 to 9"), std::string::npos);
+}
+
+TEST(OtherReleases, WhatADaemonCannotDoYetIsNotAskedOfIt) {
+  ScriptedPeer peer;  // Its hello names no capabilities, as one from before there were any.
+  kvc::Client client = *Connect(peer);
+  kvc_error error{};
+  EXPECT_EQ(kvc_model_grant(client.get(), "m", "t", 0, &error), KVC_MISMATCH);
+  EXPECT_NE(std::string(error.message).find("too old"), std::string::npos) << error.message;
+  EXPECT_EQ(peer.CountOf(Type::kModelAccess), 0u);
+  EXPECT_EQ(kvc_ping(client.get(), 0, nullptr), KVC_OK);  // The rest goes on.
+}
+
+TEST(OtherReleases, WhatANewerDaemonKnowsBesidesIsIgnored) {
+  ScriptedPeer peer(On(Type::kHello, [](ScriptedPeer& its, const Frame& frame) {
+    wire::HelloReply reply = GoodReply();
+    reply.set_capabilities(UINT64_MAX);
+    reply.GetReflection()->MutableUnknownFields(&reply)->AddVarint(99, 1);
+    const UniqueFd channel = ScriptedPeer::MakeChannel(shm::kChannelBytes);
+    const UniqueFd directory = ScriptedPeer::MakeDirectory(1);
+    its.Send(Type::kHelloReply, frame.header.request, reply, {channel.get(), directory.get()});
+    its.SendBody(static_cast<Type>(999), 0, "an event of the future");
+    return Act::kHandled;
+  }));
+  kvc::Client client = *Connect(peer);
+  EXPECT_EQ(kvc_ping(client.get(), 0, nullptr), KVC_OK);
 }
 
 }  // namespace

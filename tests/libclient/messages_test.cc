@@ -178,12 +178,13 @@ std::vector<Case> Cases() {
   MESSAGE(Error, FIELD(Error, code), FIELD(Error, message))
   MESSAGE(Hello, FIELD(Hello, version_min), FIELD(Hello, version_max), FIELD(Hello, name),
           FIELD(Hello, writer), FIELD(Hello, resume_client), FIELD(Hello, resume_token),
-          FIELD(Hello, max_pins))
+          FIELD(Hello, max_pins), FIELD(Hello, capabilities))
   MESSAGE(HelloReply, FIELD(HelloReply, version), FIELD(HelloReply, client),
           FIELD(HelloReply, token), FIELD(HelloReply, life), FIELD(HelloReply, resumed),
           FIELD(HelloReply, tenant), FIELD(HelloReply, writer), FIELD(HelloReply, max_pins),
           FIELD(HelloReply, max_pinned_bytes), FIELD(HelloReply, max_grants),
-          FIELD(HelloReply, host_capacity_bytes), FIELD(HelloReply, daemon_version))
+          FIELD(HelloReply, host_capacity_bytes), FIELD(HelloReply, daemon_version),
+          FIELD(HelloReply, capabilities))
   MESSAGE(Ping)
   MESSAGE(PingReply)
   MESSAGE(Goodbye)
@@ -223,6 +224,9 @@ std::vector<Case> Cases() {
           FIELD(ModelAddReply, why_not))
   MESSAGE(ModelRemove, FIELD(ModelRemove, name), FIELD(ModelRemove, version))
   MESSAGE(ModelRemoveReply)
+  MESSAGE(ModelAccess, FIELD(ModelAccess, name), FIELD(ModelAccess, tenant),
+          FIELD(ModelAccess, granted))
+  MESSAGE(ModelAccessReply)
   MESSAGE(Load, FIELD(Load, name), FIELD(Load, version))
   MESSAGE(ProgressEvent, FIELD(ProgressEvent, done_bytes), FIELD(ProgressEvent, total_bytes))
   MESSAGE(LoadReply, FIELD(LoadReply, version), FIELD(LoadReply, bytes), FIELD(LoadReply, digest))

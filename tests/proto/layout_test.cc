@@ -56,6 +56,10 @@ TEST(Layout, ChannelLiesAsDocumented) {
   EXPECT_EQ(offsetof(Channel, lines), 192u + 1024);
   EXPECT_EQ(offsetof(Channel, counters), 1216u + 8192 * 64);
   EXPECT_EQ(offsetof(Channel, rings), 525504u + 64 * 128);
+  EXPECT_EQ(offsetof(Channel, times), 533696u + 64 * 32896);
+  EXPECT_EQ(offsetof(LaneTimes, buckets), 8u);
+  EXPECT_EQ(HitTimeBoundNs(0), 32u);
+  EXPECT_EQ(HitTimeBoundNs(kHitTimeBuckets - 2), 262'144u);
   EXPECT_EQ(sizeof(Ring), 128u + 1024 * 32);
   EXPECT_EQ(offsetof(Ring, tail), 64u);
   EXPECT_EQ(offsetof(Ring, records), 128u);
@@ -95,7 +99,7 @@ TEST(Layout, HomeLineHasTheDocumentedValue) {
 
 TEST(Layout, SizesAreAsDocumented) {
   EXPECT_EQ(kEntriesOffset, 274'432u);
-  EXPECT_EQ(kChannelBytes, 2'641'920u);
+  EXPECT_EQ(kChannelBytes, 2'650'112u);
 }
 
 }  // namespace

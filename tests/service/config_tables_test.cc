@@ -99,6 +99,9 @@ TEST(ConfigTables, WhatATableGetsWrongIsTold) {
   const std::pair<std::string, const char*> cases[] = {
       {"[[socket]]\nmode = \"0660\"", "socket.path: every [[socket]] needs one"},
       {"[[socket]]\npath = \"s\"", "t.toml:2: socket.path: expected an absolute path"},
+      {socket + "name = \"a:b\"", "socket.name: expected 1 to 255 printable characters"},
+      {socket + "name = \"\"", "socket.name: expected"},
+      {socket + "name = \"x\"\n[[socket]]\npath = \"/y\"\nname = \"x\"\n", "socket.name: x twice"},
       {socket + "mode = \"rw\"", "t.toml:3: socket.mode: expected an octal mode"},
       {socket + "owner = \"no such user\"", "socket.owner: expected the name or number of a user"},
       {socket + "owner = 4294967295", "socket.owner: expected"},
@@ -158,7 +161,7 @@ TEST(ConfigTables, EveryFieldIsInTheDocumentation) {
   std::ifstream stream(TERRACE_DOCS "/configuration.md");
   std::ostringstream page;
   page << stream.rdbuf();
-  EXPECT_EQ(ConfigTableFields().size(), 11u);
+  EXPECT_EQ(ConfigTableFields().size(), 12u);
   for (const ConfigField& field : ConfigTableFields())
     EXPECT_THAT(page.str(), HasSubstr("`" + std::string(field.path) + "`"));
 }

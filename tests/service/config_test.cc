@@ -32,6 +32,7 @@ const std::vector<Choices>& AllChoices() {
       {"daemon.log_level",
        {"debug", "info", "warning", "error", "off"},
        {"", "INFO", "trace", "1"}},
+      {"daemon.log_format", {"auto", "text", "json", "journal"}, {"", "JSON", "syslog"}},
       {"host.capacity",
        {"16GiB", "0.25", "1", "1.0", "16777216"},
        {"", "0", "0.0", "1.5", "-1", "1MiB", "lots", "1e-400", "nan", "16GB"}},
@@ -40,14 +41,22 @@ const std::vector<Choices>& AllChoices() {
       {"host.pretouch", {"all", "none", "4GiB", "0"}, {"", "some", "-1", "true"}},
       {"host.huge_pages", {"auto", "never"}, {"", "always", "true"}},
       {"host.lock", {"auto", "never"}, {"", "yes"}},
+      {"metrics.listen",
+       {"", "127.0.0.1:9177", "127.1.2.3:0", "[::1]:9177", "unix:/run/terrace/metrics.sock"},
+       {"9177", ":9177", "localhost:9177", "0.0.0.0:9177", "10.0.0.1:9177", "[::]:9177", "::1:9177",
+        "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:9177 ",
+        "unix:", "unix:metrics.sock", "unix:/a\nb"}},
       {"limits.clients", {"1", "1024", "4096"}, {"", "0", "4097", "-1", "1.5", "many"}},
       {"limits.clients_per_process", {"1", "64"}, {"0", "4097", "x"}},
+      {"limits.clients_per_user", {"1", "768", "4096"}, {"0", "4097", ""}},
+      {"limits.connections_without_hello", {"1", "256", "32768"}, {"0", "32769", "x"}},
+      {"limits.spaces", {"1", "1024", "4096"}, {"0", "4097"}},
       {"limits.connections", {"1", "32768"}, {"0", "32769", ""}},
       {"limits.pins", {"8", "65536"}, {"7", "65537", "0"}},
       {"limits.pinned_bytes", {"0", "8GiB"}, {"", "half", "-5"}},
       {"limits.grants", {"1", "1048576"}, {"0", "1048577"}},
       {"limits.grant_deadline", {"30s", "1ms"}, {"", "0s", "30", "25h", "1441min"}},
-      {"limits.grant_deadline_max", {"10min"}, {"0ms", "x"}},
+      {"limits.grant_deadline_max", {"10min", "5min"}, {"0ms", "x"}},
       {"limits.hello_deadline", {"10s", "100ms"}, {"99ms", "10"}},
       {"limits.reader_stall", {"30s", "100ms"}, {"99ms", ""}},
   };
@@ -162,6 +171,41 @@ TEST(Config, FieldsThatContradictEachOtherAreRefused) {
   config = Config();
   config.connections = config.clients - 1;
   EXPECT_THAT(CheckConfig(config).message(), StartsWith("limits.connections: "));
+}
+
+TEST(Config, ChangesAreNamedWithWhetherAReloadTakesThem) {
+  Config before;
+  EXPECT_TRUE(ChangesBetween(before, before).empty());
+  Config after = before;
+  after.log_level = LogLevel::kDebug;
+  after.capacity = {1u << 30, 0};
+  after.pins = 64;
+  const std::vector<FieldChange> changes = ChangesBetween(before, after);
+  ASSERT_EQ(changes.size(), 3u);
+  EXPECT_EQ(changes[0].path, "daemon.log_level");
+  EXPECT_EQ(changes[0].from, "\"info\"");
+  EXPECT_EQ(changes[0].to, "\"debug\"");
+  EXPECT_TRUE(changes[0].reloads);
+  EXPECT_EQ(changes[1].path, "host.capacity");
+  EXPECT_FALSE(changes[1].reloads);
+  EXPECT_EQ(changes[2].path, "limits.pins");
+  EXPECT_TRUE(changes[2].reloads);
+}
+
+TEST(Config, AReloadTakesEachFieldThatSaysSoAndNoOther) {
+  for (const Choices& choices : AllChoices()) {
+    Config before;
+    Config after = before;
+    for (const std::string_view text : choices.good) {
+      after = before;
+      ASSERT_EQ(SetConfigField(&after, choices.path, text), Status());
+      if (!ChangesBetween(before, after).empty()) break;
+    }
+    const std::vector<FieldChange> changes = ChangesBetween(before, after);
+    ASSERT_EQ(changes.size(), 1u) << choices.path << " has no good value but its default";
+    TakeReloadable(after, &before);
+    EXPECT_EQ(ChangesBetween(before, after).empty(), changes.front().reloads) << choices.path;
+  }
 }
 
 TEST(Config, TheTextOfAConfigurationGivesTheSameConfiguration) {

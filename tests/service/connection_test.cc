@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
 
 #include <future>
@@ -21,7 +22,8 @@ using testing::HasSubstr;
 // answered when the next one comes.
 class Echo final : public Connection::Owner {
  public:
-  explicit Echo(size_t large_input = kLargeInputBudget) : large_input_left_(large_input) {
+  explicit Echo(size_t large_input = kLargeInputBudget, bool may_pass_fds = true) {
+    budgets_.large_input_left = large_input;
     int ends[2];
     EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
     client = WireClient(UniqueFd(ends[0]));
@@ -31,11 +33,12 @@ class Echo final : public Connection::Owner {
     ::fcntl(served.get(), F_SETFL, O_NONBLOCK);
     Result<Peer> peer = PeerOf(served.get());
     EXPECT_EQ(peer.status(), Status());
-    const ConnectionEnvironment environment{&loop_, &clock_, &traffic, &large_input_left_};
+    const ConnectionEnvironment environment{&loop_, &clock_, &traffic, &budgets_};
     Connection::Owner& owner = *this;
     connection_ = std::make_unique<Connection>(1, *std::move(peer), environment, owner);
     EXPECT_EQ(connection_->Open(std::move(served)), Status());
     connection_->AllowLargeFrames();
+    if (may_pass_fds) connection_->AllowDescriptors();
     thread_ = std::thread([this] { loop_.Run(); });
   }
   ~Echo() override {
@@ -55,7 +58,8 @@ class Echo final : public Connection::Owner {
     done.get_future().wait();
   }
   Connection& connection() { return *connection_; }
-  size_t& large_input_left() { return large_input_left_; }  // On the loop's thread.
+  ConnectionBudgets& budgets() { return budgets_; }                 // Likewise.
+  size_t& large_input_left() { return budgets_.large_input_left; }  // On the loop's thread.
   Status AwaitClosed() { return closed_.get_future().get(); }
 
   WireClient client;
@@ -77,7 +81,7 @@ class Echo final : public Connection::Owner {
 
   OwnerLoop loop_;
   const SystemClock clock_;
-  size_t large_input_left_;
+  ConnectionBudgets budgets_;
   uint64_t handled_ = 0;
   std::promise<Status> closed_;
   std::unique_ptr<Connection> connection_;
@@ -218,6 +222,71 @@ TEST(Connection, DescriptorsThatNoFrameNamesAreRefusedAndClosed) {
   ExpectViolation(echo, Code::kInvalidArgument, "fds: descriptors came that no frame names");
   char byte;
   EXPECT_EQ(::read(read_end.get(), &byte, 1), 0);  // End of file: nobody has the other end.
+}
+
+TEST(Connection, DescriptorsOfWhoMayPassNoneAreClosed) {
+  Echo echo(kLargeInputBudget, /*may_pass_fds=*/false);
+  int pipe_ends[2];
+  ASSERT_EQ(::pipe2(pipe_ends, O_CLOEXEC), 0);
+  const UniqueFd read_end(pipe_ends[0]);
+  UniqueFd write_end(pipe_ends[1]);
+  ASSERT_TRUE(echo.client.SendBytes(EchoFrame(1, "x", 1), {write_end.get()}));
+  write_end.Reset();
+  ExpectViolation(echo, Code::kPermissionDenied, "fds: this client may pass no descriptors");
+  char byte;
+  EXPECT_EQ(::read(read_end.get(), &byte, 1), 0);
+}
+
+// Those on their way count for the whole user: the kernel would refuse to pass any to others.
+TEST(Connection, DescriptorsThatAPeerDoesNotTakeAreFewAndAllComeInTheEnd) {
+  Echo echo;
+  constexpr int kFrames = 12;
+  constexpr int kFds = 200;
+  const UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  wire::LoadReply reply;
+  echo.Post([&] {
+    for (int i = 0; i < kFrames; ++i) {
+      std::vector<UniqueFd> fds;
+      for (int n = 0; n < kFds; ++n)
+        fds.push_back(*null.Duplicate());
+      echo.connection().Send(wire::Type::kLoadReply, static_cast<uint64_t>(i), reply,
+                             std::move(fds));
+    }
+    EXPECT_TRUE(echo.connection().has_backlog());
+  });
+  int waiting_bytes = 0;
+  ASSERT_EQ(::ioctl(echo.client.fd(), FIONREAD, &waiting_bytes), 0);
+  EXPECT_LE(static_cast<size_t>(waiting_bytes) / wire::kFrameHeaderBytes * kFds, kUnreadFdsHigh);
+  for (int i = 0; i < kFrames; ++i) {
+    const std::optional<ReceivedFrame> frame = echo.client.Receive();
+    ASSERT_TRUE(frame.has_value()) << i;
+    EXPECT_EQ(frame->header.request, static_cast<uint64_t>(i));
+    EXPECT_EQ(frame->fds.size(), static_cast<size_t>(kFds));
+  }
+}
+
+TEST(Connection, LargeAnswersOfAllShareABudget) {
+  Echo echo;
+  wire::LoadReply large;
+  large.set_digest(std::string(kSmallOutput + 1, 'x'));
+  echo.Post([&] {
+    echo.budgets().output_bytes += kLargeOutputBudget;  // Of others.
+    echo.connection().Send(wire::Type::kLoadReply, 7, large);
+  });
+  std::optional<ReceivedFrame> refused = echo.client.Receive();
+  ASSERT_TRUE(refused.has_value());
+  EXPECT_EQ(refused->header.request, 7u);
+  EXPECT_EQ(WireClient::Parse<wire::LoadReply>(*std::move(refused)).status().code(),
+            Code::kExhausted);
+  // Small ones have room always, and the budget is given back with what was sent.
+  ASSERT_TRUE(echo.client.SendBytes(EchoFrame(8, "small")));
+  ExpectEcho(echo, 8, "small");
+  echo.Post([&] {
+    EXPECT_EQ(echo.budgets().output_bytes, kLargeOutputBudget);
+    echo.budgets().output_bytes = 0;
+    echo.connection().Send(wire::Type::kLoadReply, 9, large);
+  });
+  ExpectEcho(echo, 9, large.digest());
 }
 
 TEST(Connection, AForkedChildClosesItByItsFirstByte) {

@@ -1,7 +1,9 @@
 // The start and the end of the real daemon.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/ptrace.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #include <filesystem>
 #include <fstream>
@@ -50,6 +52,39 @@ TEST(Daemon, SigtermWithClientsAndABlockedReaderStillEndsIt) {
   EXPECT_EQ(*code, 0);
   EXPECT_TRUE(good.AwaitClosed());
   EXPECT_TRUE(silent.AwaitClosed());
+}
+
+pid_t ThreadNamed(pid_t pid, const std::string& name) {
+  std::error_code failed;
+  for (const auto& thread :
+       std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/task", failed)) {
+    std::ifstream file(thread.path() / "comm");
+    std::string comm;
+    if (std::getline(file, comm) && comm == name) {
+      return static_cast<pid_t>(std::stol(thread.path().filename().string()));
+    }
+  }
+  return -1;
+}
+
+// As one that waits for a file system that hangs.
+TEST(Daemon, AThreadThatHangsDoesNotKeepItForEver) {
+  Result<std::unique_ptr<DaemonProcess>> daemon = DaemonProcess::Start();
+  ASSERT_EQ(daemon.status(), Status());
+  const pid_t reading = ThreadNamed((*daemon)->pid(), "read-0");
+  ASSERT_GT(reading, 0);
+  if (::ptrace(PTRACE_SEIZE, reading, nullptr, nullptr) != 0) {
+    GTEST_SKIP() << "tracing is not allowed here: " << std::strerror(errno);
+  }
+  ASSERT_EQ(::ptrace(PTRACE_INTERRUPT, reading, nullptr, nullptr), 0);
+  ASSERT_EQ(::waitpid(reading, nullptr, __WALL), reading);
+  ASSERT_EQ(::kill((*daemon)->pid(), SIGTERM), 0);
+  // The end of the traced thread is its tracer's to take.
+  ASSERT_EQ(::waitpid(reading, nullptr, __WALL), reading);
+  const Result<int> code = (*daemon)->AwaitExit();
+  ASSERT_EQ(code.status(), Status());
+  EXPECT_EQ(*code, 1);
+  EXPECT_THAT((*daemon)->Log(), HasSubstr("a file system hangs"));
 }
 
 TEST(Daemon, TheSocketOfAKilledDaemonIsReplaced) {

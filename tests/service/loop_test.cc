@@ -45,6 +45,33 @@ TEST(OwnerLoop, PostedTasksRunInOrderOnTheThreadThatRuns) {
   EXPECT_EQ(ran_on, std::this_thread::get_id());
 }
 
+TEST(OwnerLoop, EveryCallbackIsTimed) {
+  OwnerLoop loop;
+  Pipe pipe;
+  ASSERT_EQ(::write(pipe.write_end.get(), "x", 1), 1);
+  Result<OwnerLoop::Watch> watch = loop.NewWatch(std::move(pipe.read_end), [&] {
+    // Longer than some bound, whatever the machine.
+    const auto until = std::chrono::steady_clock::now() + milliseconds(2);
+    while (std::chrono::steady_clock::now() < until)
+      continue;
+    loop.Stop();
+  });
+  ASSERT_EQ(watch.status(), Status());
+  OwnerLoop::Timer timer = loop.NewTimer([&] { watch->ArmRead(); });
+  loop.Post([&] { timer.Start(milliseconds(1)); });
+  loop.Run();
+  const LoopTimes& times = loop.times();
+  uint64_t callbacks = 0;
+  uint64_t long_ones = 0;
+  for (size_t i = 0; i < times.counts.size(); ++i) {
+    callbacks += times.counts[i];
+    if (i > 0 && LoopTimes::kBoundsNs[i - 1] >= 2'000'000) long_ones += times.counts[i];
+  }
+  EXPECT_EQ(callbacks, 3u) << "a task, a timer, a watch";
+  EXPECT_GE(long_ones, 1u);
+  EXPECT_GE(times.total_ns, 2'000'000u);
+}
+
 TEST(OwnerLoop, AWatchCallsOnceForEachTimeItIsArmed) {
   OwnerLoop loop;
   Pipe pipe;

@@ -117,6 +117,50 @@ TEST_F(VerbsTest, HelloGivesASealedChannelAndAReadOnlyDirectory) {
             shm::kDirectoryMagic);
 }
 
+TEST_F(VerbsTest, AHelloOfAnotherReleaseGetsAClearAnswer) {
+  const auto hello = [&](uint32_t min, uint32_t max, uint64_t capabilities) {
+    wire::Hello message;
+    message.set_version_min(min);
+    message.set_version_max(max);
+    message.set_capabilities(capabilities);
+    WireClient client = WireClient::Connect(daemon_->socket());
+    return client.Call<wire::HelloReply>(wire::Type::kHello, message);
+  };
+  const uint32_t now = wire::kProtocolVersion;
+  const Status older = hello(0, wire::kProtocolVersionMin - 1, 0).status();
+  EXPECT_EQ(older.code(), Code::kMismatch);
+  EXPECT_THAT(older.message(), HasSubstr("update the client"));
+  const Status newer = hello(now + 1, now + 2, 0).status();
+  EXPECT_EQ(newer.code(), Code::kMismatch);
+  EXPECT_THAT(newer.message(), HasSubstr("update the daemon"));
+  EXPECT_THAT(newer.message(), HasSubstr("this client versions " + std::to_string(now + 1)));
+  EXPECT_EQ(hello(2, 1, 0).status().code(), Code::kInvalidArgument);
+  // One that speaks older and newer versions too, and knows what this daemon does not.
+  const Result<wire::HelloReply> both = hello(0, now + 5, UINT64_MAX);
+  ASSERT_EQ(both.status(), Status());
+  EXPECT_EQ(both->version(), now);
+  EXPECT_EQ(both->capabilities(), wire::kCapabilities);
+  EXPECT_EQ(both->daemon_version(), TERRACE_VERSION);
+  // One from before there were capabilities.
+  const Result<wire::HelloReply> plain = hello(1, 1, 0);
+  ASSERT_EQ(plain.status(), Status());
+  EXPECT_EQ(plain->capabilities(), 0u);
+}
+
+TEST_F(VerbsTest, AHelloWithFieldsOfTheFutureIsTaken) {
+  wire::Hello message;
+  message.set_version_min(1);
+  message.set_version_max(1);
+  std::string bytes = message.SerializeAsString();
+  // Field 100 as a number, field 101 as bytes.
+  bytes += std::string("\xa0\x06\x01\xaa\x06\x02hi", 8);
+  WireClient client = WireClient::Connect(daemon_->socket());
+  ASSERT_TRUE(client.SendBytes(WireClient::Encode(wire::Type::kHello, 7, bytes)));
+  std::optional<ReceivedFrame> frame = client.Receive();
+  ASSERT_TRUE(frame.has_value());
+  EXPECT_EQ(frame->header.type, wire::Type::kHelloReply);
+}
+
 TEST_F(VerbsTest, PingAndDirectory) {
   EXPECT_EQ(client_.Call<wire::PingReply>(wire::Type::kPing, wire::Ping()).status(), Status());
   std::vector<UniqueFd> fds;

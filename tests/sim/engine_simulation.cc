@@ -10,12 +10,14 @@ namespace terrace {
 namespace {
 
 constexpr uint64_t kSteps = 2000;
-constexpr uint64_t kStride = 16;  // Accesses between two switches, on average.
+constexpr uint64_t kStride = 16;      // Accesses between two switches, on average.
+constexpr uint64_t kPinsToHalt = 4;   // Between two halts of a reader, on average, and how many
+constexpr uint64_t kHaltTurns = 256;  // turns of others one lasts at most.
 constexpr uint64_t kBlockBytes = 16384;
 
 }  // namespace
 
-EngineSimulation::EngineSimulation(uint64_t seed)
+EngineSimulation::EngineSimulation(uint64_t seed, std::optional<Omission> omission)
     : random_(seed),
       fibers_(seed + 1, kStride),
       steps_(kSteps),
@@ -28,7 +30,7 @@ EngineSimulation::EngineSimulation(uint64_t seed)
   parts.sources = &sources_;
   parts.journal = &journal_;
   parts.host_policy = MakeLru();
-  parts.make_index = [this] { return IndexOn<SimAtomics>::Make(directories_.emplace_back()); };
+  parts.make_index = [this, omission] { return MakeIndex(omission); };
   Result<std::unique_ptr<Engine>> engine = MakeEngine(options, std::move(parts), *this);
   TERRACE_CHECK(engine.has_value());
   engine_ = *std::move(engine);
@@ -56,7 +58,10 @@ EngineOptions EngineSimulation::ChooseOptions() {
                                                     {512, 512, 512},
                                                     {8192, 512, 20480}};
   page_bytes_ = sizes[random_.Below(sizes.size())];
+  crowded_ = !bulk() && random_.Chance(1, 2);
+  halting_ = crowded_ && random_.Chance(1, 2);
   capacity_ = 4096 * (24 + random_.Below(100));
+  if (crowded_) capacity_ = 4096 * (8 + random_.Below(24));
   if (bulk()) {
     steps_ = 2 * kSteps;
     tenants_ = 1;
@@ -75,6 +80,17 @@ EngineOptions EngineSimulation::ChooseOptions() {
   return options;
 }
 
+Result<std::unique_ptr<TenantIndex>> EngineSimulation::MakeIndex(std::optional<Omission> omission) {
+  PlainDirectory& memory = directories_.emplace_back();
+  ASSIGN_OR_RETURN(std::unique_ptr<TenantIndex> index, IndexOn<SimAtomics>::Make(memory));
+  indexes_.push_back(index.get());
+  if (!omission) return index;
+  auto omitting =
+      std::make_unique<OmittingIndex>(*omission, std::move(index), memory, [this] { Pause(); });
+  omitting_.push_back(omitting.get());
+  return std::unique_ptr<TenantIndex>(std::move(omitting));
+}
+
 void EngineSimulation::AddModels() {
   for (int model = 0; model < kModels; ++model) {
     std::vector<uint8_t> bytes(kBlockBytes * (1 + model));
@@ -86,6 +102,7 @@ void EngineSimulation::AddModels() {
     ModelSpec spec;
     spec.name = ModelName(model);
     spec.version = "1";
+    spec.tenant = *engine_->AddTenant("tenant0");
     spec.source.paths = {path};
     engine_->AddModel(std::move(spec), [this](const Result<ModelAdded>& added) {
       if (!added) Fail("add: " + added.error().ToString());
@@ -93,6 +110,16 @@ void EngineSimulation::AddModels() {
   }
   while (sources_.RunPending() + journal_.RunPending() > 0) {
   }
+  for (uint64_t tenant = 1; tenant < tenants_; ++tenant) {
+    const std::string name = "tenant" + std::to_string(tenant);
+    static_cast<void>(*engine_->AddTenant(name));
+    for (int model = 0; model < kModels; ++model) {
+      engine_->SetModelAccess(ModelName(model), name, true, [this](const Status& granted) {
+        if (!granted.ok()) Fail("grant: " + granted.ToString());
+      });
+    }
+  }
+  journal_.RunPending();
 }
 
 SimulationResult EngineSimulation::Run() {
@@ -122,8 +149,16 @@ SimProcess* EngineSimulation::Running() const {
   return fiber > 0 ? processes_[static_cast<size_t>(fiber - 1)].get() : nullptr;
 }
 
+// The owner thread, for which a process's fiber carries its own verbs out.
+bool EngineSimulation::ByDaemon() const {
+  const SimProcess* process = Running();
+  return process == nullptr || process->in_verb();
+}
+
 void EngineSimulation::Step() {
   ++accesses_;
+  for (OmittingIndex* index : omitting_)
+    index->Accessed();
   if (at_one_stroke_) return;
   fibers_.Yield();
   if (const SimProcess* process = Running(); process != nullptr && process->killed()) {
@@ -144,10 +179,19 @@ void EngineSimulation::GiveWay() {
 
 uint64_t EngineSimulation::Load(const shm::Word& word, std::memory_order order) {
   Step();
-  return word.load(order);
+  uint64_t value = word.load(order);
+  if (omitting_.empty() || !ByDaemon()) return value;
+  for (const OmittingIndex* index : omitting_)
+    value = index->Loaded(word, value);
+  return value;
 }
 void EngineSimulation::Store(shm::Word& word, uint64_t value, std::memory_order order) {
   Step();
+  if (!omitting_.empty() && ByDaemon()) {
+    for (OmittingIndex* index : omitting_) {
+      if (index->LeavesOut(word, value)) return;
+    }
+  }
   word.store(value, order);
 }
 uint64_t EngineSimulation::FetchOr(shm::Word& word, uint64_t bits) {
@@ -160,6 +204,11 @@ uint64_t EngineSimulation::FetchAnd(shm::Word& word, uint64_t bits) {
 }
 bool EngineSimulation::CompareExchange(shm::Word& word, uint64_t expected, uint64_t wanted) {
   Step();
+  // A pin, between a page that was found and its confirmation: as if the thread got no core.
+  if (halting_ && random_.Chance(1, kPinsToHalt)) {
+    for (uint64_t turns = random_.Below(kHaltTurns); turns > 0; --turns)
+      GiveWay();
+  }
   return word.compare_exchange_strong(expected, wanted);
 }
 
@@ -169,6 +218,8 @@ void EngineSimulation::OnOwner(const std::function<void()>& verb) {
   // Nobody is killed in the middle of a verb: it is the daemon that carries it out.
   if (process != nullptr) process->SetInVerb(true);
   verb();
+  for (OmittingIndex* index : omitting_)
+    index->VerbEnded();
   if (process != nullptr) process->SetInVerb(false);
 }
 
@@ -216,7 +267,8 @@ void EngineSimulation::WorldStep() {
   if (chance < 8) return engine_->SetHostCapacity(capacity_ / 4 + random_.Below(capacity_));
   if (chance < 11) return engine_->SetHostCapacity(capacity_);
   if (chance < 16) {
-    (void)engine_->Evict(1 + random_.Below(capacity_ / (bulk() ? 64 : 4)));
+    const uint64_t bytes = 1 + random_.Below(capacity_ / (bulk() ? 64 : 4));
+    (void)engine_->Evict(bytes, random_.Chance(1, 2) ? UINT64_MAX : 1 + random_.Below(8));
     return;
   }
   if (chance < 22) return CheckBooks();
@@ -241,7 +293,11 @@ void EngineSimulation::FailSomeTier() {
   tiers_fail_ = true;
   FaultPlan* const plans[] = {&tier_.create_faults, &tier_.populate_faults, &tier_.punch_faults,
                               &tier_.seal_faults, &sources_.read_faults};
-  plans[random_.Below(5)]->FailAfter(random_.Below(3), Status(Code::kUnavailable, "told to fail"));
+  FaultPlan* const plan = plans[random_.Below(5)];
+  plan->FailAfter(random_.Below(3), Status(Code::kUnavailable, "told to fail"));
+  faulty_.insert(plan);
+  memory_may_be_lost_ |=
+      faulty_.contains(&tier_.populate_faults) && faulty_.contains(&tier_.punch_faults);
   if (!directories_.empty()) directories_.back().refuse = random_.Chance(1, 4);
 }
 
@@ -251,6 +307,7 @@ void EngineSimulation::ClearFaults() {
   tier_.punch_faults.Clear();
   tier_.seal_faults.Clear();
   sources_.read_faults.Clear();
+  faulty_.clear();
   for (PlainDirectory& directory : directories_)
     directory.refuse = false;
   tiers_fail_ = false;
@@ -299,8 +356,10 @@ void EngineSimulation::CheckBooks() {
   const StatusReport summary = engine_->Summary();
   const HostReport host = tier_.Report();
   const uint64_t resident = host.small_page_bytes - host.blank_bytes;
-  // Blocks are charged whole before they are populated.
-  if (resident > summary.used_bytes || resident + summary.block_bytes < summary.used_bytes) {
+  // Blocks are charged whole before they are populated; so is memory that could neither be
+  // populated nor be punched.
+  const bool less = resident + summary.block_bytes < summary.used_bytes && !memory_may_be_lost_;
+  if (resident > summary.used_bytes || less) {
     Fail("the tier has " + std::to_string(resident) + " bytes resident, the books say " +
          std::to_string(summary.used_bytes));
   }
@@ -313,8 +372,8 @@ void EngineSimulation::CheckBooks() {
 
 std::set<uint64_t> EngineSimulation::PinnedExtents() {
   std::set<uint64_t> pinned;
-  for (TenantId tenant = 1; tenant <= directories_.size(); ++tenant) {
-    engine_->index(tenant).ScanPins([&](ClientId, std::span<const uint64_t> extents) {
+  for (TenantIndex* index : indexes_) {
+    index->ScanPins([&](ClientId, std::span<const uint64_t> extents) {
       pinned.insert(extents.begin(), extents.end());
     });
   }
@@ -336,7 +395,10 @@ uint64_t EngineSimulation::HeldBlockBytes() const {
 // A refusal is justified if no page of the size can be evicted, and what has to stay leaves less
 // than the smallest piece of memory for that size.
 void EngineSimulation::JudgeRefusal(TenantId tenant, uint32_t page_bytes) {
-  if (tiers_fail_) return;
+  // What is larger than everything never fits, whatever is evicted.
+  const uint64_t least = SlabShape::Of(page_bytes, slab_bytes_, huge_page_bytes_).BytesOf(0, 1);
+  const uint64_t capacity = engine_->Summary().host_capacity_bytes;
+  if (tiers_fail_ || least > capacity) return;
   ++result_.judged_refusals;
   const std::set<uint64_t> pinned = PinnedExtents();
   std::map<ArenaId, uint32_t> size_of;  // Page bytes, of arenas with something in them.
@@ -344,14 +406,14 @@ void EngineSimulation::JudgeRefusal(TenantId tenant, uint32_t page_bytes) {
   std::map<Digest, std::string> tenant_of;
   for (const SpaceReport& space : engine_->Spaces())
     tenant_of[space.id] = space.tenant;
-  for (const PageReport& page : engine_->Pages("", UINT32_MAX)) {
+  for (const PageReport& page : engine_->Pages("", UINT32_MAX, 0)) {
     const uint64_t extent = shm::ExtentOf(shm::MakeHandle(page.arena, page.slot, 0));
     size_of[page.arena] = page.bytes;
     if (pinned.contains(extent)) {
       staying.insert(extent);
     } else if (page.bytes == page_bytes &&
                *engine_->AddTenant(tenant_of.at(page.space)) == tenant) {
-      return Fail("an allocation failed though a page of its size could be evicted");
+      return Fail("promise 4: an allocation failed though a page of its size could be evicted");
     }
   }
   for (const auto& process : processes_) {
@@ -381,10 +443,8 @@ void EngineSimulation::JudgeRefusal(TenantId tenant, uint32_t page_bytes) {
     const uint32_t grain = slot / shape.grain_slots;
     if (grains.emplace(arena, grain).second) needed += shape.BytesOf(grain, 1);
   }
-  const uint64_t least = SlabShape::Of(page_bytes, slab_bytes_, huge_page_bytes_).BytesOf(0, 1);
-  const uint64_t capacity = engine_->Summary().host_capacity_bytes;
   if (needed + least <= capacity) {
-    Fail("an allocation failed though only " + std::to_string(needed) + " of " +
+    Fail("promise 4: an allocation failed though only " + std::to_string(needed) + " of " +
          std::to_string(capacity) + " bytes have to stay");
   }
 }
@@ -404,7 +464,7 @@ void EngineSimulation::WindUp() {
     journal_.RunPending();
   }
   CheckBooks();
-  (void)engine_->Evict(0);
+  (void)engine_->Evict(0, UINT64_MAX);
   const StatusReport summary = engine_->Summary();
   if (summary.grants != 0) Fail("grants outlived their writers");
   if (summary.limbo_pages != 0) Fail("pages in limbo outlived their readers");

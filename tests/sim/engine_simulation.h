@@ -6,6 +6,9 @@
 // other as on the owner thread, but at every access of shared memory, by the engine or by a reader,
 // the seed may let any other fiber go on. A process can be killed at each such access.
 //
+// With an Omission the engine is still the daemon's own, but works on indexes that leave one step
+// of the protocol out (OmittingIndex): for tests that show what each step is good for.
+//
 // Judged all the time: every byte that is read (promise 1, Oracle), allocations that fail (promise
 // 4), counters against extents and against the tier (promise 6), pinned pages and attached weights,
 // which must not change.
@@ -26,6 +29,7 @@
 #include "base/random.h"
 #include "daemon/engine/engine.h"
 #include "tests/heart/plain_memory.h"
+#include "tests/sim/omitting_index.h"
 #include "tests/sim/oracle.h"
 #include "tests/sim/steps/fibers.h"
 #include "tests/sim/steps/sim_atomics.h"
@@ -55,7 +59,7 @@ struct SimulationResult {
 
 class EngineSimulation final : public SharedAccess, public EngineEvents {
  public:
-  explicit EngineSimulation(uint64_t seed);
+  explicit EngineSimulation(uint64_t seed, std::optional<Omission> omission = {});
   ~EngineSimulation() override;
   SimulationResult Run();
 
@@ -84,6 +88,8 @@ class EngineSimulation final : public SharedAccess, public EngineEvents {
   size_t tenants() const { return tenants_; }
   // Many small pages, so that directories grow.
   bool bulk() const { return page_bytes_[0] == 512; }
+  // Many keys have the same home line, so that pages meet in the same entries.
+  bool crowded() const { return crowded_; }
   static constexpr int kModels = 2;
   const std::vector<uint8_t>& model_bytes(int model) const { return models_[model]; }
   static std::string ModelName(int model) { return "model" + std::to_string(model); }
@@ -103,6 +109,7 @@ class EngineSimulation final : public SharedAccess, public EngineEvents {
 
  private:
   EngineOptions ChooseOptions();
+  Result<std::unique_ptr<TenantIndex>> MakeIndex(std::optional<Omission> omission);
   void AddModels();
   void World();
   void WorldStep();
@@ -113,6 +120,7 @@ class EngineSimulation final : public SharedAccess, public EngineEvents {
   void WindUp();
   void Step();
   SimProcess* Running() const;
+  bool ByDaemon() const;
   SimProcess* FindProcess(ClientId client) const;
   std::set<uint64_t> PinnedExtents();
   uint64_t HeldBlockBytes() const;
@@ -123,10 +131,14 @@ class EngineSimulation final : public SharedAccess, public EngineEvents {
   uint64_t steps_ = 0;
   bool at_one_stroke_ = false;
   bool tiers_fail_ = false;
+  std::set<FaultPlan*> faulty_;
+  bool memory_may_be_lost_ = false;
   SimAtomics::Mutex owner_;
 
   size_t tenants_ = 1;
   std::vector<uint32_t> page_bytes_;
+  bool crowded_ = false;
+  bool halting_ = false;  // Readers are halted for a while where they pin.
   uint64_t capacity_ = 0;
   uint64_t slab_bytes_ = 0;
   uint64_t huge_page_bytes_ = 0;
@@ -135,7 +147,10 @@ class EngineSimulation final : public SharedAccess, public EngineEvents {
   SimHostTier tier_;
   SimWeightSources sources_;
   SimJournal journal_;
-  std::deque<PlainDirectory> directories_;  // One a tenant.
+  // One a tenant. What the engine works on is the omitting one, if there is any.
+  std::deque<PlainDirectory> directories_;
+  std::vector<TenantIndex*> indexes_;
+  std::vector<OmittingIndex*> omitting_;
   std::vector<std::vector<uint8_t>> models_;
   Oracle oracle_;
   SimulationResult result_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <utility>
 
 namespace terrace {
@@ -12,10 +13,8 @@ constexpr size_t kMaxReadings = 24;
 constexpr size_t kMaxWritings = 12;
 // Pages are read and written in pieces, between which others go on.
 constexpr uint64_t kPieceBytes = 256;
-
-Digest KeyOfNumber(uint64_t number) {
-  return KeyOf(number);
-}
+// Of each space, where keys are crowded.
+constexpr uint16_t kHomeLines = 1;
 
 }  // namespace
 
@@ -52,7 +51,12 @@ void SimProcess::Arrive() {
   auto life = std::make_unique<Life>();
   sim_.OnOwner([&] {
     ended_.clear();
-    life->tenant = *sim_.engine().AddTenant("tenant" + std::to_string(Below(sim_.tenants())));
+    const std::string tenant = "tenant" + std::to_string(Below(sim_.tenants()));
+    life->tenant = *sim_.engine().AddTenant(tenant);
+    for (int model = 0; model < EngineSimulation::kModels; ++model) {
+      sim_.engine().SetModelAccess(EngineSimulation::ModelName(model), tenant, true,
+                                   [](const Status&) {});
+    }
     const Result<ClientGiven> given = sim_.engine().ClientArrived(
         {.tenant = life->tenant, .name = "sim", .writer = true, .max_pins = 64},
         life->channel.span());
@@ -169,7 +173,11 @@ SimProcess::OpenSpace* SimProcess::SomeSpace() {
 }
 
 Digest SimProcess::SomeKey() {
-  return KeyOfNumber(Below(Below(4) == 0 ? 16 * kKeys : kKeys));
+  const uint64_t number = Below(Below(4) == 0 ? 16 * kKeys : kKeys);
+  Digest key = KeyOf(number);
+  const auto home = static_cast<uint16_t>(number % kHomeLines);
+  if (sim_.crowded()) std::memcpy(key.bytes.data(), &home, sizeof home);
+  return key;
 }
 
 OracleName SimProcess::NameOf(const OpenSpace& space, const Digest& key) const {
@@ -198,7 +206,7 @@ void SimProcess::Grant() {
     for (size_t i = 0; i < given.size(); ++i) {
       if (given[i].code == Code::kOk) {
         life_->writings.push_back({given[i].grant, given[i].handle, NameOf(*space, keys[i]),
-                                   space->given.page_bytes, 0, false});
+                                   space->given.epoch, space->given.page_bytes, 0, false});
       }
     }
     const bool refused = std::any_of(given.begin(), given.end(), [](const GrantGiven& answer) {
@@ -260,10 +268,14 @@ void SimProcess::Committed(const Writing& writing, Code code, uint64_t began) {
       // The grant stays until it is acknowledged.
       life_->writings.push_back(writing);
       return;
-    case Code::kStale:
+    case Code::kStale: {
       // Only if the space was closed meanwhile.
-      if (life_->spaces.contains(writing.name.space)) sim_.Fail("a commit is stale");
+      const auto space = life_->spaces.find(writing.name.space);
+      if (space != life_->spaces.end() && space->second.ref.epoch == writing.epoch) {
+        sim_.Fail("a commit is stale");
+      }
       return;
+    }
     case Code::kAlreadyExists:
     case Code::kExhausted:
       return;
@@ -345,12 +357,12 @@ void SimProcess::Take(const OpenSpace& space, const Digest& key, const Pinned& p
   ++sim_.result().hits;
   Reading reading{page, NameOf(space, key), 0};
   if (!hostile_) {
-    if (page.bytes != space.given.page_bytes) return sim_.Fail("a page of another size");
+    if (page.bytes != space.given.page_bytes) return sim_.Fail("promise 1: a page of another size");
     const std::span<const uint8_t> bytes = BytesOf(page.handle, page.bytes);
     if (bytes.empty()) return;
     reading.nonce = Oracle::NonceIn(bytes);
     if (!sim_.oracle().Legal(reading.name, reading.nonce, began, ended)) {
-      return sim_.Fail("a read found writing " + std::to_string(reading.nonce) +
+      return sim_.Fail("promise 1: a read found writing " + std::to_string(reading.nonce) +
                        ", which is not of its key or not of its time");
     }
     Verify(reading);
@@ -363,7 +375,7 @@ std::span<const uint8_t> SimProcess::BytesOf(shm::Handle handle, uint32_t bytes)
   if (arena == nullptr) arena = sim_.tier().Map(shm::ArenaOf(handle));
   const uint64_t begin = uint64_t{shm::SlotOf(handle)} * bytes;
   if (arena == nullptr || begin + bytes > arena->bytes().size() || !arena->Resident(begin, bytes)) {
-    sim_.Fail("a pinned page has no memory");
+    sim_.Fail("promise 1: a pinned page has no memory");
     return {};
   }
   return arena->bytes().subspan(begin, bytes);
@@ -374,7 +386,7 @@ void SimProcess::Verify(const Reading& reading) {
   for (uint64_t offset = 0; offset < bytes.size(); offset += kPieceBytes) {
     const uint64_t piece = std::min<uint64_t>(kPieceBytes, bytes.size() - offset);
     if (!Oracle::Matches(reading.name, reading.nonce, offset, bytes.subspan(offset, piece))) {
-      return sim_.Fail("bytes of a pinned page changed");
+      return sim_.Fail("promise 1: bytes of a pinned page changed");
     }
     sim_.Pause();
   }
@@ -461,7 +473,7 @@ void SimProcess::ArenasGone(std::span<const ArenaId> arenas) {
   for (const ArenaId arena : arenas) {
     for (const Reading& reading : life_->readings) {
       if (shm::ArenaOf(reading.page.handle) == arena && !hostile_) {
-        sim_.Fail("an arena with a pinned page was released");
+        sim_.Fail("promise 1: an arena with a pinned page was released");
       }
     }
     life_->arenas.erase(arena);

@@ -34,6 +34,7 @@ class SimProcess {
   TenantId tenant() const;
   // Its process is gone: the engine has been told, and the fiber will notice.
   void Kill() { killed_ = true; }
+  bool in_verb() const { return in_verb_; }
   void SetInVerb(bool in_verb) { in_verb_ = in_verb; }
 
   // The slots it has grants for, and their bytes.
@@ -56,6 +57,7 @@ class SimProcess {
     uint64_t grant = 0;
     shm::Handle handle = 0;
     OracleName name;
+    uint32_t epoch = 0;  // Of the space.
     uint32_t bytes = 0;
     uint64_t nonce = 0;
     bool told_expired = false;

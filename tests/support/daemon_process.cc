@@ -1,9 +1,11 @@
 #include "tests/support/daemon_process.h"
 
 #include <fcntl.h>
+#include <grp.h>
 #include <poll.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -31,9 +33,9 @@ std::string ReadAll(const std::string& path) {
   return text.str();
 }
 
-// Starts terraced with standard output and error appended to files.
+// Starts terraced with standard output and error appended to files, as `user` unless that is 0.
 Result<pid_t> Spawn(const std::vector<std::string>& arguments, const std::string& output,
-                    const std::string& error) {
+                    const std::string& error, uid_t user = 0) {
   std::vector<char*> argv;
   argv.push_back(const_cast<char*>("terraced"));
   for (const std::string& argument : arguments)
@@ -43,13 +45,20 @@ Result<pid_t> Spawn(const std::vector<std::string>& arguments, const std::string
   const UniqueFd output_fd(::open(output.c_str(), flags, 0600));
   const UniqueFd error_fd(::open(error.c_str(), flags, 0600));
   if (!output_fd || !error_fd) return SystemError("opening " + output, errno);
+  // By descriptor: the user need not be able to reach the folder it is in.
+  const UniqueFd program(::open(TERRACED_PATH, O_PATH | O_CLOEXEC));
+  if (!program) return SystemError("opening " TERRACED_PATH, errno);
   const pid_t pid = ::fork();
   if (pid < 0) return SystemError("fork", errno);
   if (pid == 0) {
+    if (user != 0 && (::setgroups(0, nullptr) != 0 || ::setresgid(user, user, user) != 0 ||
+                      ::setresuid(user, user, user) != 0)) {
+      ::_exit(126);
+    }
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     ::dup2(output_fd.get(), STDOUT_FILENO);
     ::dup2(error_fd.get(), STDERR_FILENO);
-    ::execv(TERRACED_PATH, argv.data());
+    ::fexecve(program.get(), argv.data(), environ);
     ::_exit(127);
   }
   return pid;
@@ -96,13 +105,24 @@ Result<std::unique_ptr<DaemonProcess>> DaemonProcess::Start(const DaemonProcessO
   std::string name = "/tmp/terrace-test-XXXXXX";
   if (::mkdtemp(name.data()) == nullptr) return SystemError("mkdtemp", errno);
   daemon->folder_ = name;
+  std::string tables = options.tables;
+  for (size_t at = 0; (at = tables.find('@', at)) != std::string::npos;)
+    tables.replace(at, 1, name);
+  daemon->user_ = options.user;
+  if (!tables.empty()) ::chmod(name.c_str(), 0755);
+  if (options.user != 0 && ::chown(name.c_str(), options.user, options.user) != 0) {
+    return SystemError("chown of " + name, errno);
+  }
   std::ofstream config(daemon->config_file());
-  config << "[daemon]\nsocket = \"" << daemon->socket() << "\"\nstate_dir = \""
-         << daemon->state_dir() << "\"\nlog_level = \"" << options.log_level
+  config << "[daemon]\n";
+  if (tables.empty()) config << "socket = \"" << daemon->socket() << "\"\n";
+  config << "state_dir = \"" << daemon->state_dir() << "\"\nlog_level = \"" << options.log_level
          << "\"\n[host]\ncapacity = \"" << options.capacity << "\"\nslab = \"" << options.slab
          << "\"\nblock = \"" << options.block << "\"\npretouch = \"" << options.pretouch
          << "\"\n[limits]\n"
          << options.limits << "\n";
+  if (options.metrics) config << "[metrics]\nlisten = \"" << daemon->metrics() << "\"\n";
+  config << tables << "\n";
   config.close();
   daemon->arguments_ = {"--config", daemon->config_file()};
   daemon->arguments_.insert(daemon->arguments_.end(), options.arguments.begin(),
@@ -118,7 +138,7 @@ DaemonProcess::~DaemonProcess() {
 }
 
 Status DaemonProcess::Launch() {
-  ASSIGN_OR_RETURN(pid_, Spawn(arguments_, folder_ + "/output", folder_ + "/log"));
+  ASSIGN_OR_RETURN(pid_, Spawn(arguments_, folder_ + "/output", folder_ + "/log", user_));
   process_ = ProcessOf(pid_);
   if (!process_) return SystemError("pidfd_open", errno);
   return AwaitServing();

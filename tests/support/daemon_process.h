@@ -22,7 +22,13 @@ struct DaemonProcessOptions {
   std::string block = "2MiB";
   std::string pretouch = "none";
   std::string log_level = "debug";
-  std::string limits{};                  // Lines of the [limits] section.
+  std::string limits{};  // Lines of the [limits] section.
+  bool metrics = false;  // Served on a Unix socket.
+  // [[socket]] and [[peer]] in place of daemon.socket. "@" is the daemon's folder, which others may
+  // enter then; one socket has to be @/terraced.sock.
+  std::string tables{};
+  // Not 0: the daemon runs as this user and group, without capabilities. Takes root.
+  uid_t user = 0;
   std::vector<std::string> arguments{};  // After --config FILE.
 };
 
@@ -37,6 +43,8 @@ class DaemonProcess {
   const std::string& folder() const { return folder_; }
   std::string socket() const { return folder_ + "/terraced.sock"; }
   std::string state_dir() const { return folder_ + "/state"; }
+  // As metrics.listen has it.
+  std::string metrics() const { return "unix:" + folder_ + "/metrics.sock"; }
   std::string config_file() const { return folder_ + "/terraced.toml"; }
   pid_t pid() const { return pid_; }
 
@@ -57,6 +65,7 @@ class DaemonProcess {
   Status AwaitServing();
 
   std::string folder_;
+  uid_t user_ = 0;
   std::vector<std::string> arguments_;
   pid_t pid_ = -1;
   UniqueFd process_;

@@ -146,6 +146,93 @@ TEST_F(Loading, ReadErrorHalfWayFailsAllWaitersAndLeavesNothing) {
   EXPECT_EQ(world_.StateOf("m"), "resident");
 }
 
+// Giving up memory takes time, and the owner thread has others to serve.
+class LargeModel : public ::testing::Test {
+ protected:
+  static constexpr size_t kBytes = 160u << 20;
+
+  void SetUp() override {
+    world.MakeFile("/large", {{.name = "w",
+                               .dtype = "U8",
+                               .shape = {kBytes},
+                               .bytes = std::vector<uint8_t>(kBytes, 3)}});
+    ASSERT_TRUE(world.Add("large", "1", {"/large"}).has_value());
+  }
+  uint64_t Resident() { return world.weights->totals().resident_bytes; }
+  // What a turn releases at most, and a block.
+  void ExpectStep(uint64_t before) {
+    EXPECT_LT(Resident(), before);
+    EXPECT_GE(Resident() + Weights::kReleaseStepBytes + world_options.block_bytes, before);
+    world.ExpectConsistent();
+  }
+  void ExpectReleasedInSteps() {
+    for (uint64_t before = Resident(); before > 0; before = Resident()) {
+      (void)world.weights->Turn();
+      ExpectStep(before);
+      if (HasFailure()) return;
+    }
+    EXPECT_FALSE(world.weights->Turn());
+    world.ExpectNoMemory();
+  }
+
+  const WorldOptions world_options{.capacity = 512u << 20, .block_bytes = 16u << 20};
+  WeightsWorld world{world_options};
+};
+
+TEST_F(LargeModel, IsReleasedInSteps) {
+  ASSERT_TRUE(world.Load("large").has_value());
+  const uint64_t all = Resident();
+  const Result<Unloaded> unloaded = world.weights->Unload("large", "1");
+  ASSERT_TRUE(unloaded.has_value());
+  EXPECT_EQ(unloaded->freed_bytes, kBytes);
+  ExpectStep(all);
+  EXPECT_GT(Resident(), 0u);
+  EXPECT_EQ(world.weights->totals().let_go_bytes, 0u) << "nobody holds them";
+  ExpectReleasedInSteps();
+}
+
+TEST_F(LargeModel, ALoadTakesUpWhatIsNotReleasedYet) {
+  ASSERT_TRUE(world.Load("large").has_value());
+  ASSERT_TRUE(world.weights->Unload("large", "1").has_value());
+  ASSERT_GT(Resident(), 0u);
+  ASSERT_TRUE(world.Load("large").has_value());
+  EXPECT_EQ(world.StateOf("large"), "resident");
+  world.ExpectConsistent();
+  EXPECT_FALSE(world.weights->Turn());
+  EXPECT_GE(Resident(), kBytes);
+}
+
+TEST_F(LargeModel, RemovedItLeavesInStepsToo) {
+  ASSERT_TRUE(world.Load("large").has_value());
+  std::optional<Status> removed;
+  world.weights->RemoveModel("large", "1", [&](Status status) { removed = std::move(status); });
+  EXPECT_GT(Resident(), 0u);
+  world.ExpectConsistent();
+  ExpectReleasedInSteps();
+  (void)world.journal.RunPending();
+  EXPECT_EQ(removed, Status());
+}
+
+TEST_F(LargeModel, ALoadThatFailsLateIsReleasedInSteps) {
+  world.sources.hash_faults.FailAfter(0, Status(Code::kInternal, "told to fail"));
+  EXPECT_FALSE(world.Load("large").has_value());
+  world.ExpectConsistent();
+  ExpectReleasedInSteps();
+}
+
+TEST_F(Loading, PlansAndManifestsThatCannotBeMadeFailTheLoad) {
+  world_.AddRandom("m", 1);
+  world_.sources.run_faults.FailAfter(0, Status(Code::kExhausted, "told to fail"));
+  EXPECT_EQ(world_.Load("m").status().code(), Code::kExhausted);
+  world_.ExpectNoMemory();
+  EXPECT_TRUE(world_.Load("m").has_value());
+  // Likewise when it is added, and when it is planned again after a restart.
+  world_.MakeFile("/n", WeightsWorld::MakeTensors(2));
+  world_.sources.run_faults.FailAfter(0, Status(Code::kExhausted, "told to fail"));
+  EXPECT_EQ(world_.Add("n", "1", {"/n"}).status().code(), Code::kExhausted);
+  EXPECT_TRUE(world_.Add("n", "1", {"/n"}).has_value());
+}
+
 TEST_F(Loading, FileThatBecameShorterIsDataLoss) {
   world_.AddRandom("m", 1);
   world_.sources.Truncate("/m", 20'000);

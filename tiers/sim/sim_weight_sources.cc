@@ -63,6 +63,15 @@ class SimWeightSources::Source final : public WeightSource,
         });
   }
 
+  void Run(std::function<void()> work, std::function<void(Status)> done) override {
+    sources_->pending_.push_back(
+        [self = shared_from_this(), work = std::move(work), done = std::move(done)] {
+          Status fault = self->sources_->run_faults.Next();
+          if (fault.ok()) work();
+          done(std::move(fault));
+        });
+  }
+
  private:
   Status ReadNow(const std::vector<WeightPiece>& pieces) const {
     RETURN_IF_ERROR(sources_->read_faults.Next());

@@ -50,6 +50,7 @@ class SimWeightSources final : public WeightSources {
   FaultPlan open_faults;
   FaultPlan read_faults;
   FaultPlan hash_faults;
+  FaultPlan run_faults;
 
  private:
   struct File;

@@ -62,6 +62,15 @@ class FileSource final : public WeightSource, public std::enable_shared_from_thi
     }
   }
 
+  void Run(std::function<void()> work, std::function<void(Status)> done) override {
+    auto finish = std::make_shared<std::function<void(Status)>>(std::move(done));
+    const Status submitted =
+        pool_.Submit(std::move(work), executor_, [finish] { (*finish)(Status()); });
+    if (!submitted.ok()) {
+      executor_.Post([submitted, finish] { (*finish)(submitted); });
+    }
+  }
+
   // On a worker, before anybody else knows the source.
   Status OpenAll(SourceRequest request);
 

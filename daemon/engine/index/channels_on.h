@@ -89,6 +89,36 @@ class ChannelsOn {
     return totals;
   }
 
+  TenantIndex::ReadStep Reread(ClientId after, size_t lines) {
+    TenantIndex::ReadStep step;
+    auto next = std::find_if(channels_.begin(), channels_.end(),
+                             [after](const Member& member) { return member.client > after; });
+    for (; next != channels_.end() && step.lines < lines; ++next) {
+      Member& member = *next;
+      member.told = {};
+      Fold(member, &member.told.totals);
+      member.told.ring_records = Waiting(member);
+      step.lines += 1 + kLinesOfLane * static_cast<size_t>(std::popcount(member.lanes_seen));
+      EachLeasedLine(member, [&](const shm::PinLine& line) {
+        for (const shm::Word& pin : line.pins)
+          member.told.pins += Atomics::Load(pin, std::memory_order_relaxed) != 0 ? 1 : 0;
+        ++step.lines;
+      });
+      step.last = member.client;
+    }
+    return step;
+  }
+  TenantIndex::Told told() const {
+    TenantIndex::Told all;
+    all.totals = ended_;
+    for (const Member& member : channels_) {
+      all.totals.Add(member.told.totals);
+      all.ring_records += member.told.ring_records;
+      all.pins += member.told.pins;
+    }
+    return all;
+  }
+
  private:
   struct Member {
     ClientId client = 0;
@@ -97,6 +127,7 @@ class ChannelsOn {
     uint64_t lanes_seen = 0;
     uint64_t skipped = 0;  // Records of rings whose head made no sense, or of no known kind.
     std::array<uint64_t, shm::kMaxLanes> tails = {};
+    TenantIndex::Told told;  // As Reread found it last.
   };
 
   // Hands the extents of one client out many at a time, for an indirect call costs as much as
@@ -136,6 +167,15 @@ class ChannelsOn {
   // Each load comes after the unlinks that precede the scan, and a reader's pin before the read
   // that confirms it, in one total order: a confirmed pin is seen. Marks are set before pins.
   static void ScanChannel(const Member& member, Batch* batch) {
+    EachLeasedLine(member, [batch](const shm::PinLine& line) {
+      for (const shm::Word& pin : line.pins) {
+        const shm::Handle handle = Atomics::Load(pin, std::memory_order_seq_cst);
+        if (handle != 0) batch->Add(shm::ExtentOf(handle));
+      }
+    });
+  }
+  template <typename Visit>
+  static void EachLeasedLine(const Member& member, const Visit& visit) {
     constexpr auto kOrdered = std::memory_order_seq_cst;
     const shm::Channel& channel = *member.channel;
     const uint32_t words = (member.pin_lines + 63) / 64;
@@ -148,10 +188,7 @@ class ChannelsOn {
         for (; leased != 0; leased &= leased - 1) {
           const uint32_t line = word * 64 + static_cast<uint32_t>(std::countr_zero(leased));
           if (line >= member.pin_lines) break;
-          for (const shm::Word& pin : channel.lines[line].pins) {
-            const shm::Handle handle = Atomics::Load(pin, kOrdered);
-            if (handle != 0) batch->Add(shm::ExtentOf(handle));
-          }
+          visit(channel.lines[line]);
         }
       }
     }
@@ -200,28 +237,52 @@ class ChannelsOn {
     uint64_t lanes =
         member.lanes_seen | Atomics::Load(member.channel->lanes, std::memory_order_acquire);
     for (; lanes != 0; lanes &= lanes - 1) {
-      FoldLane(member.channel->counters[std::countr_zero(lanes)], totals);
+      FoldLane(*member.channel, std::countr_zero(lanes), totals);
     }
     totals->dropped += member.skipped;
   }
 
+  // Ring records that are not drained yet.
+  static uint64_t Waiting(const Member& member) {
+    uint64_t records = 0;
+    for (uint64_t lanes = member.lanes_seen; lanes != 0; lanes &= lanes - 1) {
+      const int lane = std::countr_zero(lanes);
+      const uint64_t head =
+          Atomics::Load(member.channel->rings[lane].head, std::memory_order_acquire);
+      records += std::min<uint64_t>(head - member.tails[lane], shm::kRingRecords);
+    }
+    return records;
+  }
+
   // The lane's counters, or, where no reader can have counted so, one record as dropped.
-  static void FoldLane(const shm::LaneCounters& counters, ChannelTotals* totals) {
+  static void FoldLane(const shm::Channel& channel, int index, ChannelTotals* totals) {
     ChannelTotals lane;
     bool believed = false;
     // A reader that counts meanwhile makes a difference, which another reading does not have.
     for (int reading = 0; reading < kReadings && !believed; ++reading)
-      believed = ReadLane(counters, &lane);
+      believed = ReadLane(channel.counters[index], &lane);
     if (!believed) {
       ++totals->dropped;
       return;
     }
-    totals->lookups += lane.lookups;
-    for (uint32_t i = 0; i < shm::kTiers; ++i)
-      totals->hits[i] += lane.hits[i];
-    for (uint32_t i = 0; i < shm::kMisses; ++i)
-      totals->misses[i] += lane.misses[i];
-    totals->dropped += lane.dropped;
+    ReadTimes(channel.times[index], &lane);
+    totals->Add(lane);
+  }
+
+  // Of a lane whose counters are believed; left at zero where no reader can have written them. (A
+  // lookup is timed before or after its pages are counted.)
+  static void ReadTimes(const shm::LaneTimes& times, ChannelTotals* lane) {
+    ChannelTotals read;
+    uint64_t samples = 0;
+    bool believed = true;
+    for (uint32_t i = 0; i < shm::kHitTimeBuckets; ++i) {
+      read.hit_times[i] = Atomics::Load(times.buckets[i], std::memory_order_relaxed);
+      believed = believed && read.hit_times[i] <= lane->lookups;
+      samples += read.hit_times[i];
+    }
+    read.hit_ns = Atomics::Load(times.total_ns, std::memory_order_relaxed);
+    if (!believed || samples > lane->lookups || read.hit_ns > kMaxCount) return;
+    lane->Add(read);
   }
 
   // False if an honest reader cannot have written what was read.
@@ -252,6 +313,8 @@ class ChannelsOn {
   // reader is now or in which it was killed.
   static constexpr uint64_t kMaxUnsettled = uint64_t{1} << 20;
   static constexpr int kReadings = 4;
+  // Counters and times of a lane, and the head of its ring.
+  static constexpr size_t kLinesOfLane = 5;
 
   std::vector<Member> channels_;
   size_t drain_from_ = 0;

@@ -140,6 +140,8 @@ class IndexOn final : public TenantIndex {
   }
   ChannelTotals totals() const override { return channels_.totals(); }
   ChannelTotals totals_of(ClientId client) const override { return channels_.totals_of(client); }
+  ReadStep Reread(ClientId after, size_t lines) override { return channels_.Reread(after, lines); }
+  Told told() const override { return channels_.told(); }
 
   // ---- The directory itself
   uint64_t directory_id() const override { return table_->id(); }

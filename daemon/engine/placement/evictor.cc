@@ -24,7 +24,10 @@ EvictionDone Evictor::Pass(const EvictionGoal& goal) {
 }
 
 bool Evictor::Satisfied() const {
-  if (goal_.of == nullptr) return freed_bytes_ >= goal_.wanted;
+  if (goal_.of == nullptr) {
+    return freed_bytes_ >= goal_.wanted ||
+           chosen_pages_.size() + chosen_blocks_.size() >= goal_.limit;
+  }
   const SlabShape& shape = goal_.of->shape;
   return own_slots_ + Elsewhere() / shape.BytesOf(0, 1) * shape.grain_slots >= goal_.wanted;
 }
@@ -117,6 +120,7 @@ void Evictor::TakePage(SlotRef slot) {
 
 EvictionDone Evictor::CarryOut() {
   EvictionDone done;
+  const auto reason = static_cast<size_t>(goal_.reason);
   std::set<TenantId> tenants;
   for (const SlotRef& slot : chosen_pages_) {
     slot->victim = false;
@@ -125,6 +129,9 @@ EvictionDone Evictor::CarryOut() {
   }
   for (const TenantId tenant : tenants)
     pins_.Scan(tenant);
+  if (!tenants.empty() && *tenants.rbegin() >= evicted_of_.size()) {
+    evicted_of_.resize(*tenants.rbegin() + 1);
+  }
   for (const SlotRef& slot : chosen_pages_) {
     if (pins_.Pinned(slot)) {
       ++found_pinned_;
@@ -135,6 +142,7 @@ EvictionDone Evictor::CarryOut() {
     memory_.Free(slot);
     ++done.pages;
     done.bytes += slot.slab->shape().page_bytes;
+    evicted_of_[slot.slab->tenant()][reason].Add(slot.slab->shape().page_bytes);
   }
   evicted_pages_ += done.pages;
   for (const ArenaId arena : chosen_blocks_) {
@@ -142,6 +150,7 @@ EvictionDone Evictor::CarryOut() {
     blocks_.Evict(arena);
     ++done.blocks;
     done.bytes += bytes;
+    evicted_blocks_[reason].Add(bytes);
   }
   return done;
 }

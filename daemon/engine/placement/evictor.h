@@ -8,6 +8,7 @@
 // thread only.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <set>
 #include <vector>
@@ -43,6 +44,9 @@ struct EvictionGoal {
   bool all_or_nothing = false;
   // Without `of`: bytes of pages count even where their grain keeps others.
   bool any_page = false;
+  EvictionReason reason = EvictionReason::kPages;  // For the count.
+  // Without `of`: no more pages and blocks than this.
+  uint64_t limit = UINT64_MAX;
 };
 
 struct EvictionDone {
@@ -61,6 +65,12 @@ class Evictor {
 
   uint64_t evicted_pages() const { return evicted_pages_; }
   uint64_t found_pinned() const { return found_pinned_; }
+  // Since the start, by EvictionReason.
+  using ByReason = std::array<Amount, kEvictionReasons>;
+  ByReason evicted_of(TenantId tenant) const {
+    return tenant < evicted_of_.size() ? evicted_of_[tenant] : ByReason{};
+  }
+  const ByReason& evicted_blocks() const { return evicted_blocks_; }
 
  private:
   Policy::Verdict Offer(ItemId id);
@@ -95,6 +105,8 @@ class Evictor {
   uint64_t freed_bytes_ = 0;  // Memory that can be taken back.
 
   uint64_t evicted_pages_ = 0;
+  std::vector<ByReason> evicted_of_;  // By tenant.
+  ByReason evicted_blocks_ = {};
   uint64_t found_pinned_ = 0;
 };
 

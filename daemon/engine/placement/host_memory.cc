@@ -71,6 +71,8 @@ Result<Slab*> HostMemory::CreateSlab(SlabClass& of) {
   books_.bytes[static_cast<int>(SlotState::kEmpty)] +=
       uint64_t{of.shape.slots} * of.shape.page_bytes;
   books_.slab_bytes += slab->resident_bytes();
+  of.slots[static_cast<int>(SlotState::kEmpty)] += of.shape.slots;
+  of.resident_bytes += slab->resident_bytes();
   UpdateSets(*slab);
   TrimReserve(0);
   return slab;
@@ -96,6 +98,7 @@ void HostMemory::ReleaseSlab(Slab* slab) {
   for (uint32_t i = 0; i < slab->shape().slots; ++i) {
     const int state = static_cast<int>(slab->slot(i).state);
     --books_.slots[state];
+    --of.slots[state];
     books_.bytes[state] -= of.shape.page_bytes;
   }
   const ArenaId arena = slab->arena();
@@ -120,6 +123,7 @@ void HostMemory::SetState(SlotRef slot, SlotState state) {
   SlabClass& of = *slab.owner();
   const auto count = [&](SlotState of_state, int sign) {
     books_.slots[static_cast<int>(of_state)] += sign;
+    of.slots[static_cast<int>(of_state)] += sign;
     books_.bytes[static_cast<int>(of_state)] += sign * int64_t{of.shape.page_bytes};
   };
   count(slot->state, -1);
@@ -239,6 +243,7 @@ void HostMemory::SetResident(Slab& slab, uint32_t grain, bool resident) {
   slab.owner()->ready_slots += slab.ready() - ready;
   const uint64_t bytes = slab.shape().BytesOf(grain, 1);
   books_.slab_bytes += resident ? bytes : -bytes;
+  slab.owner()->resident_bytes += resident ? bytes : -bytes;
 }
 
 void HostMemory::UpdateSets(Slab& slab) {
@@ -304,14 +309,21 @@ void HostMemory::RepeatReserve() {
 
 Status HostMemory::CheckInvariants() const {
   HostBooks sum;
-  std::map<const SlabClass*, uint64_t> ready;
+  struct OfClass {
+    uint64_t ready = 0;
+    uint64_t slots[kSlotStates] = {};
+    uint64_t resident_bytes = 0;
+  };
+  std::map<const SlabClass*, OfClass> of_class;
   for (const auto& slab : by_arena_) {
     if (slab == nullptr) continue;
     uint32_t slab_ready = 0;
+    OfClass& own = of_class[slab->owner()];
     for (uint32_t i = 0; i < slab->shape().slots; ++i) {
       const Slot& slot = slab->slot(i);
       const bool resident = slab->resident(slab->GrainOf(i));
       ++sum.slots[static_cast<int>(slot.state)];
+      ++own.slots[static_cast<int>(slot.state)];
       sum.bytes[static_cast<int>(slot.state)] += slab->shape().page_bytes;
       if (slot.state == SlotState::kEmpty && resident) ++slab_ready;
       if (IsBusy(slot.state) && !resident) {
@@ -320,7 +332,8 @@ Status HostMemory::CheckInvariants() const {
       if (slot.victim) return Status(Code::kInternal, "a slot is still marked as a victim");
     }
     if (slab_ready != slab->ready()) return Status(Code::kInternal, "a slab's ready slots differ");
-    ready[slab->owner()] += slab_ready;
+    own.ready += slab_ready;
+    own.resident_bytes += slab->resident_bytes();
     sum.slab_bytes += slab->resident_bytes();
   }
   for (const auto& [arena, bytes] : blocks_)
@@ -339,8 +352,10 @@ Status HostMemory::CheckInvariants() const {
     return Status(Code::kInternal, "bytes of blocks differ from the books");
   }
   for (const auto& [key, of] : classes_) {
-    if (ready[of.get()] != of->ready_slots) {
-      return Status(Code::kInternal, "ready slots of a class differ");
+    const OfClass& counted = of_class[of.get()];
+    if (counted.ready != of->ready_slots || counted.resident_bytes != of->resident_bytes ||
+        !std::equal(std::begin(counted.slots), std::end(counted.slots), std::begin(of->slots))) {
+      return Status(Code::kInternal, "a class's slots or resident bytes differ");
     }
   }
   return {};

@@ -42,6 +42,8 @@ struct SlabClass {
   SlabSet with_idle{SlabTrait::kIdle};
   uint32_t slabs = 0;
   uint64_t ready_slots = 0;
+  uint64_t slots[kSlotStates] = {};  // By state, as in HostBooks.
+  uint64_t resident_bytes = 0;
   // Demand, for the reserve that is kept ahead of it (Placement).
   uint64_t recent_slots = 0;  // Granted lately, decaying.
   MonotonicNs last_demand = 0;

@@ -50,12 +50,15 @@ std::vector<SlotRef> Placement::Allocate(SlabClass& of, uint64_t count) {
     }
     if (memory_.Extend(of)) continue;
     const bool tier_refuses = memory_.room() >= of.shape.BytesOf(0, 1);
-    if (!fits || ++passes > kMaxPasses || !Reclaim(of, count - slots.size(), tier_refuses)) break;
+    if (!fits || ++passes > kMaxPasses ||
+        !Reclaim(of, count - slots.size(), tier_refuses, EvictionReason::kPages)) {
+      break;
+    }
   }
   return slots;
 }
 
-bool Placement::Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses) {
+bool Placement::Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses, EvictionReason reason) {
   const uint64_t least = of.shape.BytesOf(0, 1);
   const uint64_t all = (slots + of.shape.grain_slots - 1) / of.shape.grain_slots * least;
   const auto got = [&] { return of.ready_slots > 0 || (!tier_refuses && memory_.room() >= least); };
@@ -72,7 +75,8 @@ bool Placement::Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses) {
                  .wanted = std::max(slots, Batch(of)),
                  .have_bytes = static_cast<int64_t>(memory_.capacity() + IdleBytes(&of)) -
                                static_cast<int64_t>(memory_.books().used()),
-                 .own_only = tier_refuses});
+                 .own_only = tier_refuses,
+                 .reason = reason});
   if (of.ready_slots == 0) punch(Take::kAll);
   if (got()) return true;
   // What was dropped may be read no more: the pass found that, after it had counted what there was,
@@ -90,7 +94,8 @@ bool Placement::MakeRoom(uint64_t bytes) {
     if (missing > idle) {
       const uint64_t limbo = pins_.limbo_pages();
       DrainRings(kRingRecordsAPass);
-      const EvictionDone done = evictor_.Pass({.wanted = missing - idle, .all_or_nothing = true});
+      const EvictionDone done = evictor_.Pass(
+          {.wanted = missing - idle, .all_or_nothing = true, .reason = EvictionReason::kWeights});
       if (done.pages + done.blocks == 0) {
         pins_.SettleLimbo();
         if (pins_.limbo_pages() == limbo) return false;
@@ -101,12 +106,16 @@ bool Placement::MakeRoom(uint64_t bytes) {
   return memory_.MissingFor(bytes) == 0;
 }
 
-EvictionDone Placement::Evict(uint64_t bytes) {
+EvictionDone Placement::Evict(uint64_t bytes, uint64_t limit) {
   DrainRings(kRingRecordsAPass);
   EvictionDone done;
   for (int pass = 0; pass < kMaxPasses && (bytes == 0 || done.bytes < bytes); ++pass) {
+    if (done.pages + done.blocks >= limit) break;
     const uint64_t wanted = bytes == 0 ? UINT64_MAX : bytes - done.bytes;
-    const EvictionDone more = evictor_.Pass({.wanted = wanted, .any_page = true});
+    const EvictionDone more = evictor_.Pass({.wanted = wanted,
+                                             .any_page = true,
+                                             .reason = EvictionReason::kOperator,
+                                             .limit = limit - done.pages - done.blocks});
     if (more.pages + more.blocks == 0) break;
     done.pages += more.pages;
     done.blocks += more.blocks;
@@ -164,10 +173,17 @@ uint64_t Placement::Batch(const SlabClass& of) const {
 
 uint64_t Placement::DrainRings(uint64_t limit) {
   uint64_t drained = 0;
-  for (const auto& tenant : catalog_.tenants()) {
-    if (drained >= limit) break;
+  const auto& tenants = catalog_.tenants();
+  // Starts with the tenant after the last one, so that a busy one does not keep others waiting.
+  for (size_t step = 0; step < tenants.size() && drained < limit; ++step) {
+    drain_from_ = (drain_from_ + 1) % tenants.size();
+    const auto& tenant = tenants[drain_from_];
     drained += tenant->index->DrainRings(limit - drained, [&](const TenantIndex::RingVisit& visit) {
-      if (visit.kind == shm::RingKind::kTouch) residents_.Touch(tenant->id, visit.handle);
+      const bool hit = visit.kind == shm::RingKind::kTouch;
+      if (hit) residents_.Touch(tenant->id, visit.handle);
+      if (visit.space_slot >= tenant->reads.size()) return;
+      SpaceReads& reads = tenant->reads[visit.space_slot];
+      ++(hit ? reads.hits : reads.misses);
     });
   }
   return drained;
@@ -219,7 +235,8 @@ bool Placement::KeepReserve() {
     if (of->ready_slots * 2 >= reserve) continue;
     if (clock_.Now() < reserve_futile_until_) return false;
     const bool tier_refuses = memory_.room() >= of->shape.BytesOf(0, 1);
-    if (Reclaim(*of, reserve - of->ready_slots, tier_refuses)) return true;
+    if (Reclaim(*of, reserve - of->ready_slots, tier_refuses, EvictionReason::kReserve))
+      return true;
     reserve_futile_until_ = clock_.Now() + kFutileNs;
     return false;
   }
@@ -251,7 +268,7 @@ bool Placement::Shrink() {
   uint64_t punched = PunchOthers(nullptr, step, Take::kAll);
   if (punched < step) {
     DrainRings(kRingRecordsAPass);
-    evictor_.Pass({.wanted = step - punched});
+    evictor_.Pass({.wanted = step - punched, .reason = EvictionReason::kCapacity});
     punched += PunchOthers(nullptr, step - punched, Take::kAll);
   }
   return memory_.books().used() < used && memory_.books().used() > memory_.capacity();

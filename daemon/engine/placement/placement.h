@@ -36,7 +36,7 @@ class Placement {
   // Makes the budget have `bytes` of room; false if that cannot be.
   bool MakeRoom(uint64_t bytes);
   // Evicts pages and blocks until `bytes` of them are gone; 0: all that nobody holds.
-  EvictionDone Evict(uint64_t bytes);
+  EvictionDone Evict(uint64_t bytes, uint64_t limit);
 
   // A bounded amount of background work; true if more is waiting. Arenas that were released since
   // the last call are in `gone`.
@@ -50,7 +50,7 @@ class Placement {
 
  private:
   // Gets `of` slots or room for slots; false when nothing is left to take.
-  bool Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses);
+  bool Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses, EvictionReason reason);
   // Memory without pages: that of classes whose last demand is long ago, what classes have beyond
   // their reserve, or all.
   enum class Take : uint8_t { kIdle, kSpare, kAll };
@@ -77,6 +77,7 @@ class Placement {
   MonotonicNs vacant_looked_at_ = 0;
   MonotonicNs reserve_futile_until_ = 0;
   MonotonicNs reserve_repeated_at_ = 0;
+  size_t drain_from_ = 0;  // The tenant whose rings were drained last.
 };
 
 }  // namespace terrace

@@ -42,6 +42,7 @@ Status Residents::Link(SlotRef slot, const PageName& name, uint32_t valid_tokens
                                       .tier = shm::Tier::kHost}));
   slot->name = name;
   slot->valid_tokens = valid_tokens;
+  slot->read = false;
   memory_.SetState(slot, SlotState::kLinked);
   slot->item = NewItem({.slot = slot}, {.item_class = ItemClass::kKv, .bytes = bytes});
   if (Space* space = tenant.FindSpace(name.space_slot, name.space_epoch)) {
@@ -52,7 +53,10 @@ Status Residents::Link(SlotRef slot, const PageName& name, uint32_t valid_tokens
 
 Status Residents::Relink(SlotRef slot) {
   const PageName name = slot->name;
-  return Link(slot, name, slot->valid_tokens);
+  const bool read = slot->read;
+  RETURN_IF_ERROR(Link(slot, name, slot->valid_tokens));
+  slot->read = read;
+  return {};
 }
 
 void Residents::Unlink(SlotRef slot) {
@@ -73,6 +77,9 @@ void Residents::Touch(TenantId tenant, shm::Handle handle) {
     return;
   }
   policy_.Touch((*slot)->item, clock_.Now());
+  if ((*slot)->read) return;
+  (*slot)->read = true;
+  ++catalog_.At(tenant).counts.reused;
 }
 
 void Residents::AddBlock(ArenaId arena) {

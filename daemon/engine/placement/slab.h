@@ -56,6 +56,7 @@ struct Slot {
   ItemId item = 0;        // While linked.
   SlotState state = SlotState::kEmpty;
   bool victim = false;  // Chosen by the eviction that is running.
+  bool read = false;    // Since it was committed, as far as rings tell.
 };
 
 struct SlabClass;

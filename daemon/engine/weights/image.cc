@@ -151,6 +151,24 @@ Digest ListingDigest(const std::vector<TensorSpec>& specs, const Image& image) {
   return hash.Finish();
 }
 
+void PlanOf(const std::shared_ptr<WeightSource>& source, uint64_t wanted_block_bytes,
+            std::function<void(Result<Plan>)> done) {
+  auto plan = std::make_shared<Result<Plan>>(Status(Code::kInternal, "not planned"));
+  source->Run(
+      [source, wanted_block_bytes, plan] {
+        auto image = PlanImage(source->tensors(), wanted_block_bytes);
+        if (!image) {
+          *plan = std::move(image).error();
+          return;
+        }
+        const Digest listing = ListingDigest(source->tensors(), *image);
+        *plan = Plan{*std::move(image), listing};
+      },
+      [plan, done = std::move(done)](Status ran) {
+        done(ran.ok() ? std::move(*plan) : Result<Plan>(std::move(ran)));
+      });
+}
+
 Digest ContentDigest(const std::vector<TensorSpec>& specs, const Image& image,
                      const std::vector<Digest>& digests) {
   TERRACE_CHECK(digests.size() == image.tensors.size());

@@ -10,6 +10,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -69,6 +71,14 @@ Digest ListingDigest(const std::vector<TensorSpec>& specs, const Image& image);
 // bytes.
 Digest ContentDigest(const std::vector<TensorSpec>& specs, const Image& image,
                      const std::vector<Digest>& digests);
+// What registering or loading a source needs to know of it.
+struct Plan {
+  Image image;
+  Digest listing;
+};
+// Of all of the source's tensors, made on its threads; `done` as by WeightSource::Run.
+void PlanOf(const std::shared_ptr<WeightSource>& source, uint64_t wanted_block_bytes,
+            std::function<void(Result<Plan>)> done);
 // The bytes of the manifest (proto/manifest.h).
 std::vector<uint8_t> BuildManifest(const std::vector<TensorSpec>& specs, const Image& image,
                                    const Digest& content);

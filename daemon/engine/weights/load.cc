@@ -30,7 +30,7 @@ std::function<void(Value)> Load::Expect(Then then) {
 
 void Load::Start() {
   if (version_->source != nullptr) {
-    Plan();
+    Prepare();
     Advance();
     return;
   }
@@ -45,20 +45,26 @@ void Load::Start() {
 
 void Load::Opened(Result<std::shared_ptr<WeightSource>> source) {
   if (!source) return Fail(std::move(source).error());
-  auto image = PlanImage((*source)->tensors(), options_.block_bytes);
-  if (!image) return Fail(std::move(image).error());
-  if (ListingDigest((*source)->tensors(), *image) != version_->listing) {
+  PlanOf(*source, options_.block_bytes,
+         Expect<Result<Plan>>([source = *source](Load& load, Result<Plan> plan) {
+           load.Planned(source, std::move(plan));
+         }));
+}
+
+void Load::Planned(std::shared_ptr<WeightSource> source, Result<Plan> plan) {
+  if (!plan) return Fail(std::move(plan).error());
+  if (plan->listing != version_->listing) {
     return Fail(
         {Code::kDataLoss,
          "the files hold other tensors than when they were added; add them as a new version"});
   }
-  version_->source = *std::move(source);
-  version_->image = std::make_shared<const Image>(*std::move(image));
+  version_->source = std::move(source);
+  version_->image = std::make_shared<const Image>(std::move(plan->image));
   version_->blocks.resize(version_->image->blocks());
-  Plan();
+  Prepare();
 }
 
-void Load::Plan() {
+void Load::Prepare() {
   const Image& image = *version_->image;
   arenas_.resize(image.blocks());
   filled_.resize(image.blocks());
@@ -106,9 +112,9 @@ void Load::Advance() {
     StartHashes();
     const bool all_read = next_missing_ == missing_.size() && blocks_in_work_ == 0;
     const bool all_hashed = next_hash_ == to_hash_.size() && hashes_in_work_ == 0;
-    if (outcome_.ok() && all_read && all_hashed) {
-      outcome_ = Complete();
-      complete_ = outcome_.ok();
+    if (outcome_.ok() && all_read && all_hashed && !finishing_) {
+      finishing_ = true;
+      if (Status finished = Finish(); !finished.ok()) Fail(std::move(finished));
     }
   }
   EndIfQuiet();
@@ -186,11 +192,13 @@ void Load::ReadBlock(uint32_t block) {
 }
 
 void Load::BlockRead(uint32_t block, Status status) {
+  if (status.ok()) status = parts_.host->Seal(arenas_[block]);
   if (!status.ok()) return Fail(std::move(status));
   const Image& image = *version_->image;
   --blocks_in_work_;
   filled_[block] = true;
   done_bytes_ += image.BlockEnd(block) - image.BlockBegin(block);
+  read_bytes_ += image.BlockEnd(block) - image.BlockBegin(block);
   // A callback may add waiters, take some away, or cancel the load.
   for (size_t i = 0; i < waiters_.size() && outcome_.ok(); ++i) {
     const Engine::Progress progress = waiters_[i].progress;
@@ -237,17 +245,10 @@ void Load::Hashed(uint32_t tensor, Result<Digest> digest) {
   digests_[tensor] = *digest;
 }
 
-Status Load::Complete() {
-  RETURN_IF_ERROR(CheckDigests());
-  for (const Fresh& fresh : fresh_)
-    RETURN_IF_ERROR(parts_.host->Seal(fresh.arena));
-  return version_->manifest == 0 ? WriteManifest() : Status();
-}
-
-Status Load::CheckDigests() {
+Status Load::Finish() {
   const std::vector<TensorSpec>& specs = version_->source->tensors();
-  content_ = version_->digest;
-  if (!version_->tensor_digests.empty()) {
+  const bool known = !version_->tensor_digests.empty();
+  if (known) {
     for (const uint32_t tensor : to_hash_) {
       if (digests_[tensor] == version_->tensor_digests[tensor]) continue;
       return {Code::kDataLoss,
@@ -255,18 +256,36 @@ Status Load::CheckDigests() {
               "'" +
                   specs[version_->image->tensors[tensor].spec].name + "' differs"};
     }
-    return {};
   }
-  content_ = ContentDigest(specs, *version_->image, digests_);
-  if (version_->digest.IsZero() || version_->digest == content_) return {};
-  return {Code::kDataLoss,
-          "the files hold other bytes than when they were first loaded: their digest is " +
-              content_.Hex() + " and was " + version_->digest.Hex()};
+  auto finished = std::make_shared<Finished>();
+  finished->content = version_->digest;
+  version_->source->Run(
+      [finished, known, with_manifest = version_->manifest == 0, source = version_->source,
+       image = version_->image, digests = digests_] {
+        if (!known) finished->content = ContentDigest(source->tensors(), *image, digests);
+        if (with_manifest) {
+          finished->manifest = BuildManifest(source->tensors(), *image, finished->content);
+        }
+      },
+      Expect<Status>([finished](Load& load, Status status) {
+        if (status.ok()) status = load.Complete(*finished);
+        load.complete_ = status.ok();
+        if (!status.ok()) load.Fail(std::move(status));
+      }));
+  return {};
 }
 
-Status Load::WriteManifest() {
-  const std::vector<uint8_t> bytes =
-      BuildManifest(version_->source->tensors(), *version_->image, content_);
+Status Load::Complete(const Finished& finished) {
+  content_ = finished.content;
+  if (!version_->digest.IsZero() && version_->digest != content_) {
+    return {Code::kDataLoss,
+            "the files hold other bytes than when they were first loaded: their digest is " +
+                content_.Hex() + " and was " + version_->digest.Hex()};
+  }
+  return finished.manifest.empty() ? Status() : WriteManifest(finished.manifest);
+}
+
+Status Load::WriteManifest(const std::vector<uint8_t>& bytes) {
   const uint64_t memory_bytes = RoundUpToBlockGranularity(bytes.size());
   auto created = CreateArena(memory_bytes);
   if (!created) return std::move(created).error().WithContext("the manifest");
@@ -292,12 +311,6 @@ void Load::Cancel(Status why) {
 void Load::EndIfQuiet() {
   if (is_over_ || expected_ > 0 || (outcome_.ok() && !complete_)) return;
   is_over_ = true;
-  if (!outcome_.ok()) {
-    for (const Fresh& fresh : fresh_)
-      parts_.memory->ReleaseBlock(fresh.arena);
-    if (manifest_ != 0) parts_.memory->ReleaseBlock(manifest_);
-    HandOver();
-  }
   ended_(shared_from_this(), outcome_);
 }
 

@@ -2,11 +2,13 @@
 //
 // It goes through these steps, several blocks at a time:
 //   open the source (only after a restart) -> for each missing block: create its arena, populate it
-//   (in turns, unless it came resident), read its tensors -> hash each tensor once all its blocks
-//   are there -> compare with the digests on record -> seal -> write the manifest.
+//   (in turns, unless it came resident), read its tensors, seal it -> hash each tensor once all its
+//   blocks are there -> compare with the digests on record -> write the manifest.
+// Blocks are sealed as they are read: sealing all at the end would hold up the owner thread. Names
+// are sorted, and digest and manifest computed, on the source's threads for the same reason.
 // Reading runs ahead of hashing by nothing but what is in memory anyway. The outcome is published
-// by Weights, all at once. A load that fails or is cancelled asks for nothing more, waits until no
-// tier writes into its blocks, and then releases them.
+// by Weights, all at once. A load that fails or is cancelled asks for nothing more and waits until
+// no tier writes into its blocks; then Weights releases them.
 //
 // A later load reads only the blocks that were evicted. The tensors in them must then have the
 // bytes they had: their own digests are compared, or, in the first load of a daemon's life, the
@@ -56,14 +58,16 @@ class Load final : public std::enable_shared_from_this<Load> {
   const std::shared_ptr<Version>& version() const { return version_; }
   std::vector<Waiter>& waiters() { return waiters_; }
   uint64_t done_bytes() const { return done_bytes_; }
+  uint64_t read_bytes() const { return read_bytes_; }  // From its files.
   // Of the arenas that the load created and has not handed over.
   uint64_t arena_bytes() const { return arena_bytes_; }
+  uint64_t arena_count() const { return fresh_.size() + (manifest_ != 0 ? 1 : 0); }
   void ReportProgress(const Waiter& waiter) const;
 
   // Blocks of the version that were resident at the start, and are held by the load for Weights.
   std::vector<uint32_t> held;
 
-  // ---- After a good end: what was loaded, to be taken over by the version.
+  // ---- After the end: what was loaded, to be taken over by the version or released.
   struct Fresh {
     uint32_t block = 0;
     ArenaId arena = 0;
@@ -86,7 +90,8 @@ class Load final : public std::enable_shared_from_this<Load> {
   std::function<void(Value)> Expect(Then then);
 
   void Opened(Result<std::shared_ptr<WeightSource>> source);
-  void Plan();
+  void Planned(std::shared_ptr<WeightSource> source, Result<Plan> plan);
+  void Prepare();
   Status CheckFits() const;
   // Starts everything that can be started now, and ends the load when all is done.
   void Advance();
@@ -97,10 +102,14 @@ class Load final : public std::enable_shared_from_this<Load> {
   // The tensor's bytes, piece by piece; empty if one of its blocks is not there yet.
   std::vector<std::span<const uint8_t>> TensorSpans(uint32_t tensor) const;
   void Hashed(uint32_t tensor, Result<Digest> digest);
-  // Checks, seals and writes the manifest.
-  Status Complete();
-  Status CheckDigests();
-  Status WriteManifest();
+  // Everything was read and hashed: checks it, and has digest and manifest computed.
+  Status Finish();
+  struct Finished {
+    Digest content;
+    std::vector<uint8_t> manifest;  // Empty: the version has one.
+  };
+  Status Complete(const Finished& finished);
+  Status WriteManifest(const std::vector<uint8_t>& bytes);
   void Fail(Status status);
   void EndIfQuiet();
   Result<HostTier::Created> CreateArena(uint64_t bytes);
@@ -132,10 +141,12 @@ class Load final : public std::enable_shared_from_this<Load> {
   uint64_t manifest_bytes_ = 0;
   Digest content_;
   uint64_t done_bytes_ = 0;
+  uint64_t read_bytes_ = 0;
   uint64_t arena_bytes_ = 0;
   size_t expected_ = 0;  // Completions of tiers that have not come.
   Status outcome_;
   bool planned_ = false;
+  bool finishing_ = false;
   bool complete_ = false;
   bool is_over_ = false;
 };

@@ -35,7 +35,7 @@ std::vector<ModelReport> Weights::Models() const {
   std::unordered_map<std::string_view, size_t> by_name;
   for (const VersionPtr& version : versions_) {
     const auto [model, fresh] = by_name.emplace(version->name, models.size());
-    if (fresh) models.push_back({.name = version->name, .versions = {}});
+    if (fresh) models.push_back({.name = version->name, .tenants = {}, .versions = {}});
     ModelVersionReport report;
     report.version = version->version;
     report.tensors = version->tensors;
@@ -85,13 +85,40 @@ WeightsTotals Weights::totals() const {
     const uint64_t bytes = version.image->BlockMemory(place.block);
     totals.resident_bytes += bytes;
     if (version.blocks[place.block].holds > 0) totals.held_bytes += bytes;
-    if (version.let_go) totals.let_go_bytes += bytes;
+    if (version.let_go && version.blocks[place.block].holds > 0) totals.let_go_bytes += bytes;
   }
+  for (const Orphan& orphan : orphans_)
+    totals.resident_bytes += orphan.bytes;
   for (const LoadPtr& load : loads_) {
     totals.resident_bytes += load->arena_bytes();
     totals.held_bytes += load->arena_bytes();
   }
   return totals;
+}
+
+WeightsFigures Weights::Figures() const {
+  WeightsFigures figures;
+  figures.versions = versions_.size();
+  figures.attachments = attachments_.size();
+  figures.loads = loads_.size();
+  figures.read_bytes = read_bytes_;
+  for (const auto& [arena, place] : places_) {
+    const Version& version = *place.version;
+    if (place.block == kManifest) {
+      figures.held.Add(weights::RoundUpToBlockGranularity(version.manifest_bytes));
+      continue;
+    }
+    const bool held = version.blocks[place.block].holds > 0;
+    Amount& amount = version.let_go ? figures.gone : held ? figures.held : figures.idle;
+    amount.Add(version.image->BlockMemory(place.block));
+  }
+  for (const LoadPtr& load : loads_) {
+    figures.waiters += load->waiters().size();
+    figures.read_bytes += load->read_bytes();
+    figures.held.extents += load->arena_count();
+    figures.held.bytes += load->arena_bytes();
+  }
+  return figures;
 }
 
 Status Weights::CheckInvariants() const {
@@ -100,6 +127,11 @@ Status Weights::CheckInvariants() const {
   std::unordered_map<const Version*, uint32_t> attachments;
   for (const VersionPtr& version : versions_)
     versions.insert(version.get());
+  std::set<const Version*> leaving;
+  for (const VersionPtr& version : leaving_) {
+    versions.insert(version.get());
+    leaving.insert(version.get());
+  }
   for (const auto& [id, attachment] : attachments_) {
     const Version* version = attachment.version.get();
     versions.insert(version);
@@ -127,7 +159,8 @@ Status Weights::CheckInvariants() const {
                                      std::to_string(held[block]));
       }
       if (place.arena == 0 && place.holds > 0) return Differs(*version, "holds a gone block");
-      if (place.arena != 0 && version->let_go && place.holds == 0 && !version->loading) {
+      if (place.arena != 0 && version->let_go && place.holds == 0 && !version->loading &&
+          !leaving.contains(version)) {
         return Differs(*version, "keeps a block that was let go");
       }
       resident += place.arena != 0 ? 1 : 0;

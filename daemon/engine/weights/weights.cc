@@ -109,40 +109,48 @@ void Weights::AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> d
                "more than " + std::to_string(kMaxVersions) + " model versions; remove some"};
   }
   if (allowed.ok() && opening_ >= kMaxOpening) {
-    allowed = {Code::kExhausted, "too many models are being added at once; retry"};
+    allowed = {Code::kExhausted,
+               std::to_string(kMaxOpening) + " models are being added already; retry"};
   }
   if (!allowed.ok()) return done(std::move(allowed));
 
   ++opening_;
-  parts_.sources->Open(std::move(spec.source),
-                       [this, alive = std::weak_ptr(alive_), name = std::move(spec.name),
-                        version = std::move(spec.version),
-                        done = std::move(done)](Result<std::shared_ptr<WeightSource>> source) {
-                         if (alive.expired()) return;
-                         --opening_;
-                         SourceOpened(name, version, std::move(source), done);
-                       });
+  parts_.sources->Open(
+      std::move(spec.source), [this, alive = std::weak_ptr(alive_), name = std::move(spec.name),
+                               version = std::move(spec.version), done = std::move(done)](
+                                  Result<std::shared_ptr<WeightSource>> source) {
+        if (alive.expired()) return;
+        if (!source) {
+          --opening_;
+          return done(std::move(source).error());
+        }
+        weights::PlanOf(
+            *source, options_.block_bytes,
+            [this, alive, name, version, source = *source, done](Result<weights::Plan> plan) {
+              if (alive.expired()) return;
+              --opening_;
+              SourcePlanned(name, version, source, std::move(plan), done);
+            });
+      });
 }
 
-void Weights::SourceOpened(const std::string& name, const std::string& version,
-                           Result<std::shared_ptr<WeightSource>> source,
-                           std::function<void(Result<ModelAdded>)> done) {
-  if (!source) return done(std::move(source).error());
-  auto image = weights::PlanImage((*source)->tensors(), options_.block_bytes);
-  if (!image) return done(std::move(image).error());
-
+void Weights::SourcePlanned(const std::string& name, const std::string& version,
+                            std::shared_ptr<WeightSource> source, Result<weights::Plan> plan,
+                            std::function<void(Result<ModelAdded>)> done) {
+  if (!plan) return done(std::move(plan).error());
+  weights::Image& image = plan->image;
   auto added = std::make_shared<Version>();
   added->name = name;
   added->version = version;
-  added->tensors = static_cast<uint32_t>(image->tensors.size());
-  added->tensor_bytes = image->tensor_bytes;
-  added->image_bytes = image->bytes;
-  added->listing = weights::ListingDigest((*source)->tensors(), *image);
-  added->files = (*source)->files();
-  const uint32_t blocks = image->blocks();
+  added->tensors = static_cast<uint32_t>(image.tensors.size());
+  added->tensor_bytes = image.tensor_bytes;
+  added->image_bytes = image.bytes;
+  added->listing = plan->listing;
+  added->files = source->files();
+  const uint32_t blocks = image.blocks();
   added->blocks.resize(blocks);
-  added->image = std::make_shared<const weights::Image>(*std::move(image));
-  added->source = *std::move(source);
+  added->image = std::make_shared<const weights::Image>(std::move(image));
+  added->source = std::move(source);
 
   if (const auto present = Find(name, version)) {
     if ((*present)->listing != added->listing || !SameFiles((*present)->files, added->files)) {
@@ -227,7 +235,7 @@ void Weights::RemoveModel(const std::string& name, const std::string& version,
   }
   for (const VersionPtr& gone : removed) {
     gone->removed = true;
-    LetGo(*gone);
+    LetGo(gone);
     const std::vector<LoadPtr> loads = loads_;  // The end of a load takes it out.
     for (const LoadPtr& load : loads) {
       if (load->version() == gone) load->Cancel(Removed(*gone));
@@ -277,7 +285,8 @@ Status Weights::Await(const VersionPtr& version, Waiter waiter) {
   }
   if (load != nullptr) {
     if (load->waiters().size() >= kMaxWaiters) {
-      return {Code::kExhausted, version->Label() + ": too many wait for its load; retry"};
+      return {Code::kExhausted, version->Label() + ": " + std::to_string(kMaxWaiters) +
+                                    " wait for its load already; retry"};
     }
     load->waiters().push_back(waiter);
     load->ReportProgress(waiter);
@@ -301,19 +310,28 @@ Status Weights::Await(const VersionPtr& version, Waiter waiter) {
 void Weights::LoadEnded(const LoadPtr& load, Status status) {
   const VersionPtr version = load->version();
   std::erase(loads_, load);
+  read_bytes_ += load->read_bytes();
   version->loading = false;
   version->failure = status.ok() ? "" : status.ToString();
   if (status.ok()) {
     Publish(version, *load);
   } else {
     status = std::move(status).WithContext(version->Label());
+    for (const weights::Load::Fresh& fresh : load->fresh())
+      orphans_.push_back({fresh.arena, version->image->BlockMemory(fresh.block)});
+    if (load->manifest() != 0) {
+      orphans_.push_back(
+          {load->manifest(), weights::RoundUpToBlockGranularity(load->manifest_bytes())});
+    }
+    load->HandOver();
   }
   // The load holds everything until the last waiter was told: those who attach must find it all.
   const std::vector<Waiter> waiters = std::move(load->waiters());
   for (const Waiter& waiter : waiters)
     waiter.done(version->removed && status.ok() ? Removed(*version) : status);
   for (const uint32_t block : load->held)
-    Unhold(*version, block);
+    Unhold(version, block);
+  ReleaseLeaving();
   ReleaseManifestIfIdle(*version);
 }
 
@@ -348,22 +366,47 @@ Result<Unloaded> Weights::Unload(const std::string& name, const std::string& ver
   if (target->loading) {
     return Status(Code::kUnavailable, target->Label() + " is being loaded; retry when it is done");
   }
-  return LetGo(*target);
+  return LetGo(target);
 }
 
-Unloaded Weights::LetGo(Version& version) {
-  version.let_go = true;
+Unloaded Weights::LetGo(const VersionPtr& version) {
+  version->let_go = true;
   Unloaded unloaded;
-  for (uint32_t block = 0; block < version.blocks.size(); ++block) {
-    if (version.blocks[block].arena == 0) continue;
-    if (version.blocks[block].holds == 0) {
-      unloaded.freed_bytes += ReleaseBlock(version, block);
-    } else {
-      unloaded.held_bytes += version.image->BlockMemory(block);
-    }
+  for (uint32_t block = 0; block < version->blocks.size(); ++block) {
+    if (version->blocks[block].arena == 0) continue;
+    const uint64_t bytes = version->image->BlockMemory(block);
+    (version->blocks[block].holds == 0 ? unloaded.freed_bytes : unloaded.held_bytes) += bytes;
   }
-  ReleaseManifestIfIdle(version);
+  Leave(version);
+  ReleaseLeaving();
+  ReleaseManifestIfIdle(*version);
   return unloaded;
+}
+
+void Weights::Leave(const VersionPtr& version) {
+  if (std::find(leaving_.begin(), leaving_.end(), version) == leaving_.end()) {
+    leaving_.push_back(version);
+  }
+}
+
+bool Weights::ReleaseLeaving() {
+  uint64_t released = 0;
+  while (!orphans_.empty() && released < kReleaseStepBytes) {
+    parts_.memory->ReleaseBlock(orphans_.back().arena);
+    released += orphans_.back().bytes;
+    orphans_.pop_back();
+  }
+  while (!leaving_.empty() && released < kReleaseStepBytes) {
+    const VersionPtr version = leaving_.front();
+    for (uint32_t block = 0; block < version->blocks.size() && version->let_go; ++block) {
+      if (version->blocks[block].arena == 0 || version->blocks[block].holds > 0) continue;
+      if (released >= kReleaseStepBytes) return true;
+      released += ReleaseBlock(*version, block);
+    }
+    leaving_.erase(leaving_.begin());
+    ReleaseManifestIfIdle(*version);
+  }
+  return !leaving_.empty() || !orphans_.empty();
 }
 
 // ---- Attachments --------------------------------------------------------------------------------
@@ -457,11 +500,18 @@ Result<std::vector<ArenaId>> Weights::BlocksOf(ClientId client, uint64_t attachm
     parts_.memory->TouchBlock(version.blocks[block].arena);
   }
   for (uint32_t block = 0; block < version.blocks.size(); ++block) {
-    if (attached.holds[block] && !holds[block]) Unhold(version, block);
+    if (attached.holds[block] && !holds[block]) Unhold(attached.version, block);
   }
+  ReleaseLeaving();
   attached.holds = std::move(holds);
   attached.chosen = true;
   return arenas;
+}
+
+const std::string* Weights::ModelOf(ClientId client, uint64_t attachment) const {
+  const auto found = attachments_.find(attachment);
+  if (found == attachments_.end() || found->second.client != client) return nullptr;
+  return &found->second.version->name;
 }
 
 Status Weights::Detach(ClientId client, uint64_t attachment) {
@@ -480,8 +530,9 @@ void Weights::EndAttachment(std::map<uint64_t, Attachment>::iterator attachment)
   Version& version = *ended.version;
   --version.attachments;
   for (uint32_t block = 0; block < version.blocks.size(); ++block) {
-    if (ended.holds[block]) Unhold(version, block);
+    if (ended.holds[block]) Unhold(ended.version, block);
   }
+  ReleaseLeaving();
   ReleaseManifestIfIdle(version);
 }
 
@@ -519,7 +570,7 @@ bool Weights::Turn() {
         {Code::kDeadlineExceeded, version->Label() + " is still being loaded; the load goes on"});
   }
   uint64_t budget = kPopulateStepBytes;
-  bool more = false;
+  bool more = ReleaseLeaving();
   const std::vector<LoadPtr> loads = loads_;  // The end of a load takes it out.
   for (const LoadPtr& load : loads)
     more = load->Populate(budget) || more;
@@ -533,9 +584,9 @@ void Weights::Hold(Version& version, uint32_t block) {
   ++version.blocks[block].holds;
 }
 
-void Weights::Unhold(Version& version, uint32_t block) {
-  TERRACE_CHECK(version.blocks[block].holds > 0);
-  if (--version.blocks[block].holds == 0 && version.let_go) ReleaseBlock(version, block);
+void Weights::Unhold(const VersionPtr& version, uint32_t block) {
+  TERRACE_CHECK(version->blocks[block].holds > 0);
+  if (--version->blocks[block].holds == 0 && version->let_go) Leave(version);
 }
 
 uint64_t Weights::ReleaseBlock(Version& version, uint32_t block) {

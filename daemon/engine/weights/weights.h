@@ -75,6 +75,7 @@ struct WeightsTotals {
 
 namespace weights {
 class Load;
+struct Plan;
 struct Version;
 struct Waiter;
 }  // namespace weights
@@ -89,6 +90,7 @@ class Weights {
   static constexpr size_t kMaxAttachments = 1024;  // Of one client.
   static constexpr size_t kMaxNameBytes = 128;
   static constexpr uint64_t kPopulateStepBytes = 16u << 20;  // A turn.
+  static constexpr uint64_t kReleaseStepBytes = 64u << 20;   // A verb, or a turn; at least a block.
 
   Weights(const WeightsOptions& options, const WeightsParts& parts);
   ~Weights();
@@ -105,7 +107,9 @@ class Weights {
                    std::function<void(Status)> done);
   void Load(const std::string& name, const std::string& version, Engine::Progress progress,
             std::function<void(Result<ModelLoaded>)> done);
-  // Blocks that clients hold stay until they let go; a load before that takes them up again.
+  // Blocks that clients hold stay until they let go; a load before that takes them up again. Of the
+  // others kReleaseStepBytes go at once and the rest in the next turns: giving up memory takes
+  // time.
   Result<Unloaded> Unload(const std::string& name, const std::string& version);
   // deadline_ms 0: waits as long as the load takes. The attachment holds every block until the
   // first BlocksOf that names blocks, and from then on those that were ever named.
@@ -114,11 +118,13 @@ class Weights {
   // `unavailable` for a block that the attachment did not hold and that was evicted since.
   Result<std::vector<ArenaId>> BlocksOf(ClientId client, uint64_t attachment,
                                         std::span<const uint32_t> blocks);
+  // The name of what is attached; null if it is not one of this client.
+  const std::string* ModelOf(ClientId client, uint64_t attachment) const;
   Status Detach(ClientId client, uint64_t attachment);
   // Its attachments end; what it waits for completes with `unavailable`.
   void ClientGone(ClientId client);
-  // Deadlines of waiters, and the population of blocks a bounded piece at a time. True if more of
-  // that is waiting.
+  // Deadlines of waiters, and the population and the release of blocks, a bounded piece at a time.
+  // True if more of that is waiting.
   bool Turn();
 
   // ---- For the engine's eviction. `arena` was made ready and not released.
@@ -135,6 +141,8 @@ class Weights {
   };
   Holdings HoldingsOf(ClientId client) const;
   WeightsTotals totals() const;
+  // Evictions apart, whose reasons the evictor knows.
+  WeightsFigures Figures() const;
   // Recounts what the counters say; an error names the first difference.
   Status CheckInvariants() const;
 
@@ -154,9 +162,9 @@ class Weights {
   };
 
   Result<VersionPtr> Find(const std::string& name, const std::string& version) const;
-  void SourceOpened(const std::string& name, const std::string& version,
-                    Result<std::shared_ptr<WeightSource>> source,
-                    std::function<void(Result<ModelAdded>)> done);
+  void SourcePlanned(const std::string& name, const std::string& version,
+                     std::shared_ptr<WeightSource> source, Result<weights::Plan> plan,
+                     std::function<void(Result<ModelAdded>)> done);
   // Journals the version if it is not yet and all its files can be opened again.
   void MakeDurable(const VersionPtr& version, uint32_t blocks,
                    std::function<void(Result<ModelAdded>)> done);
@@ -169,11 +177,14 @@ class Weights {
   Result<Attached> AttachNow(ClientId client, const VersionPtr& version);
 
   void Hold(weights::Version& version, uint32_t block);
-  // Releases the block if the version was let go and nobody else holds it.
-  void Unhold(weights::Version& version, uint32_t block);
-  // Releases the version's unheld blocks and says how much that was; later the others, when they
-  // are held no more.
-  Unloaded LetGo(weights::Version& version);
+  // Without a holder, the block of a version that was let go leaves.
+  void Unhold(const VersionPtr& version, uint32_t block);
+  // The version's unheld blocks leave, the others when they are held no more. Says how much each
+  // are.
+  Unloaded LetGo(const VersionPtr& version);
+  void Leave(const VersionPtr& version);
+  // Releases orphans and blocks of `leaving_`. True if there are more.
+  bool ReleaseLeaving();
   uint64_t ReleaseBlock(weights::Version& version, uint32_t block);
   void ReleaseManifestIfIdle(weights::Version& version);
   void EndAttachment(std::map<uint64_t, Attachment>::iterator attachment);
@@ -184,10 +195,20 @@ class Weights {
   std::unordered_map<ArenaId, Place> places_;  // Published arenas, manifests included.
   std::map<uint64_t, Attachment> attachments_;
   std::vector<LoadPtr> loads_;  // Running, or cancelled and not yet quiet.
+  // Versions that were let go, with blocks that nobody holds. Until these are released they count
+  // as resident, and a load or an attachment takes them up again.
+  std::vector<VersionPtr> leaving_;
+  // Arenas of loads that failed, to be released.
+  struct Orphan {
+    ArenaId arena = 0;
+    uint64_t bytes = 0;
+  };
+  std::vector<Orphan> orphans_;
   uint64_t last_attachment_ = 0;
   uint64_t last_ordinal_ = 0;
   size_t opening_ = 0;
   uint64_t evicted_blocks_ = 0;
+  uint64_t read_bytes_ = 0;                                 // Of loads that ended.
   std::shared_ptr<char> alive_ = std::make_shared<char>();  // Completions of tiers hold it weakly.
 };
 

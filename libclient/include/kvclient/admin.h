@@ -42,6 +42,16 @@ KVC_API kvc_code kvc_model_add(kvc_client* client, const char* name, const char*
 KVC_API kvc_code kvc_model_remove(kvc_client* client, const char* name, const char* version,
                                   int32_t timeout_ms, kvc_error* error);
 
+/* Whether a tenant may attach the model's weights, all versions of it. A new model is granted to
+ * the tenant of who adds it. Revoking takes back nothing that is attached; further attaches and
+ * loads by that tenant fail with KVC_PERMISSION_DENIED. Both are content when it is so already, and
+ * last as long as the model. KVC_NOT_FOUND: no such model, or the tenant is not in the daemon's
+ * configuration. KVC_MISMATCH: the daemon is too old to know of this. */
+KVC_API kvc_code kvc_model_grant(kvc_client* client, const char* name, const char* tenant,
+                                 int32_t timeout_ms, kvc_error* error);
+KVC_API kvc_code kvc_model_revoke(kvc_client* client, const char* name, const char* tenant,
+                                  int32_t timeout_ms, kvc_error* error);
+
 /* Called on the calling thread while it waits. */
 typedef void (*kvc_progress)(void* context, uint64_t done_bytes, uint64_t total_bytes);
 typedef struct kvc_loaded {

@@ -1,8 +1,8 @@
-// The protocol between readers and the evictor, step by step: with all of its steps no seed finds
-// anything wrong, and without any one of them a seed does.
+// The reader's side of the protocol, step by step: with all of its steps no seed finds anything
+// wrong, and without any one of them a seed does. Of the evictor's: engine_simulation_test.cc.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
+#include <cstdio>
 #include <ostream>
 #include <string>
 
@@ -70,8 +70,8 @@ TEST_P(StepLeftOut, IsFoundByASeed) {
   for (uint64_t seed = 1; seed <= kSeedsForOmission; ++seed) {
     const StepsResult result = RunSeed(seed, GetParam().step);
     if (result.wrong.empty()) continue;
+    std::printf("seed %llu: %s\n", static_cast<unsigned long long>(seed), result.wrong.c_str());
     RecordProperty("seed", std::to_string(seed));
-    RecordProperty("wrong", result.wrong);
     return;
   }
   FAIL() << "no seed shows what the step is good for";
@@ -87,13 +87,6 @@ constexpr Omission kOmissions[] = {
     {Omitted::kMarkRaisedAfterPin, "MarkRaisedAfterPin"},
     {Omitted::kMarkClearedBeforeLastPin, "MarkClearedBeforeLastPin"},
     {Omitted::kPinStoredOverAnother, "PinStoredOverAnother"},
-    {Omitted::kNoScanAfterUnlink, "NoScanAfterUnlink"},
-    {Omitted::kScanComparesWholeHandles, "ScanComparesWholeHandles"},
-    {Omitted::kSameSequenceAgain, "SameSequenceAgain"},
-    {Omitted::kNoLimbo, "NoLimbo"},
-    {Omitted::kKeyStoredBeforeHandleIsGone, "KeyStoredBeforeHandleIsGone"},
-    {Omitted::kHandleStoredBeforeKey, "HandleStoredBeforeKey"},
-    {Omitted::kSupersededSetLate, "SupersededSetLate"},
 };
 INSTANTIATE_TEST_SUITE_P(Each, StepLeftOut, testing::ValuesIn(kOmissions),
                          [](const auto& each) { return std::string(each.param.name); });

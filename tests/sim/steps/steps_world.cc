@@ -35,11 +35,7 @@ StepsWorld::StepsWorld(uint64_t seed, Omitted omitted)
     : omitted_(omitted), random_(seed), fibers_(seed ^ 0x5eed, kStrides[seed % 5]) {
   SimAtomics::access = this;
   index_ = *IndexOn<SimAtomics>::Make(memory_);
-  PagerSteps steps;
-  steps.scan_after_unlink = omitted != Omitted::kNoScanAfterUnlink;
-  steps.new_sequence = omitted != Omitted::kSameSequenceAgain;
-  steps.limbo = omitted != Omitted::kNoLimbo;
-  pager_ = std::make_unique<Pager<StepsWorld>>(*index_, *this, kSlots, seed, steps);
+  pager_ = std::make_unique<Pager<StepsWorld>>(*index_, *this, kSlots, seed);
   growth_ = std::make_unique<Growth>(*index_, kPagesBefore + 200);
   growth_->Link(kPagesBefore + random_.Below(15));
   for (size_t i = 0; i < channels_.size(); ++i) {
@@ -270,14 +266,8 @@ void StepsWorld::PlaceInDirectory(std::span<uint8_t> region, const shm::Word& wo
   auto& header = *reinterpret_cast<shm::DirectoryHeader*>(region.data());
   const auto offset = static_cast<size_t>(reinterpret_cast<const uint8_t*>(&word) - region.data());
   if (offset >= shm::kEntriesOffset) {
-    const size_t entry = (offset - shm::kEntriesOffset) / sizeof(shm::Entry);
     const size_t within = (offset - shm::kEntriesOffset) % sizeof(shm::Entry);
-    place->handle =
-        &reinterpret_cast<shm::Entry*>(region.data() + shm::kEntriesOffset)[entry].handle;
     if (within == offsetof(shm::Entry, handle)) place->kind = Kind::kHandle;
-    if (within >= offsetof(shm::Entry, key) && within < offsetof(shm::Entry, tokens_passed)) {
-      place->kind = Kind::kKey;
-    }
   } else if (&word == &header.superseded) {
     place->kind = Kind::kSuperseded;
   } else if (offset >= offsetof(shm::DirectoryHeader, spaces)) {
@@ -307,23 +297,20 @@ void StepsWorld::BeforeAccess(const Place& place) {
   if (outside() || !place.shared) return;
   ++result_.accesses;
   fibers_.Yield();
-  if (superseded_ != nullptr && result_.accesses >= superseded_at_) {
-    std::exchange(superseded_, nullptr)->store(1, kRelaxed);
-  }
 }
 
 uint64_t StepsWorld::Load(const shm::Word& word, std::memory_order order) {
   const Place place = PlaceOf(word);
   BeforeAccess(place);
-  if (outside()) return word.load(kRelaxed);
-  return owner() ? LoadOfOwner(place, word) : LoadOfReader(reader(), place, word, order);
+  if (outside() || owner()) return word.load(kRelaxed);
+  return LoadOfReader(reader(), place, word, order);
 }
 
 void StepsWorld::Store(shm::Word& word, uint64_t value, std::memory_order) {
   const Place place = PlaceOf(word);
   BeforeAccess(place);
-  if (outside()) return word.store(value, kRelaxed);
-  return owner() ? StoreOfOwner(place, word, value) : StoreOfReader(reader(), place, word, value);
+  if (outside() || owner()) return word.store(value, kRelaxed);
+  StoreOfReader(reader(), place, word, value);
 }
 
 uint64_t StepsWorld::FetchOr(shm::Word& word, uint64_t bits) {
@@ -419,63 +406,6 @@ void StepsWorld::StoreOfReader(Reader& reader, const Place& place, shm::Word& wo
       fibers_.Yield();
     mark->fetch_or(bits, kRelaxed);
   }
-}
-
-uint64_t StepsWorld::LoadOfOwner(const Place& place, const shm::Word& word) {
-  const uint64_t value = word.load(kRelaxed);
-  if (place.kind == Kind::kMark) unlinked_.clear();  // A scan begins.
-  if (place.kind == Kind::kPin && omitted_ == Omitted::kScanComparesWholeHandles) {
-    const auto latest = latest_handle_.find(shm::SlotOf(value));
-    if (latest == latest_handle_.end() || latest->second != value) return 0;
-  }
-  return value;
-}
-
-void StepsWorld::StoreOfOwner(const Place& place, shm::Word& word, uint64_t value) {
-  if (!place.shared) return word.store(value, kRelaxed);
-  switch (place.kind) {
-    case Kind::kHandle:
-      if (value == 0) {
-        unlinked_[&word] = word.load(kRelaxed);
-        break;
-      }
-      if (shm::ArenaOf(value) == Pager<StepsWorld>::kArena)
-        latest_handle_[shm::SlotOf(value)] = value;
-      if (omitted_ == Omitted::kKeyStoredBeforeHandleIsGone && word.load(kRelaxed) != 0) {
-        word.store(0, kRelaxed);
-        fibers_.Yield();
-      }
-      word.store(value, kRelaxed);
-      for (const auto& [key, bits] : std::exchange(delayed_, {})) {
-        fibers_.Yield();
-        key->store(bits, kRelaxed);
-      }
-      return;
-    case Kind::kKey:
-      if (omitted_ == Omitted::kKeyStoredBeforeHandleIsGone) {
-        // As if the unlink, which no scan has followed yet, came only after the key.
-        const auto old = unlinked_.find(place.handle);
-        if (old != unlinked_.end()) {
-          place.handle->store(old->second, kRelaxed);
-          unlinked_.erase(old);
-        }
-      }
-      if (omitted_ == Omitted::kHandleStoredBeforeKey) {
-        delayed_.emplace_back(&word, value);
-        return;
-      }
-      break;
-    case Kind::kSuperseded:
-      if (omitted_ == Omitted::kSupersededSetLate) {
-        superseded_ = &word;
-        superseded_at_ = result_.accesses + 500;
-        return;
-      }
-      break;
-    default:
-      break;
-  }
-  word.store(value, kRelaxed);
 }
 
 }  // namespace terrace

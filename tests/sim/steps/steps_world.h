@@ -1,15 +1,16 @@
-// StepsWorld: one simulated run of readers against the evictor, from one seed.
+// StepsWorld: one simulated run of readers against an evictor, from one seed.
 //
-// One fiber is the owner thread: Pager over IndexOn<SimAtomics>. The others are readers with
-// libclient's own lookups, two of them lanes of one client. The seed decides at each access of
-// shared memory who goes on. Two oracles judge every hit:
+// One fiber is the owner thread: Pager, the test's own small evictor, over IndexOn<SimAtomics>. The
+// others are readers with libclient's own lookups, two of them lanes of one client. The seed
+// decides at each access of shared memory who goes on. Two oracles judge every hit:
 //  - its bytes are those of the key asked for, of the generation asked for, of one writing, and do
 //    not change until it is released;
 //  - it was pinned while its generation and its space were still current: what a scan after a
 //    fence finds pinned is all that will ever be read of the old generation.
-// `Omitted` leaves one step of the protocol out, by falsifying the access that is that step, or in
-// the evictor by PagerSteps. The simulation is sequentially consistent; that the orders in the code
-// suffice is argued in docs/shared_memory.md and tried by the race tests.
+// `Omitted` leaves one step of the reader's out, by falsifying the access that is that step. What
+// the evictor's steps are good for is shown on the engine itself (engine_simulation.h). The
+// simulation is sequentially consistent; that the orders in the code suffice is argued in
+// docs/shared_memory.md and tried by the race tests.
 #pragma once
 
 #include <array>
@@ -31,7 +32,6 @@ namespace terrace {
 
 enum class Omitted : uint8_t {
   kNothing,
-  // The reader's.
   kHandleNotReadAgain,
   kSupersededNotReadAgain,
   kGenerationNotReadAgain,
@@ -41,14 +41,6 @@ enum class Omitted : uint8_t {
   kMarkRaisedAfterPin,
   kMarkClearedBeforeLastPin,
   kPinStoredOverAnother,
-  // The evictor's.
-  kNoScanAfterUnlink,
-  kScanComparesWholeHandles,
-  kSameSequenceAgain,
-  kNoLimbo,
-  kKeyStoredBeforeHandleIsGone,
-  kHandleStoredBeforeKey,
-  kSupersededSetLate,
 };
 
 struct StepsResult {
@@ -90,19 +82,9 @@ class StepsWorld final : public SharedAccess {
   static constexpr int kOwner = 0;  // Fiber; readers are 1 and up.
 
   // What a word is, from its address.
-  enum class Kind : uint8_t {
-    kOther,
-    kHandle,
-    kKey,
-    kSuperseded,
-    kGeneration,
-    kEpoch,
-    kMark,
-    kPin
-  };
+  enum class Kind : uint8_t { kOther, kHandle, kSuperseded, kGeneration, kEpoch, kMark, kPin };
   struct Place {
     Kind kind = Kind::kOther;
-    shm::Word* handle = nullptr;   // Of the entry that a handle or key belongs to.
     shm::Word* summary = nullptr;  // Of the line that a pin belongs to, and its bit there.
     uint64_t mark = 0;
     bool shared = false;  // Whether anybody else can see the word.
@@ -147,9 +129,7 @@ class StepsWorld final : public SharedAccess {
   void BeforeAccess(const Place& place);
   uint64_t LoadOfReader(Reader& reader, const Place& place, const shm::Word& word,
                         std::memory_order order);
-  uint64_t LoadOfOwner(const Place& place, const shm::Word& word);
   void StoreOfReader(Reader& reader, const Place& place, shm::Word& word, uint64_t value);
-  void StoreOfOwner(const Place& place, shm::Word& word, uint64_t value);
   void StorePin(Reader& reader, shm::Word& word, shm::Handle handle);
 
   const Omitted omitted_;
@@ -169,12 +149,7 @@ class StepsWorld final : public SharedAccess {
   SpaceRef posted_space_;
   bool in_verb_ = false;
 
-  std::map<const shm::Word*, Truth> truth_;               // By pin word.
-  std::map<uint32_t, shm::Handle> latest_handle_;         // By slot, from stores of handles.
-  std::map<shm::Word*, shm::Handle> unlinked_;            // Since the last scan: what stood there.
-  std::vector<std::pair<shm::Word*, uint64_t>> delayed_;  // Stores of the owner.
-  uint64_t superseded_at_ = 0;                            // Accesses at which `superseded` is set.
-  shm::Word* superseded_ = nullptr;
+  std::map<const shm::Word*, Truth> truth_;  // By pin word.
   StepsResult result_;
 };
 

@@ -1,0 +1,38 @@
+// HostCheck: what this host lacks for a configuration, in words: what was found, what follows, and
+// what to do about it. At the start of the daemon, and for `terraced --check-host`.
+//
+// Nothing that it finds keeps the daemon from serving. Blocks for some file reads and one probe of
+// 2 MiB of memory; any thread.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "daemon/service/config.h"
+#include "tiers/host/memory_limit.h"
+
+namespace terrace {
+
+struct HostFacts {
+  Result<MemoryLimit> memory = Status(Code::kUnavailable, "not read");
+  uint64_t memlock_bytes = 0;  // RLIMIT_MEMLOCK; UINT64_MAX: no limit.
+  bool may_lock_all = false;   // CAP_IPC_LOCK.
+  uint64_t descriptors = 0;    // The hard RLIMIT_NOFILE.
+  uint64_t hugetlb_pages = 0;  // Of 2 MiB, free.
+  std::string shmem_huge_pages;
+  int collapse_error = 0;  // Of MADV_COLLAPSE on 2 MiB of a memfd; 0: it works.
+  int io_uring_error = 0;  // Of io_uring_setup; 0: it works.
+};
+HostFacts ReadHostFacts();
+
+struct HostFinding {
+  std::string_view subject;  // "memlock"
+  bool lacking = false;
+  std::string text;
+};
+// One for each subject, in a fixed order.
+std::vector<HostFinding> CheckHost(const Config& config, const HostFacts& facts);
+
+}  // namespace terrace

@@ -1,0 +1,113 @@
+#include "daemon/service/host_check.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cerrno>
+
+namespace terrace {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+HostFacts GoodHost() {
+  HostFacts facts;
+  facts.memory = MemoryLimit{64ull << 30, 60ull << 30, "the machine"};
+  facts.memlock_bytes = UINT64_MAX;
+  facts.descriptors = 1u << 20;
+  facts.shmem_huge_pages = "never";
+  return facts;
+}
+
+HostFinding Finding(std::string_view subject, const HostFacts& facts, const Config& config = {}) {
+  for (HostFinding& finding : CheckHost(config, facts)) {
+    if (finding.subject == subject) return std::move(finding);
+  }
+  ADD_FAILURE() << "nothing about " << subject;
+  return {};
+}
+
+TEST(HostCheck, AGoodHostLacksNothing) {
+  for (const HostFinding& finding : CheckHost(Config(), GoodHost())) {
+    EXPECT_FALSE(finding.lacking) << finding.subject << ": " << finding.text;
+  }
+}
+
+TEST(HostCheck, ThisHostCanBeRead) {
+  const HostFacts facts = ReadHostFacts();
+  ASSERT_EQ(facts.memory.status(), Status());
+  EXPECT_GT(facts.memory->limit_bytes, 0u);
+  EXPECT_GT(facts.descriptors, 0u);
+  EXPECT_EQ(CheckHost(Config(), facts).size(), 5u);
+}
+
+TEST(HostCheck, TooLittleMemlockIsToldWithWhatFollows) {
+  HostFacts facts = GoodHost();
+  facts.memlock_bytes = 8u << 20;
+  const HostFinding finding = Finding("memlock", facts);
+  EXPECT_TRUE(finding.lacking);
+  EXPECT_THAT(finding.text, AllOf(HasSubstr("RLIMIT_MEMLOCK is 8.0MiB and the capacity 16.0GiB"),
+                                  HasSubstr("swaps it out"), HasSubstr("LimitMEMLOCK=infinity")));
+  facts.may_lock_all = true;
+  EXPECT_FALSE(Finding("memlock", facts).lacking);
+  facts.may_lock_all = false;
+  Config config;
+  config.lock = LockChoice::kNever;
+  EXPECT_FALSE(Finding("memlock", facts, config).lacking);
+}
+
+TEST(HostCheck, HugePagesLackOnlyWhenNoWayWorks) {
+  HostFacts facts = GoodHost();
+  facts.collapse_error = EINVAL;
+  const HostFinding finding = Finding("huge pages", facts);
+  EXPECT_TRUE(finding.lacking);
+  EXPECT_THAT(finding.text,
+              AllOf(HasSubstr("MADV_COLLAPSE fails (Invalid argument)"),
+                    HasSubstr("twenty times more"), HasSubstr("Set vm.nr_hugepages to 8192")));
+  facts.shmem_huge_pages = "advise";
+  EXPECT_FALSE(Finding("huge pages", facts).lacking);
+  facts.shmem_huge_pages = "never";
+  facts.hugetlb_pages = 8192;
+  EXPECT_FALSE(Finding("huge pages", facts).lacking);
+  facts.hugetlb_pages = 8191;
+  EXPECT_TRUE(Finding("huge pages", facts).lacking);
+  Config config;
+  config.huge_pages = HugePagesChoice::kNever;
+  EXPECT_FALSE(Finding("huge pages", facts, config).lacking);
+}
+
+TEST(HostCheck, AMissingIoUringIsSaidAndHarmless) {
+  HostFacts facts = GoodHost();
+  facts.io_uring_error = EPERM;
+  const HostFinding finding = Finding("io_uring", facts);
+  EXPECT_FALSE(finding.lacking);
+  EXPECT_THAT(finding.text,
+              AllOf(HasSubstr("Operation not permitted"), HasSubstr("nothing follows")));
+}
+
+TEST(HostCheck, TooLittleMemoryIsTold) {
+  HostFacts facts = GoodHost();
+  facts.memory = MemoryLimit{8ull << 30, 2ull << 30, "/sys/fs/cgroup/engines"};
+  Config config;
+  config.capacity = {16ull << 30, 0};
+  const HostFinding finding = Finding("memory", facts, config);
+  EXPECT_TRUE(finding.lacking);
+  EXPECT_THAT(finding.text, AllOf(HasSubstr("the capacity is 16.0GiB"),
+                                  HasSubstr("8.0GiB by /sys/fs/cgroup/engines, 2.0GiB of it free"),
+                                  HasSubstr("starts with less")));
+  facts.memory = Status(Code::kUnavailable, "no /proc");
+  EXPECT_TRUE(Finding("memory", facts, config).lacking);
+}
+
+TEST(HostCheck, TooFewDescriptorsAreCounted) {
+  HostFacts facts = GoodHost();
+  facts.descriptors = 1024;
+  const HostFinding finding = Finding("descriptors", facts);
+  EXPECT_TRUE(finding.lacking);
+  // Two a client, one a further connection, one a slab of 128 MiB, and the daemon's own.
+  EXPECT_THAT(finding.text, HasSubstr("may need " + std::to_string(2048 + 1024 + 128 + 128)));
+}
+
+}  // namespace
+}  // namespace terrace
