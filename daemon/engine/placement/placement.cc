@@ -77,7 +77,12 @@ bool Placement::Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses, Evicti
                                static_cast<int64_t>(memory_.books().used()),
                  .own_only = tier_refuses,
                  .reason = reason});
-  if (of.ready_slots == 0) punch(Take::kAll);
+  if (of.ready_slots == 0) {
+    punch(Take::kAll);
+    // Own grains that are idle although no slot is ready hold memory that the tier would neither
+    // fill nor take back before.
+    if (!tier_refuses) memory_.Punch(of, memory_.MissingFor(least));
+  }
   if (got()) return true;
   // What was dropped may be read no more: the pass found that, after it had counted what there was,
   // or did not look.
