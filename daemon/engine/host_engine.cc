@@ -241,8 +241,14 @@ void HostEngine::Attach(ClientId id, const std::string& name, const std::string&
 Result<std::vector<ArenaId>> HostEngine::BlocksOf(ClientId id, uint64_t attachment,
                                                   std::span<const uint32_t> blocks) {
   ASSIGN_OR_RETURN(const Client* client, clients_.Serving(id));
-  if (const std::string* model = weights_.ModelOf(id, attachment); model != nullptr) {
-    RETURN_IF_ERROR(CheckModelAccess(client->spec.tenant, *model));
+  // Also of a model that was removed meanwhile, whose list went with it: who was revoked before
+  // must not gain by that.
+  const std::string* model = weights_.ModelOf(id, attachment);
+  const std::string& tenant = catalog_.At(client->spec.tenant).name;
+  if (model != nullptr && !access_.Allows(*model, tenant)) {
+    return Status(
+        Code::kPermissionDenied,
+        "model '" + *model + "' was removed, or is not granted to tenant '" + tenant + "'");
   }
   return weights_.BlocksOf(id, attachment, blocks);
 }

@@ -101,7 +101,7 @@ Caller* Verbs::Waiting(const Ticket& ticket) {
   if (found == parts_.callers->end()) return nullptr;
   Caller& caller = *found->second;
   const std::vector<uint64_t>& waiting = caller.connection.in_flight();
-  const bool waits = caller.connection.open() && caller.client != nullptr &&
+  const bool waits = caller.connection.open() && caller.client != nullptr && !caller.client->cut &&
                      caller.client->id == ticket.client &&
                      std::find(waiting.begin(), waiting.end(), ticket.request) != waiting.end();
   return waits ? &caller : nullptr;

@@ -190,8 +190,13 @@ TEST_F(BlocksTest, OnlyATenantThatAModelIsGrantedToAttachesIt) {
   EXPECT_EQ(world.engine->BlocksOf(other.given.id, attached->attachment, {}).status().code(),
             Code::kPermissionDenied);
   EXPECT_EQ(attach(false).status().code(), Code::kPermissionDenied);
-  EXPECT_EQ(world.engine->Detach(other.given.id, attached->attachment), Status());
   EXPECT_EQ(Attach("m").status(), Status());  // Of who added it.
+  // Nor by the removal of the model, and of its list with it.
+  world.engine->RemoveModel("m", "", [](const Status&) {});
+  Settle();
+  EXPECT_EQ(world.engine->BlocksOf(other.given.id, attached->attachment, {}).status().code(),
+            Code::kPermissionDenied);
+  EXPECT_EQ(world.engine->Detach(other.given.id, attached->attachment), Status());
 }
 
 TEST_F(BlocksTest, WhoIsRevokedWhileItWaitsForTheLoadGetsNothing) {

@@ -521,6 +521,7 @@ Status Weights::Detach(ClientId client, uint64_t attachment) {
             "attachment " + std::to_string(attachment) + " is not one of this client"};
   }
   EndAttachment(found);
+  ReleaseLeaving();
   return {};
 }
 
@@ -532,7 +533,6 @@ void Weights::EndAttachment(std::map<uint64_t, Attachment>::iterator attachment)
   for (uint32_t block = 0; block < version.blocks.size(); ++block) {
     if (ended.holds[block]) Unhold(ended.version, block);
   }
-  ReleaseLeaving();
   ReleaseManifestIfIdle(version);
 }
 
@@ -542,6 +542,7 @@ void Weights::ClientGone(ClientId client) {
     if (it->second.client == client) EndAttachment(it);
     it = next;
   }
+  ReleaseLeaving();  // Once, however many there were: it is what one call may free.
   std::vector<Waiter> gone;
   for (const LoadPtr& load : loads_) {
     std::vector<Waiter>& waiters = load->waiters();

@@ -312,16 +312,19 @@ void MetricsServer::State::AnswerHealth(const ExchangePtr& exchange) {
   }
   exchange->deadline.expires_after(Milliseconds(kHealthMs));
   exchange->deadline.async_wait([this, exchange](const error_code& error) {
-    if (error) return;
-    std::erase(for_life, exchange);
+    // LifeShown may have answered since the time was up.
+    if (error || std::erase(for_life, exchange) == 0) return;
     SetDeadline(exchange, kReplyMs);
     Send(exchange, PlainReply(http::status::service_unavailable,
                               "the owner thread has not answered for 2 s\n"));
   });
   for_life.push_back(exchange);
   if (std::exchange(life_asked, true)) return;
-  owner.Post(
-      [self = shared_from_this()] { asio::post(self->context, [self] { self->LifeShown(); }); });
+  // What the context holds must not own the state, whose part the context is: after the end it
+  // would never be let go.
+  owner.Post([self = shared_from_this()] {
+    asio::post(self->context, [state = self.get()] { state->LifeShown(); });
+  });
 }
 
 void MetricsServer::State::LifeShown() {
@@ -340,8 +343,9 @@ void MetricsServer::State::AskForSnapshot(const ExchangePtr& exchange) {
   if (std::exchange(snapshot_asked, true)) return;
   owner.Post([self = shared_from_this()] {
     self->collect([self](SnapshotPtr snapshot) {
-      asio::post(self->context,
-                 [self, snapshot = std::move(snapshot)] { self->SnapshotCame(*snapshot); });
+      asio::post(self->context, [state = self.get(), snapshot = std::move(snapshot)] {
+        state->SnapshotCame(*snapshot);
+      });
     });
   });
 }
