@@ -50,8 +50,13 @@ Result<std::string> Verbs::ReportFor(const Identity& identity, const wire::Repor
   Engine& engine = *parts_.engine;
   if (request.what() == "status") {
     StatusReport report = engine.Summary();
-    if (!all) report.restore_problems.clear();
-    return StatusJson(report, parts_.service_report());
+    ServiceReport service = parts_.service_report();
+    if (!all) {
+      report.restore_problems.clear();
+      service.socket.clear();  // Their paths may name other tenants.
+      service.state_dir.clear();
+    }
+    return StatusJson(report, service);
   }
   if (request.what() == "models") {
     std::vector<ModelReport> models = engine.Models();
