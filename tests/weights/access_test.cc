@@ -70,11 +70,11 @@ TEST_F(AccessTest, ListsSurviveARestartAndGoWithTheirModel) {
   lists_->Removed("gone");
   journal_.RunPending();
   Restart({"kept", "empty", "gone"});
-  EXPECT_THAT(problems_, IsEmpty());
+  EXPECT_THAT(problems_, ElementsAre(HasSubstr("model 'gone'")));
   EXPECT_THAT(lists_->TenantsOf("kept"), ElementsAre("a", "ops"));
   EXPECT_THAT(lists_->TenantsOf("empty"), IsEmpty());
-  // As one that a daemon without lists has left: of user mode's one tenant.
-  EXPECT_THAT(lists_->TenantsOf("gone"), ElementsAre("default"));
+  // As one whose daemon was killed between its two records: closed, and said so.
+  EXPECT_THAT(lists_->TenantsOf("gone"), IsEmpty());
 }
 
 TEST_F(AccessTest, TheListOfAModelThatWasLostIsNotForTheNextOfItsName) {

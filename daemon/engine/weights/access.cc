@@ -11,7 +11,6 @@ namespace terrace {
 namespace {
 
 constexpr uint32_t kFormat = 1;
-constexpr const char* kUserModeTenant = "default";
 
 std::string KeyOf(const std::string& model) {
   return std::string(AccessLists::kPrefix) + model;
@@ -58,8 +57,9 @@ std::optional<std::set<std::string>> Decode(std::string_view in) {
 
 Status AccessLists::Restore(const std::vector<std::string>& models,
                             std::vector<std::string>* problems) {
+  std::set<std::string> without(models.begin(), models.end());
   for (const std::string& model : models)
-    lists_[model] = {kUserModeTenant};
+    lists_[model] = {};
   ASSIGN_OR_RETURN(const std::vector<Journal::Record> records, journal_.Load(kPrefix));
   for (const Journal::Record& record : records) {
     const std::string model = record.key.substr(kPrefix.size());
@@ -69,12 +69,17 @@ Status AccessLists::Restore(const std::vector<std::string>& models,
       journal_.Delete(record.key, [](const Status&) {});
       continue;
     }
+    without.erase(model);
     std::optional<List> list = Decode(record.value);
     if (!list) {
       problems->push_back("journal record '" + record.key +
                           "': it cannot be read, so no tenant may attach this model");
     }
     found->second = list.value_or(List());
+  }
+  for (const std::string& model : without) {
+    problems->push_back("model '" + model +
+                        "': nobody was recorded who may attach it, so no tenant may until granted");
   }
   return {};
 }

@@ -30,9 +30,9 @@ class AccessLists {
 
   explicit AccessLists(Journal& journal) : journal_(journal) {}
 
-  // Reads the lists of the models that `known` knows; those of others are deleted. A model without
-  // a list was registered in user mode by a daemon that kept none: it is the tenant "default"'s. A
-  // record that cannot be read is described in `problems`: nobody may attach that model.
+  // Reads the lists of the models that `known` knows; those of others are deleted. Where there is
+  // none, because the daemon ended between the two records, or one that cannot be read, nobody may
+  // attach the model until it is granted; `problems` says so.
   Status Restore(const std::vector<std::string>& models, std::vector<std::string>* problems);
 
   // The model was registered by somebody of this tenant. A model that has a list keeps it.
