@@ -160,9 +160,9 @@ Field CapacityField() {
           SetCapacity,
           [](const Config& config) {
             if (config.capacity.bytes != 0) return TomlString(SizeText(config.capacity.bytes));
-            char digits[32];
-            const auto end =
-                std::to_chars(digits, digits + sizeof digits, config.capacity.fraction);
+            char digits[512];  // The smallest double has some 330 after its point.
+            const auto end = std::to_chars(digits, digits + sizeof digits, config.capacity.fraction,
+                                           std::chars_format::fixed);
             std::string text(digits, end.ptr);
             return text.find('.') == std::string::npos ? text + ".0" : text;
           }};

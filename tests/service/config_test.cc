@@ -222,6 +222,11 @@ TEST(Config, TheTextOfAConfigurationGivesTheSameConfiguration) {
   EXPECT_EQ(ConfigText(again), ConfigText(config));
   EXPECT_EQ(again.socket, config.socket);
   EXPECT_EQ(again.capacity.bytes, config.capacity.bytes);
+  for (const double fraction : {1.0, 0.25, 2e-13, 5e-324}) {
+    config.capacity = {0, fraction};
+    ASSERT_EQ(ReadConfigText(ConfigText(config), "again", &again), Status()) << fraction;
+    EXPECT_EQ(again.capacity.fraction, fraction);
+  }
 }
 
 TEST(Config, DefaultPlacesFollowTheXdgFolders) {
