@@ -148,19 +148,19 @@ bool SetCapacity(Config& config, std::string_view text) {
   double fraction = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), fraction);
   if (error != std::errc() || end != text.data() + text.size()) return false;
-  if (!(fraction > 0 && fraction <= 1)) return false;
+  if (!(fraction >= 0.001 && fraction <= 1)) return false;
   config.capacity = {0, fraction};
   return true;
 }
 
 Field CapacityField() {
   return {{"host.capacity",
-           "a size such as \"16GiB\", at least 16MiB, or a fraction such as 0.25, above 0 and at "
-           "most 1"},
+           "a size such as \"16GiB\", at least 16MiB, or a fraction such as 0.25, from 0.001 "
+           "to 1"},
           SetCapacity,
           [](const Config& config) {
             if (config.capacity.bytes != 0) return TomlString(SizeText(config.capacity.bytes));
-            char digits[512];  // The smallest double has some 330 after its point.
+            char digits[32];  // TOML has no exponent after which a point may follow: none.
             const auto end = std::to_chars(digits, digits + sizeof digits, config.capacity.fraction,
                                            std::chars_format::fixed);
             std::string text(digits, end.ptr);

@@ -34,8 +34,8 @@ const std::vector<Choices>& AllChoices() {
        {"", "INFO", "trace", "1"}},
       {"daemon.log_format", {"auto", "text", "json", "journal"}, {"", "JSON", "syslog"}},
       {"host.capacity",
-       {"16GiB", "0.25", "1", "1.0", "16777216"},
-       {"", "0", "0.0", "1.5", "-1", "1MiB", "lots", "1e-400", "nan", "16GB"}},
+       {"16GiB", "0.25", "0.001", "1", "1.0", "16777216"},
+       {"", "0", "0.0", "1.5", "-1", "1MiB", "lots", "0.0009", "1e-400", "nan", "16GB"}},
       {"host.slab", {"auto", "64MiB", "1MiB", "1GiB"}, {"", "512KiB", "2GiB", "1048577", "0.5"}},
       {"host.block", {"auto", "64MiB", "2MiB", "512MiB"}, {"", "1MiB", "513MiB", "2097153"}},
       {"host.pretouch", {"all", "none", "4GiB", "0"}, {"", "some", "-1", "true"}},
@@ -101,7 +101,7 @@ TEST(Config, CapacityIsASizeOrAShare) {
   EXPECT_EQ(
       Set("host.capacity", "lots").message(),
       "host.capacity: expected a size such as \"16GiB\", at least 16MiB, or a fraction such as "
-      "0.25, above 0 and at most 1, got \"lots\"");
+      "0.25, from 0.001 to 1, got \"lots\"");
 }
 
 TEST(Config, SlabsAndBlocksFollowTheCapacityUnlessTheyAreChosen) {
@@ -222,7 +222,7 @@ TEST(Config, TheTextOfAConfigurationGivesTheSameConfiguration) {
   EXPECT_EQ(ConfigText(again), ConfigText(config));
   EXPECT_EQ(again.socket, config.socket);
   EXPECT_EQ(again.capacity.bytes, config.capacity.bytes);
-  for (const double fraction : {1.0, 0.25, 2e-13, 5e-324}) {
+  for (const double fraction : {1.0, 0.25, 0.001, 0.0012345678901234567}) {
     config.capacity = {0, fraction};
     ASSERT_EQ(ReadConfigText(ConfigText(config), "again", &again), Status()) << fraction;
     EXPECT_EQ(again.capacity.fraction, fraction);
