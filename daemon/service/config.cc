@@ -160,7 +160,7 @@ Field CapacityField() {
           SetCapacity,
           [](const Config& config) {
             if (config.capacity.bytes != 0) return TomlString(SizeText(config.capacity.bytes));
-            char digits[32];  // TOML has no exponent after which a point may follow: none.
+            char digits[32];  // Without an exponent, to which ".0" could not be added.
             const auto end = std::to_chars(digits, digits + sizeof digits, config.capacity.fraction,
                                            std::chars_format::fixed);
             std::string text(digits, end.ptr);
