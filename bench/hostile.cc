@@ -44,9 +44,12 @@ std::string Frame(uint16_t type, const std::string& message) {
   return frame + message;
 }
 
-// Hello with version_min, version_max and writer 1.
+// Hello with version_min, version_max and writer.
 std::string HelloFrame() {
-  return Frame(static_cast<uint16_t>(wire::Type::kHello), "\x08\x01\x10\x01\x20\x01");
+  static_assert(wire::kProtocolVersion < 128);  // One byte as a varint.
+  constexpr char kVersion = static_cast<char>(wire::kProtocolVersion);
+  return Frame(static_cast<uint16_t>(wire::Type::kHello),
+               {'\x08', kVersion, '\x10', kVersion, '\x20', '\x01'});
 }
 
 // False when the daemon takes no more, or has closed.

@@ -45,7 +45,11 @@ Status Client::WaitConnected(Deadline deadline) {
   MutexLock lock(mu_);
   while (connected_.load(std::memory_order_relaxed) == 0) {
     if (stopping_ || gone_) return {Code::kUnavailable, "the client will not connect again"};
-    if (deadline.passed()) return {Code::kDeadlineExceeded, "no daemon in time"};
+    if (deadline.passed()) {
+      return Status(Code::kDeadlineExceeded, why_not_.ok()
+                                                 ? "no daemon in time"
+                                                 : "no daemon in time: " + why_not_.message());
+    }
     changed_.wait_until(mu_, deadline.point());
   }
   return {};

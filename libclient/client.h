@@ -151,6 +151,7 @@ class Client final : private ConnectionEvents {
   uint64_t lives_ GUARDED_BY(mu_) = 0;
   bool stopping_ GUARDED_BY(mu_) = false;
   bool gone_ GUARDED_BY(mu_) = false;  // Never to be connected again.
+  Status why_not_ GUARDED_BY(mu_);     // Why the last attempt to connect again failed.
   bool space_turn_taken_ GUARDED_BY(mu_) = false;
   uint32_t readers_ GUARDED_BY(mu_) = 0;
   bool fetching_directory_ GUARDED_BY(mu_) = false;

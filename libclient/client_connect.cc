@@ -18,14 +18,19 @@ constexpr int kLongestPauseMs = 500;
 // Of one attempt to reach the listener; the answer to the hello has the client's default deadline.
 constexpr int32_t kAttemptMs = 250;
 
+std::string OwnVersions() {
+  constexpr bool kOne = wire::kProtocolVersionMin == wire::kProtocolVersion;
+  return (kOne ? "version " : "versions " + std::to_string(wire::kProtocolVersionMin) + " to ") +
+         std::to_string(wire::kProtocolVersion);
+}
+
 Status CheckVersion(const messages::HelloReply& reply) {
   if (reply.version >= wire::kProtocolVersionMin && reply.version <= wire::kProtocolVersion) {
     return {};
   }
   return {Code::kMismatch, "the daemon, terraced " + reply.daemon_version + ", speaks version " +
                                std::to_string(reply.version) + " of the protocol, this library " +
-                               std::to_string(wire::kProtocolVersionMin) + " to " +
-                               std::to_string(wire::kProtocolVersion) + ": update the " +
+                               OwnVersions() + ": update the " +
                                (reply.version > wire::kProtocolVersion ? "library" : "daemon")};
 }
 
@@ -146,6 +151,7 @@ Status Client::Establish(Deadline reach, Deadline deadline) {
     if (life != life_) chores_ = {};  // They were the old life's.
     life_ = std::move(life);
     connected_.store(life_->epoch(), std::memory_order_release);
+    why_not_ = {};
     early.swap(early_);
     changed_.notify_all();
     return {};
@@ -182,7 +188,13 @@ void Client::Run() {
       gone_ = true;
       changed_.notify_all();
       return;
-    } else if (!Establish(Deadline::In(kAttemptMs), Deadline::In(options_.timeout_ms)).ok()) {
+    } else if (Status status =
+                   Establish(Deadline::In(kAttemptMs), Deadline::In(options_.timeout_ms));
+               !status.ok()) {
+      {
+        MutexLock lock(mu_);
+        why_not_ = std::move(status);
+      }
       Pause(pause_ms);
       pause_ms = std::min(2 * pause_ms, kLongestPauseMs);
     }

@@ -9,11 +9,16 @@
 #include <cstring>
 #include <span>
 
+#include "proto/shared_memory.h"
+
 namespace terrace::wire {
 
 // The versions that this code speaks. A connection uses the highest that both sides do.
-inline constexpr uint32_t kProtocolVersionMin = 1;
-inline constexpr uint32_t kProtocolVersion = 1;
+inline constexpr uint32_t kProtocolVersionMin = 2;
+inline constexpr uint32_t kProtocolVersion = 2;
+// A layout of shared memory bears the number of the version that brought it, and older versions are
+// spoken no more: who cannot use the memory is refused by its hello, before it maps any.
+static_assert(kProtocolVersionMin >= shm::kLayoutVersion);
 
 // What has been added within a version: bits of Hello.capabilities (what the client knows) and of
 // HelloReply.capabilities (of these, what the daemon does). Bits of later releases are ignored.

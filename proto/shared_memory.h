@@ -25,6 +25,7 @@ using Word = std::atomic<uint64_t>;
 static_assert(sizeof(Word) == 8 && Word::is_always_lock_free);
 static_assert(std::endian::native == std::endian::little);
 
+// Of the protocol version that brought this layout (frame.h): a new layout is a new version.
 inline constexpr uint32_t kLayoutVersion = 2;
 inline constexpr size_t kLineBytes = 64;
 

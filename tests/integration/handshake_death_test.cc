@@ -64,8 +64,8 @@ class Mortal {
     wire_ = WireClient::Connect(socket_);
     Point();
     wire::Hello hello;
-    hello.set_version_min(1);
-    hello.set_version_max(1);
+    hello.set_version_min(wire::kProtocolVersion);
+    hello.set_version_max(wire::kProtocolVersion);
     hello.set_name("mortal");
     hello.set_writer(true);
     std::vector<UniqueFd> fds;

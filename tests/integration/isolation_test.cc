@@ -122,8 +122,8 @@ TEST_F(IsolationTest, AnotherTenantCannotObtainOpenOrGuessAnything) {
     RETURN_UNLESS(std::memcmp(bytes, kSecret, sizeof bytes) != 0, "bytes of the other tenant");
     // A client's number and a guess of its token: the process is compared first.
     wire::Hello hello;
-    hello.set_version_min(1);
-    hello.set_version_max(1);
+    hello.set_version_min(wire::kProtocolVersion);
+    hello.set_version_max(wire::kProtocolVersion);
     for (uint64_t client = 1; client < 20; ++client) {
       hello.set_resume_client(client);
       hello.set_resume_token(client);

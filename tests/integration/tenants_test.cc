@@ -18,8 +18,8 @@ using testing::HasSubstr;
 Result<std::string> IdentityAt(const std::string& socket) {
   WireClient wire = WireClient::Connect(socket);
   wire::Hello hello;
-  hello.set_version_min(1);
-  hello.set_version_max(1);
+  hello.set_version_min(wire::kProtocolVersion);
+  hello.set_version_max(wire::kProtocolVersion);
   hello.set_writer(true);
   // Who is refused may find the connection closed before it has said anything; the reason is there.
   (void)wire.Send(wire::Type::kHello, 1, hello);
@@ -150,8 +150,8 @@ TEST_F(TenantsTest, AClientDoesNotComeBackAsSomebodyElse) {
     // As a writer of "ops"; its number and token then by the socket of "a", where root is nobody.
     ASSIGN_OR_RETURN(Arrived first, Arrive(any_socket()));
     wire::Hello hello;
-    hello.set_version_min(1);
-    hello.set_version_max(1);
+    hello.set_version_min(wire::kProtocolVersion);
+    hello.set_version_max(wire::kProtocolVersion);
     hello.set_resume_client(first.hello.client());
     hello.set_resume_token(first.hello.token());
     WireClient second = WireClient::Connect(socket_of_a());
@@ -285,8 +285,8 @@ TEST_F(TenantsTest, AReloadMakesPeersSomebodyElseAtOnce) {
   });
   bench::Child moved = StartAs({kWriterOfA}, [this](bench::Link& link) -> Status {
     wire::Hello hello;
-    hello.set_version_min(1);
-    hello.set_version_max(1);
+    hello.set_version_min(wire::kProtocolVersion);
+    hello.set_version_max(wire::kProtocolVersion);
     for (const char* tenant : {"a", "b"}) {
       ASSIGN_OR_RETURN(Arrived arrived, Arrive(any_socket()));
       RETURN_UNLESS(arrived.hello.tenant() == tenant && arrived.hello.writer(), tenant);

@@ -66,7 +66,7 @@ struct BadHello {
 
 wire::HelloReply GoodReply() {
   wire::HelloReply reply;
-  reply.set_version(1);
+  reply.set_version(wire::kProtocolVersion);
   reply.set_client(1);
   reply.set_max_pinned_bytes(1 << 30);
   reply.set_host_capacity_bytes(1 << 30);
@@ -679,21 +679,57 @@ TEST(OtherReleases, TheErrorSaysWhichSideIsToBeUpdated) {
     }));
     return Connect(peer).error().ToString();
   };
-  const std::string older = connect(wire::kProtocolVersionMin - 1);
-  EXPECT_NE(older.find("terraced 0.0.7"), std::string::npos) << older;
-  EXPECT_NE(older.find("update the daemon"), std::string::npos) << older;
-  const std::string newer = connect(wire::kProtocolVersion + 1);
-  EXPECT_NE(newer.find("update the library"), std::string::npos) << newer;
+  const auto says = [](uint32_t daemon, const std::string& what) {
+    return "terraced 0.0.7, speaks version " + std::to_string(daemon) +
+           " of the protocol, this library version " + std::to_string(wire::kProtocolVersion) +
+           ": update the " + what;
+  };
+  constexpr uint32_t kOlder = wire::kProtocolVersionMin - 1;
+  const std::string older = connect(kOlder);
+  EXPECT_NE(older.find(says(kOlder, "daemon")), std::string::npos) << older;
+  constexpr uint32_t kNewer = wire::kProtocolVersion + 1;
+  const std::string newer = connect(kNewer);
+  EXPECT_NE(newer.find(says(kNewer, "library")), std::string::npos) << newer;
+}
+
+// Refuses a hello as the daemon of `version` does.
+ScriptedPeer::Script RefusesAllBut(uint32_t version) {
+  return On(Type::kHello, [version](ScriptedPeer& its, const Frame& frame) {
+    wire::Hello hello;
+    EXPECT_TRUE(hello.ParseFromString(frame.body));
+    // So that no daemon of another layout takes this library for one of its own.
+    EXPECT_TRUE(hello.version_max() < version || hello.version_min() > version);
+    its.SendError(frame.header.request, 4,
+                  "terraced 0.0.7 speaks version " + std::to_string(version) +
+                      ", this client version " + std::to_string(hello.version_max()));
+    return Act::kHandled;
+  });
 }
 
 TEST(OtherReleases, ADaemonThatRefusesTheVersionIsQuoted) {
-  ScriptedPeer peer(On(Type::kHello, [](ScriptedPeer& its, const Frame& frame) {
-    its.SendError(frame.header.request, 4, "this daemon speaks 7 to 9: update the client");
-    return Act::kHandled;
-  }));
-  const auto client = Connect(peer);
-  EXPECT_EQ(client.error().code(), KVC_MISMATCH);
-  EXPECT_NE(client.error().ToString().find("speaks 7 to 9"), std::string::npos);
+  const std::string ours = ", this client version " + std::to_string(wire::kProtocolVersion);
+  for (const uint32_t theirs : {shm::kLayoutVersion - 1, wire::kProtocolVersion + 1}) {
+    ScriptedPeer peer(RefusesAllBut(theirs));
+    const auto client = Connect(peer);
+    EXPECT_EQ(client.error().code(), KVC_MISMATCH);
+    const std::string text = client.error().ToString();
+    EXPECT_NE(text.find("speaks version " + std::to_string(theirs) + ours), std::string::npos)
+        << text;
+  }
+}
+
+TEST(OtherReleases, WhoWaitsForAnUpgradedDaemonLearnsWhyItIsNotTaken) {
+  ScriptedPeer peer;
+  auto client = Connect(peer);
+  ASSERT_TRUE(client);
+  peer.SetScript(RefusesAllBut(wire::kProtocolVersion + 1));
+  peer.Cut();
+  std::string why;
+  EXPECT_TRUE(Await([&] {
+    why = client->WaitConnected(1).ToString();
+    return why.find("speaks version " + std::to_string(wire::kProtocolVersion + 1)) !=
+           std::string::npos;
+  })) << why;
 }
 
 TEST(OtherReleases, WhatADaemonCannotDoYetIsNotAskedOfIt) {

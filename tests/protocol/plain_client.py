@@ -91,6 +91,8 @@ def packed(values):
 
 # ---- Frames
 
+VERSION = 2  # Of the protocol.
+
 HELLO, PING, GOODBYE, DIRECTORY, ARENAS, OPEN_SPACE = 2, 4, 6, 8, 10, 12
 GRANT, COMMIT, ABORT, DROP, MODEL_ADD, LOAD, UNLOAD = 14, 16, 18, 20, 22, 26, 28
 ATTACH, ATTACH_BLOCKS, DETACH, REPORT, CLOSE_SPACE = 30, 32, 34, 38, 40
@@ -210,8 +212,8 @@ class Client:
     def __init__(self, path):
         self.connection = Connection(path)
         reply, (channel, directory) = self.connection.call(
-            HELLO, message((1, 1), (2, 1), (3, "plain"), (4, True)))
-        assert reply[1] == [1] and reply[7] == [1]
+            HELLO, message((1, VERSION), (2, VERSION), (3, "plain"), (4, True)))
+        assert reply[1] == [VERSION] and reply[7] == [1]
         self.id, self.token = reply[2][0], reply[3][0]
         self.tenant = reply[6][0].decode()
         self.channel = Words(channel, True)
@@ -397,10 +399,12 @@ def weights(client, folder):
 def errors(client, path):
     expect_refused(1, lambda: client.connection.call(98), "98")
     expect_refused(1, lambda: client.connection.call(OPEN_SPACE, b"\xff\xff"), "OpenSpace")
-    expect_refused(1, lambda: client.connection.call(HELLO, message((1, 1), (2, 1))), "hello")
+    expect_refused(1, lambda: client.connection.call(HELLO, message((1, VERSION), (2, VERSION))), "hello")
     client.connection.call(PING)
-    newer = Connection(path)
-    expect_refused(4, lambda: newer.call(HELLO, message((1, 1000), (2, 1001))), "version")
+    for version in VERSION - 1, VERSION + 1:
+        other = Connection(path)
+        hello = message((1, version), (2, version))
+        expect_refused(4, lambda: other.call(HELLO, hello), f"this client version {version}")
     silent = Connection(path)
     expect_refused(1, lambda: silent.call(PING), "hello")
 
@@ -409,7 +413,7 @@ def resume(client, path):
     """A client that lost its connection comes back; another token does not."""
     client.connection.socket.close()
     again = Connection(path)
-    hello = lambda token: message((1, 1), (2, 1), (5, client.id), (6, token))
+    hello = lambda token: message((1, VERSION), (2, VERSION), (5, client.id), (6, token))
     expect_refused(5, lambda: again.call(HELLO, hello(client.token ^ 1)), "resume_client")
     reply, (directory,) = again.call(HELLO, hello(client.token))
     assert reply[5] == [1] and reply[2] == [client.id]

@@ -91,10 +91,10 @@ TEST_F(HostileTest, AHelloThatCannotBeIsRefusedByItsField) {
     return client.Call<wire::HelloReply>(wire::Type::kHello, hello).status();
   };
   wire::Hello hello;
-  hello.set_version_min(2);
-  hello.set_version_max(9);
+  hello.set_version_min(wire::kProtocolVersion + 1);
+  hello.set_version_max(wire::kProtocolVersion + 7);
   EXPECT_EQ(refused(hello).code(), Code::kMismatch);
-  hello.set_version_min(1);
+  hello.set_version_min(wire::kProtocolVersion);
   hello.set_name(std::string(65, 'n'));
   EXPECT_THAT(refused(hello).message(), HasSubstr("name: 65 bytes"));
   hello.set_name("a\nb");

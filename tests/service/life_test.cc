@@ -79,8 +79,8 @@ class LifeTest : public testing::Test {
 
 wire::Hello ResumeMessage(const wire::HelloReply& client, uint64_t token) {
   wire::Hello hello;
-  hello.set_version_min(1);
-  hello.set_version_max(1);
+  hello.set_version_min(wire::kProtocolVersion);
+  hello.set_version_max(wire::kProtocolVersion);
   hello.set_writer(true);
   hello.set_resume_client(client.client());
   hello.set_resume_token(token);

@@ -19,6 +19,7 @@ namespace {
 
 using nlohmann::json;
 using testing::HasSubstr;
+using testing::IsEmpty;
 
 constexpr uint32_t kPageBytes = 2 * 2 * 2 * 16 * 16 * 2;
 
@@ -86,7 +87,7 @@ class VerbsTest : public testing::Test {
 };
 
 TEST_F(VerbsTest, HelloGivesASealedChannelAndAReadOnlyDirectory) {
-  EXPECT_EQ(hello_.version(), 1u);
+  EXPECT_EQ(hello_.version(), wire::kProtocolVersion);
   EXPECT_NE(hello_.client(), 0u);
   EXPECT_NE(hello_.life(), 0u);
   EXPECT_EQ(hello_.tenant(), "default");
@@ -142,15 +143,41 @@ TEST_F(VerbsTest, AHelloOfAnotherReleaseGetsAClearAnswer) {
   EXPECT_EQ(both->capabilities(), wire::kCapabilities);
   EXPECT_EQ(both->daemon_version(), TERRACE_VERSION);
   // One from before there were capabilities.
-  const Result<wire::HelloReply> plain = hello(1, 1, 0);
+  const Result<wire::HelloReply> plain = hello(now, now, 0);
   ASSERT_EQ(plain.status(), Status());
   EXPECT_EQ(plain->capabilities(), 0u);
 }
 
+TEST_F(VerbsTest, AClientOfAnotherLayoutLearnsBothVersionsFromItsHello) {
+  const auto hello = [&](uint32_t version) {
+    wire::Hello message;
+    message.set_version_min(version);
+    message.set_version_max(version);
+    WireClient client = WireClient::Connect(daemon_->socket());
+    std::vector<UniqueFd> fds;
+    const Status refused =
+        client.Call<wire::HelloReply>(wire::Type::kHello, message, &fds).status();
+    EXPECT_THAT(fds, IsEmpty());  // Nothing to map.
+    return refused;
+  };
+  const uint32_t now = wire::kProtocolVersion;
+  const std::string ours =
+      "terraced " TERRACE_VERSION " speaks version " + std::to_string(now) + " of the protocol";
+  const Status older = hello(shm::kLayoutVersion - 1);
+  EXPECT_EQ(older.code(), Code::kMismatch);
+  EXPECT_THAT(older.message(),
+              HasSubstr(ours + ", this client version " + std::to_string(shm::kLayoutVersion - 1) +
+                        ": update the client"));
+  const Status newer = hello(now + 1);
+  EXPECT_EQ(newer.code(), Code::kMismatch);
+  EXPECT_THAT(newer.message(), HasSubstr(ours + ", this client version " + std::to_string(now + 1) +
+                                         ": update the daemon"));
+}
+
 TEST_F(VerbsTest, AHelloWithFieldsOfTheFutureIsTaken) {
   wire::Hello message;
-  message.set_version_min(1);
-  message.set_version_max(1);
+  message.set_version_min(wire::kProtocolVersion);
+  message.set_version_max(wire::kProtocolVersion);
   std::string bytes = message.SerializeAsString();
   // Field 100 as a number, field 101 as bytes.
   bytes += std::string("\xa0\x06\x01\xaa\x06\x02hi", 8);
@@ -586,8 +613,8 @@ TEST_F(VerbsTest, AnAttachmentThatWasNeverUsedEndsWithItsConnection) {
   EXPECT_EQ(attachments(), 1);
   engine = WireClient::Connect(daemon_->socket());
   wire::Hello resume;
-  resume.set_version_min(1);
-  resume.set_version_max(1);
+  resume.set_version_min(wire::kProtocolVersion);
+  resume.set_version_max(wire::kProtocolVersion);
   resume.set_resume_client(hello->client());
   resume.set_resume_token(hello->token());
   ASSERT_EQ(engine.Call<wire::HelloReply>(wire::Type::kHello, resume).status(), Status());

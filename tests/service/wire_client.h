@@ -147,8 +147,8 @@ class WireClient {
   Result<wire::HelloReply> Hello(const std::string& name, bool writer = true,
                                  std::vector<UniqueFd>* fds = nullptr) {
     wire::Hello hello;
-    hello.set_version_min(1);
-    hello.set_version_max(1);
+    hello.set_version_min(wire::kProtocolVersion);
+    hello.set_version_max(wire::kProtocolVersion);
     hello.set_name(name);
     hello.set_writer(writer);
     return Call<wire::HelloReply>(wire::Type::kHello, hello, fds);

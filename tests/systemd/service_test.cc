@@ -138,8 +138,8 @@ TEST(Service, AGivenSocketIsServedAndWhoCameBeforeTheDaemonIsAnswered) {
     const std::string path = manager.folder() + "/t.sock";
     WireClient early = WireClient::Connect(path);
     wire::Hello hello;
-    hello.set_version_min(1);
-    hello.set_version_max(1);
+    hello.set_version_min(wire::kProtocolVersion);
+    hello.set_version_max(wire::kProtocolVersion);
     hello.set_name("early");
     hello.set_writer(true);
     ASSERT_TRUE(early.Send(wire::Type::kHello, 1, hello));

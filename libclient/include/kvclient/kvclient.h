@@ -118,7 +118,8 @@ KVC_API void kvc_close(kvc_client* client);
 /* 0 while there is no daemon; else the number of the present daemon life, from 1. Any thread; reads
  * one word. */
 KVC_API uint64_t kvc_epoch(const kvc_client* client);
-/* Waits until connected (KVC_OK), closed, or the deadline. */
+/* Waits until connected (KVC_OK), closed, or the deadline; then the message has why the last
+ * attempt failed, such as a daemon of another protocol version. */
 KVC_API kvc_code kvc_wait_connected(kvc_client* client, int32_t timeout_ms, kvc_error* error);
 /* An empty round trip. */
 KVC_API kvc_code kvc_ping(kvc_client* client, int32_t timeout_ms, kvc_error* error);
