@@ -204,9 +204,10 @@ class Engine {
   virtual void RemoveModel(const std::string& name, const std::string& version,
                            std::function<void(Status)> done) = 0;
   using Progress = std::function<void(uint64_t done_bytes, uint64_t total_bytes)>;
-  // Single flight: whoever asks while a load is running waits for it.
-  virtual void Load(const std::string& name, const std::string& version, Progress progress,
-                    std::function<void(Result<ModelLoaded>)> done) = 0;
+  // Single flight: whoever asks while a load is running waits for it. Who goes while it waits is
+  // told so; the load goes on.
+  virtual void Load(ClientId client, const std::string& name, const std::string& version,
+                    Progress progress, std::function<void(Result<ModelLoaded>)> done) = 0;
   virtual Result<Unloaded> Unload(const std::string& name, const std::string& version) = 0;
   // Which tenants may attach a model. Revoking takes back nothing that is attached, but no further
   // descriptor is given. `not_found`: there is no such model, or to be granted no such tenant.

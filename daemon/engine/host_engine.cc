@@ -214,9 +214,10 @@ Status HostEngine::CheckModelAccess(TenantId id, const std::string& name) const 
           "model '" + name + "' is not granted to tenant '" + tenant + "'"};
 }
 
-void HostEngine::Load(const std::string& name, const std::string& version, Progress progress,
-                      std::function<void(Result<ModelLoaded>)> done) {
-  weights_.Load(name, version, std::move(progress), std::move(done));
+void HostEngine::Load(ClientId id, const std::string& name, const std::string& version,
+                      Progress progress, std::function<void(Result<ModelLoaded>)> done) {
+  if (const auto client = clients_.Serving(id); !client) return done(client.error());
+  weights_.Load(id, name, version, std::move(progress), std::move(done));
 }
 
 Result<Unloaded> HostEngine::Unload(const std::string& name, const std::string& version) {

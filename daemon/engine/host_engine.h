@@ -61,7 +61,7 @@ class HostEngine final : public Engine {
   void AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done) override;
   void RemoveModel(const std::string& name, const std::string& version,
                    std::function<void(Status)> done) override;
-  void Load(const std::string& name, const std::string& version, Progress progress,
+  void Load(ClientId id, const std::string& name, const std::string& version, Progress progress,
             std::function<void(Result<ModelLoaded>)> done) override;
   Result<Unloaded> Unload(const std::string& name, const std::string& version) override;
   void SetModelAccess(const std::string& name, const std::string& tenant, bool granted,

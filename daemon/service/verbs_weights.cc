@@ -116,7 +116,7 @@ Status Verbs::OnLoad(Caller& caller, Frame& frame) {
     event.set_total_bytes(total);
     found->second->connection.Send(wire::Type::kProgressEvent, ticket.request, event);
   };
-  parts_.engine->Load(request.name(), request.version(), progress,
+  parts_.engine->Load(ticket.client, request.name(), request.version(), progress,
                       [this, ticket](const Result<ModelLoaded>& loaded) {
                         Caller* waiting = Finish(ticket);
                         if (waiting == nullptr) return;

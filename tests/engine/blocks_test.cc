@@ -53,7 +53,7 @@ class BlocksTest : public testing::Test {
   }
   Status Load(const std::string& name) {
     std::optional<Status> loaded;
-    world.engine->Load(name, "", {},
+    world.engine->Load(client.given.id, name, "", {},
                        [&](const Result<ModelLoaded>& result) { loaded = result.status(); });
     Settle();
     return loaded.value_or(Status(Code::kInternal, "the load never completed"));
@@ -155,11 +155,16 @@ TEST_F(BlocksTest, SpacesOfAModelShareItsGeneration) {
   EXPECT_EQ(client.Commit(grant.grant), Code::kStale);
 }
 
-TEST_F(BlocksTest, StrangersAttachNothing) {
+TEST_F(BlocksTest, StrangersLoadAndAttachNothing) {
   std::optional<Status> status;
   world.engine->Attach(999, "m", "", true, 0,
                        [&](const Result<Attached>& result) { status = result.status(); });
   EXPECT_EQ(status.value().code(), Code::kNotFound);
+  status.reset();
+  world.engine->Load(999, "m", "", {},
+                     [&](const Result<ModelLoaded>& result) { status = result.status(); });
+  EXPECT_EQ(status.value().code(), Code::kNotFound);
+  EXPECT_EQ(ResidentBlocks(), 0u);
   EXPECT_EQ(world.engine->BlocksOf(999, 1, {}).status().code(), Code::kNotFound);
   EXPECT_EQ(world.engine->Detach(999, 1).code(), Code::kNotFound);
 }

@@ -185,7 +185,7 @@ TEST_F(Attaching, TooManyAttachmentsOfAClientAreRefused) {
 TEST_F(Attaching, CompletionsMayCallVerbs) {
   // The first waiter's completion takes the model away from the second one.
   std::vector<Code> codes;
-  world_.weights->Load("m", "", {}, [&](const Result<ModelLoaded>& loaded) {
+  world_.weights->Load(kClient, "m", "", {}, [&](const Result<ModelLoaded>& loaded) {
     codes.push_back(loaded.status().code());
     world_.weights->RemoveModel("m", "", [&](const Status& s) { codes.push_back(s.code()); });
     world_.weights->ClientGone(kOther);

@@ -23,6 +23,8 @@ struct Outcomes {
   }
 };
 
+constexpr ClientId kClient = WeightsWorld::kClient;
+
 class Loading : public testing::Test {
  protected:
   ~Loading() override { world_.ExpectConsistent(); }
@@ -50,11 +52,11 @@ TEST_F(Loading, WhoeverAsksWhileALoadRunsWaitsForIt) {
   ASSERT_TRUE(world_.weights->Unload("m", "").has_value());
   Outcomes outcomes;
   for (int i = 0; i < 5; ++i)
-    world_.weights->Load("m", "", {}, outcomes.Loaded());
+    world_.weights->Load(kClient, "m", "", {}, outcomes.Loaded());
   world_.weights->Attach(7, "m", "1", true, 0, outcomes.Attached());
   world_.weights->Turn();
   world_.sources.RunPending(1);
-  world_.weights->Load("m", "1", {}, outcomes.Loaded());
+  world_.weights->Load(kClient, "m", "1", {}, outcomes.Loaded());
   EXPECT_TRUE(outcomes.codes.empty());
   EXPECT_EQ(world_.StateOf("m"), "loading");
   world_.Run();
@@ -79,12 +81,12 @@ TEST_F(Loading, ProgressGrowsToTheTotalAndLateComersHearWhereItIs) {
     return [&steps](uint64_t done, uint64_t total) { steps.emplace_back(done, total); };
   };
   Outcomes outcomes;
-  world_.weights->Load("m", "", note(first), outcomes.Loaded());
+  world_.weights->Load(kClient, "m", "", note(first), outcomes.Loaded());
   while (first.size() < 3) {
     world_.weights->Turn();
     world_.sources.RunPending(1);
   }
-  world_.weights->Load("m", "", note(second), outcomes.Loaded());
+  world_.weights->Load(kClient, "m", "", note(second), outcomes.Loaded());
   ASSERT_FALSE(second.empty());
   EXPECT_EQ(second.front(), first.back());
   EXPECT_EQ(world_.ReportOf("m").loading_done_bytes, first.back().first);
@@ -113,7 +115,7 @@ TEST_F(Loading, PopulatesABoundedPieceATurn) {
   world.MakeFile("/m", WeightsWorld::MakeTensors(1, 4, 10u << 20));
   ASSERT_TRUE(world.Add("m", "1", {"/m"}).has_value());
   Outcomes outcomes;
-  world.weights->Load("m", "", {}, outcomes.Loaded());
+  world.weights->Load(kClient, "m", "", {}, outcomes.Loaded());
   uint64_t resident = 0;
   int turns = 0;
   bool more = true;
@@ -136,7 +138,7 @@ TEST_F(Loading, ReadErrorHalfWayFailsAllWaitersAndLeavesNothing) {
   Outcomes outcomes;
   world_.sources.read_faults.FailAfter(5, {Code::kDataLoss, "/m: broken"});
   for (int i = 0; i < 3; ++i)
-    world_.weights->Load("m", "", {}, outcomes.Loaded());
+    world_.weights->Load(kClient, "m", "", {}, outcomes.Loaded());
   world_.Run();
   EXPECT_EQ(outcomes.codes, std::vector<Code>(3, Code::kDataLoss));
   EXPECT_THAT(outcomes.message, HasSubstr("model 'm' version '1': /m: broken"));
@@ -297,7 +299,7 @@ TEST_F(Loading, FailureOfTheHostTierFailsCleanly) {
 TEST_F(Loading, RemovalWhileLoadingWaitsForReadsButNotWithTheAnswer) {
   world_.AddRandom("m", 1, 40);
   Outcomes outcomes;
-  world_.weights->Load("m", "", {}, outcomes.Loaded());
+  world_.weights->Load(kClient, "m", "", {}, outcomes.Loaded());
   world_.weights->Turn();
   ASSERT_GT(world_.sources.pending(), 0u);
   std::optional<Status> removed;
@@ -332,7 +334,7 @@ TEST_F(Loading, RemovalFromWithinAProgressReportEndsTheLoad) {
 TEST_F(Loading, UnloadWhileLoadingIsRefused) {
   world_.AddRandom("m", 1);
   Outcomes outcomes;
-  world_.weights->Load("m", "", {}, outcomes.Loaded());
+  world_.weights->Load(kClient, "m", "", {}, outcomes.Loaded());
   EXPECT_EQ(world_.weights->Unload("m", "").status().code(), Code::kUnavailable);
   world_.Run();
   EXPECT_THAT(outcomes.codes, ElementsAre(Code::kOk));
@@ -375,9 +377,9 @@ TEST_F(Loading, TooManyWaitersAreRefused) {
   world_.AddRandom("m", 1);
   Outcomes outcomes;
   for (size_t i = 0; i < Weights::kMaxWaiters; ++i)
-    world_.weights->Load("m", "", {}, outcomes.Loaded());
+    world_.weights->Load(1 + i / Weights::kMaxClientWaiters, "m", "", {}, outcomes.Loaded());
   EXPECT_TRUE(outcomes.codes.empty());
-  world_.weights->Load("m", "", {}, outcomes.Loaded());
+  world_.weights->Load(9999, "m", "", {}, outcomes.Loaded());
   EXPECT_THAT(outcomes.codes, ElementsAre(Code::kExhausted));
   world_.Run();
   EXPECT_EQ(outcomes.codes.size(), Weights::kMaxWaiters + 1);
@@ -388,23 +390,42 @@ TEST_F(Loading, OneClientCannotTakeAllPlacesOfWaiters) {
   world_.AddRandom("n", 2);
   Outcomes greedy;
   Outcomes other;
-  for (size_t i = 0; i < Weights::kMaxClientWaiters; ++i)
+  for (size_t i = 0; i < Weights::kMaxClientWaiters / 2; ++i) {
     world_.weights->Attach(1, i % 2 == 0 ? "m" : "n", "", true, 0, greedy.Attached());
+    world_.weights->Load(1, i % 2 == 0 ? "m" : "n", "", {}, greedy.Loaded());
+  }
   EXPECT_TRUE(greedy.codes.empty());
   world_.weights->Attach(1, "m", "", true, 0, greedy.Attached());
-  EXPECT_THAT(greedy.codes, ElementsAre(Code::kExhausted));
+  world_.weights->Load(1, "m", "", {}, greedy.Loaded());
+  EXPECT_THAT(greedy.codes, ElementsAre(Code::kExhausted, Code::kExhausted));
+  EXPECT_THAT(greedy.message, HasSubstr("waits for loads 64 times already"));
   world_.weights->Attach(2, "m", "", true, 0, other.Attached());
+  world_.weights->Load(2, "m", "", {}, other.Loaded());
   world_.Run();
-  EXPECT_EQ(greedy.codes.size(), Weights::kMaxClientWaiters + 1);
-  EXPECT_THAT(other.codes, ElementsAre(Code::kOk));
-  EXPECT_EQ(world_.weights->HoldingsOf(1).attachments, Weights::kMaxClientWaiters);
+  EXPECT_EQ(greedy.codes.size(), Weights::kMaxClientWaiters + 2);
+  EXPECT_THAT(other.codes, ElementsAre(Code::kOk, Code::kOk));
+  EXPECT_EQ(world_.weights->HoldingsOf(1).attachments, Weights::kMaxClientWaiters / 2);
+}
+
+TEST_F(Loading, AClientThatGoesWaitsForNoLoadAndTheLoadGoesOn) {
+  world_.AddRandom("m", 1);
+  Outcomes gone;
+  for (size_t i = 0; i < Weights::kMaxClientWaiters; ++i)
+    world_.weights->Load(1, "m", "", {}, gone.Loaded());
+  EXPECT_EQ(world_.weights->Figures().waiters, Weights::kMaxClientWaiters);
+  world_.weights->ClientGone(1);
+  EXPECT_EQ(gone.codes, std::vector<Code>(Weights::kMaxClientWaiters, Code::kUnavailable));
+  EXPECT_EQ(world_.weights->Figures().waiters, 0u);
+  world_.Run();
+  EXPECT_EQ(world_.StateOf("m"), "resident");
+  EXPECT_EQ(gone.codes.size(), Weights::kMaxClientWaiters);
 }
 
 TEST_F(Loading, NothingIsCalledBackAfterTheEnd) {
   WeightsWorld world;
   world.AddRandom("m", 1);
   bool called = false;
-  world.weights->Load("m", "", {}, [&](const Result<ModelLoaded>&) { called = true; });
+  world.weights->Load(kClient, "m", "", {}, [&](const Result<ModelLoaded>&) { called = true; });
   world.weights->Turn();
   world.weights->AddModel(WeightsWorld::SpecOf("n", "1", {"/m"}),
                           [&](const Result<ModelAdded>&) { called = true; });

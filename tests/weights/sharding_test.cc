@@ -36,7 +36,7 @@ class FileWorld {
   }
   Result<ModelLoaded> Load() {
     std::optional<Result<ModelLoaded>> loaded;
-    weights_.Load("m", "", {}, [&](Result<ModelLoaded> r) { loaded = std::move(r); });
+    weights_.Load(1, "m", "", {}, [&](Result<ModelLoaded> r) { loaded = std::move(r); });
     RunUntil([&] { return loaded.has_value(); });
     return *loaded;
   }

@@ -172,7 +172,7 @@ class WeightsWorld {
   }
   Result<ModelLoaded> Load(const std::string& name, const std::string& version = "") {
     std::optional<Result<ModelLoaded>> loaded;
-    weights->Load(name, version, {},
+    weights->Load(kClient, name, version, {},
                   [&loaded](Result<ModelLoaded> result) { loaded = std::move(result); });
     Run();
     TERRACE_CHECK(loaded.has_value());

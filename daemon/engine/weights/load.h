@@ -33,7 +33,7 @@ inline constexpr MonotonicNs kNoDeadline = INT64_MAX;
 
 // Someone who waits for the load.
 struct Waiter {
-  ClientId client = 0;  // 0: none that could go away.
+  ClientId client = 0;
   MonotonicNs deadline = kNoDeadline;
   Engine::Progress progress;  // May be empty.
   std::function<void(Status)> done;

@@ -245,8 +245,8 @@ void Weights::RemoveModel(const std::string& name, const std::string& version,
 
 // ---- Loading ------------------------------------------------------------------------------------
 
-void Weights::Load(const std::string& name, const std::string& version, Engine::Progress progress,
-                   std::function<void(Result<ModelLoaded>)> done) {
+void Weights::Load(ClientId client, const std::string& name, const std::string& version,
+                   Engine::Progress progress, std::function<void(Result<ModelLoaded>)> done) {
   auto found = Find(name, version);
   if (!found) return done(std::move(found).error());
   const VersionPtr target = *found;
@@ -260,6 +260,7 @@ void Weights::Load(const std::string& name, const std::string& version, Engine::
     return finish(Status());
   }
   Waiter waiter;
+  waiter.client = client;
   if (progress) {
     // Copies of a function would each have what it remembers; there shall be one.
     waiter.progress = [shared = std::make_shared<Engine::Progress>(std::move(progress))](
@@ -279,9 +280,9 @@ Status Weights::Await(const VersionPtr& version, Waiter waiter) {
     theirs += std::count_if(running->waiters().begin(), running->waiters().end(),
                             [&](const Waiter& other) { return other.client == waiter.client; });
   }
-  if (waiter.client != 0 && static_cast<size_t>(theirs) >= kMaxClientWaiters) {
+  if (static_cast<size_t>(theirs) >= kMaxClientWaiters) {
     return {Code::kExhausted,
-            "this client waits for " + std::to_string(kMaxClientWaiters) + " attachments already"};
+            "this client waits for loads " + std::to_string(kMaxClientWaiters) + " times already"};
   }
   if (load != nullptr) {
     if (load->waiters().size() >= kMaxWaiters) {

@@ -83,10 +83,9 @@ struct Waiter;
 class Weights {
  public:
   static constexpr size_t kMaxVersions = 4096;
-  static constexpr size_t kMaxOpening = 64;  // AddModel calls that wait for their files.
-  // Of one load. Who asked for it by Load belongs to no client, and so waits to its end.
-  static constexpr size_t kMaxWaiters = 4096;
-  static constexpr size_t kMaxClientWaiters = 64;  // Attach calls of one client, over all loads.
+  static constexpr size_t kMaxOpening = 64;        // AddModel calls that wait for their files.
+  static constexpr size_t kMaxWaiters = 4096;      // Of one load.
+  static constexpr size_t kMaxClientWaiters = 64;  // Of one client, over all loads.
   static constexpr size_t kMaxAttachments = 1024;  // Of one client.
   static constexpr size_t kMaxNameBytes = 128;
   static constexpr uint64_t kPopulateStepBytes = 16u << 20;  // A turn.
@@ -105,8 +104,8 @@ class Weights {
   void AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done);
   void RemoveModel(const std::string& name, const std::string& version,
                    std::function<void(Status)> done);
-  void Load(const std::string& name, const std::string& version, Engine::Progress progress,
-            std::function<void(Result<ModelLoaded>)> done);
+  void Load(ClientId client, const std::string& name, const std::string& version,
+            Engine::Progress progress, std::function<void(Result<ModelLoaded>)> done);
   // Blocks that clients hold stay until they let go; a load before that takes them up again. Of the
   // others kReleaseStepBytes go at once and the rest in the next turns: giving up memory takes
   // time.
