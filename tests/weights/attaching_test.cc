@@ -182,6 +182,54 @@ TEST_F(Attaching, TooManyAttachmentsOfAClientAreRefused) {
   EXPECT_TRUE(world_.Attach("m", true, kOther).has_value());
 }
 
+TEST_F(Attaching, WhatAClientHoldsCountsEachBlockOnce) {
+  const auto one = world_.Attach("m");
+  const auto two = world_.Attach("m");
+  ASSERT_TRUE(one.has_value() && two.has_value());
+  const auto holdings = [&] { return world_.weights->HoldingsOf(kClient); };
+  const uint64_t whole = world_.weights->totals().held_bytes;
+  const uint64_t block = world_.HeaderOf(*one).block_bytes;
+  EXPECT_EQ(holdings().attachments, 2u);
+  EXPECT_EQ(holdings().bytes, whole);
+  ASSERT_TRUE(world_.weights->BlocksOf(kClient, one->attachment, std::vector{0u, 1u}).has_value());
+  EXPECT_EQ(holdings().bytes, whole);
+  ASSERT_TRUE(world_.weights->BlocksOf(kClient, two->attachment, std::vector{1u, 2u}).has_value());
+  EXPECT_EQ(holdings().bytes, 3 * block);
+  ASSERT_TRUE(world_.weights->Detach(kClient, one->attachment).ok());
+  EXPECT_EQ(holdings().bytes, 2 * block);
+  EXPECT_EQ(world_.weights->CheckInvariants(), Status());
+  world_.weights->ClientGone(kClient);
+  EXPECT_EQ(holdings().attachments, 0u);
+  EXPECT_EQ(holdings().bytes, 0u);
+  EXPECT_EQ(EvictAll(), world_.ReportOf("m").blocks);
+}
+
+// A walk over all attachments in every verb and for every client of a report would not end here.
+TEST_F(Attaching, AttachingAndReportingCostNothingOfWhatOthersAttached) {
+  constexpr ClientId kClients = 256;
+  world_.AddRandom("small", 2, /*layers=*/1);
+  const auto attach = [&](ClientId client) {
+    const Result<Attached> attached = world_.Attach("small", true, client);
+    ASSERT_TRUE(attached.has_value());
+    ASSERT_TRUE(
+        world_.weights->BlocksOf(client, attached->attachment, std::vector{0u}).has_value());
+  };
+  for (ClientId client = 1; client <= kClients; ++client) {
+    for (size_t i = 0; i < Weights::kMaxAttachments; ++i)
+      attach(client);
+  }
+  const uint64_t block = world_.weights->HoldingsOf(1).bytes;
+  EXPECT_GT(block, 0u);
+  for (ClientId client = 1; client <= kClients; ++client) {
+    EXPECT_EQ(world_.weights->HoldingsOf(client).attachments, Weights::kMaxAttachments);
+    EXPECT_EQ(world_.weights->HoldingsOf(client).bytes, block);
+  }
+  EXPECT_EQ(world_.weights->Figures().attachments, kClients * Weights::kMaxAttachments);
+  for (ClientId client = 1; client <= kClients; ++client)
+    world_.weights->ClientGone(client);
+  EXPECT_EQ(world_.weights->Figures().attachments, 0u);
+}
+
 TEST_F(Attaching, CompletionsMayCallVerbs) {
   // The first waiter's completion takes the model away from the second one.
   std::vector<Code> codes;

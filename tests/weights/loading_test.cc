@@ -103,7 +103,8 @@ TEST_F(Loading, ProgressFunctionKeepsWhatItRemembers) {
   int seen = 0;
   Outcomes outcomes;
   world_.weights->Load(
-      "m", "", [&seen, &calls, mine = 0](uint64_t, uint64_t) mutable { seen = ++mine, ++calls; },
+      kClient, "m", "",
+      [&seen, &calls, mine = 0](uint64_t, uint64_t) mutable { seen = ++mine, ++calls; },
       outcomes.Loaded());
   world_.Run();
   EXPECT_GT(calls, 3);
@@ -320,7 +321,7 @@ TEST_F(Loading, RemovalFromWithinAProgressReportEndsTheLoad) {
   Outcomes outcomes;
   int reports = 0;
   world_.weights->Load(
-      "m", "",
+      kClient, "m", "",
       [&](uint64_t, uint64_t) {
         if (++reports == 2) world_.weights->RemoveModel("m", "", [](const Status&) {});
       },

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <set>
 #include <unordered_map>
-#include <unordered_set>
 #include <utility>
 
 #include "daemon/engine/weights/load.h"
@@ -57,22 +56,6 @@ std::vector<ModelReport> Weights::Models() const {
   return models;
 }
 
-Weights::Holdings Weights::HoldingsOf(ClientId client) const {
-  Holdings holdings;
-  std::unordered_set<ArenaId> counted;
-  for (const auto& [id, attachment] : attachments_) {
-    if (attachment.client != client) continue;
-    ++holdings.attachments;
-    const Version& version = *attachment.version;
-    for (uint32_t block = 0; block < version.blocks.size(); ++block) {
-      if (attachment.holds[block] && counted.insert(version.blocks[block].arena).second) {
-        holdings.bytes += version.image->BlockMemory(block);
-      }
-    }
-  }
-  return holdings;
-}
-
 WeightsTotals Weights::totals() const {
   WeightsTotals totals;
   totals.evicted_blocks = evicted_blocks_;
@@ -99,7 +82,8 @@ WeightsTotals Weights::totals() const {
 WeightsFigures Weights::Figures() const {
   WeightsFigures figures;
   figures.versions = versions_.size();
-  figures.attachments = attachments_.size();
+  for (const auto& [client, holder] : holders_)
+    figures.attachments += holder.attachments.size();
   figures.loads = loads_.size();
   figures.read_bytes = read_bytes_;
   for (const auto& [arena, place] : places_) {
@@ -132,13 +116,23 @@ Status Weights::CheckInvariants() const {
     versions.insert(version.get());
     leaving.insert(version.get());
   }
-  for (const auto& [id, attachment] : attachments_) {
-    const Version* version = attachment.version.get();
-    versions.insert(version);
-    ++attachments[version];
-    holds[version].resize(version->blocks.size());
-    for (uint32_t block = 0; block < version->blocks.size(); ++block)
-      holds[version][block] += attachment.holds[block] ? 1 : 0;
+  for (const auto& [client, holder] : holders_) {
+    Holder counted;
+    for (const auto& [id, attachment] : holder.attachments) {
+      const Version* version = attachment.version.get();
+      versions.insert(version);
+      ++attachments[version];
+      holds[version].resize(version->blocks.size());
+      for (uint32_t block = 0; block < version->blocks.size(); ++block) {
+        if (!attachment.holds[block]) continue;
+        ++holds[version][block];
+        counted.Take(version->blocks[block].arena, version->image->BlockMemory(block));
+      }
+    }
+    if (counted.holds != holder.holds || counted.bytes != holder.bytes) {
+      return {Code::kInternal,
+              "weights: miscounts what client " + std::to_string(client) + " holds"};
+    }
   }
   for (const LoadPtr& load : loads_) {
     versions.insert(load->version().get());

@@ -149,10 +149,19 @@ class Weights {
   using VersionPtr = std::shared_ptr<weights::Version>;
   using LoadPtr = std::shared_ptr<weights::Load>;
   struct Attachment {
-    ClientId client = 0;
     VersionPtr version;
     std::vector<bool> holds;  // By block.
     bool chosen = false;      // A BlocksOf has named blocks.
+  };
+  // A client that has attached something. What it holds in all is counted along the way: a report
+  // of all clients looks at no attachment.
+  struct Holder {
+    std::map<uint64_t, Attachment> attachments;
+    std::unordered_map<ArenaId, uint32_t> holds;  // How many of them hold the block; not 0.
+    uint64_t bytes = 0;                           // Of these blocks.
+
+    void Take(ArenaId block, uint64_t block_bytes);
+    void Drop(ArenaId block, uint64_t block_bytes);
   };
   static constexpr uint32_t kManifest = 0xffffffff;
   struct Place {
@@ -186,13 +195,16 @@ class Weights {
   bool ReleaseLeaving();
   uint64_t ReleaseBlock(weights::Version& version, uint32_t block);
   void ReleaseManifestIfIdle(weights::Version& version);
-  void EndAttachment(std::map<uint64_t, Attachment>::iterator attachment);
+  // Null: it is not one of this client.
+  const Attachment* FindAttachment(ClientId client, uint64_t attachment) const;
+  // It was taken from its holder.
+  void EndAttachment(const Attachment& ended);
 
   const WeightsOptions options_;
   const WeightsParts parts_;
   std::vector<VersionPtr> versions_;           // Registered ones, in the order they were added.
   std::unordered_map<ArenaId, Place> places_;  // Published arenas, manifests included.
-  std::map<uint64_t, Attachment> attachments_;
+  std::map<ClientId, Holder> holders_;
   std::vector<LoadPtr> loads_;  // Running, or cancelled and not yet quiet.
   // Versions that were let go, with blocks that nobody holds. Until these are released they count
   // as resident, and a load or an attachment takes them up again.
