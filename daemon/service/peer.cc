@@ -5,13 +5,38 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdint>
+#include <fstream>
 
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77  // Since Linux 6.5; Debian 12's headers are older.
 #endif
 
 namespace terrace {
+
+namespace {
+
+// As whom the kernel shows every user and group that the daemon's user namespace does not map: its
+// default for kernel.overflowuid and kernel.overflowgid.
+constexpr uint32_t kUnmapped = 65534;
+
+// Of /proc/self/uid_map or gid_map. Where all are mapped, as outside of containers, that number is
+// somebody: nobody, nogroup.
+bool MapsEverybody(const char* map) {
+  std::ifstream in(map);
+  uint64_t inside = 0;
+  uint64_t outside = 0;
+  uint64_t count = 0;
+  return in >> inside >> outside >> count && count == UINT32_MAX;
+}
+
+bool IsUnmappedGroup(gid_t group) {
+  return group == kUnmapped && !MapsEverybody("/proc/self/gid_map");
+}
+
+}  // namespace
 
 Result<Peer> PeerOf(int socket) {
   ucred credentials{};
@@ -23,7 +48,13 @@ Result<Peer> PeerOf(int socket) {
     return Status(Code::kPermissionDenied,
                   "peer: its process cannot be seen from the daemon's pid namespace");
   }
-  Peer peer{credentials.pid, credentials.uid, credentials.gid, UniqueFd()};
+  if (credentials.uid == kUnmapped && !MapsEverybody("/proc/self/uid_map")) {
+    return Status(Code::kPermissionDenied,
+                  "peer: its user cannot be told from others in the daemon's user namespace, which "
+                  "does not map it");
+  }
+  const gid_t group = IsUnmappedGroup(credentials.gid) ? kNoGroup : credentials.gid;
+  Peer peer{credentials.pid, credentials.uid, group, UniqueFd()};
   int pidfd = -1;
   bytes = sizeof pidfd;
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &bytes) == 0) {
@@ -47,7 +78,12 @@ Result<std::vector<gid_t>> GroupsOf(int socket) {
       return SystemError("SO_PEERGROUPS", errno);
     }
     groups.resize(count);
-    if (whole) return groups;
+    if (!whole) continue;
+    if (std::find(groups.begin(), groups.end(), kUnmapped) != groups.end() &&
+        IsUnmappedGroup(kUnmapped)) {
+      std::erase(groups, kUnmapped);
+    }
+    return groups;
   }
 }
 
