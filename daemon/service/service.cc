@@ -245,10 +245,11 @@ void Service::ArenasGone(TenantId tenant, std::span<const ArenaId> arenas) {
     if (event.arenas().empty()) continue;
     if (record->caller != nullptr) {
       record->caller->connection.Send(wire::Type::kUnmapEvent, 0, event);
-    } else if (record->missed_gone.size() + static_cast<size_t>(event.arenas_size()) <=
-               kMaxMissedArenas) {
+    } else {
+      const size_t room = kMaxMissedArenas - record->missed_gone.size();
+      const size_t kept = std::min(room, static_cast<size_t>(event.arenas_size()));
       record->missed_gone.insert(record->missed_gone.end(), event.arenas().begin(),
-                                 event.arenas().end());
+                                 event.arenas().begin() + static_cast<ptrdiff_t>(kept));
     }
   }
 }

@@ -1,0 +1,195 @@
+// The bounds of what the service keeps for its clients, reached and passed.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "tests/service/service_world.h"
+
+namespace terrace {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+wire::Hello Resume(const wire::HelloReply& client) {
+  wire::Hello hello;
+  hello.set_version_min(wire::kProtocolVersion);
+  hello.set_version_max(wire::kProtocolVersion);
+  hello.set_writer(true);
+  hello.set_resume_client(client.client());
+  hello.set_resume_token(client.token());
+  return hello;
+}
+
+json StatusOf(WireClient& client) {
+  wire::Report report;
+  report.set_what("status");
+  const Result<wire::ReportReply> reply =
+      client.Call<wire::ReportReply>(wire::Type::kReport, report);
+  EXPECT_EQ(reply.status(), Status());
+  return reply ? json::parse(reply->json()) : json();
+}
+
+// Asks again, time passing for the daemon in between, until the status says so.
+template <typename Condition>
+bool Eventually(ServiceWorld& world, WireClient& watcher, Condition condition) {
+  for (int i = 0; i < 10'000; ++i) {
+    if (condition(StatusOf(watcher))) return true;
+    world.Advance(kNsPerSecond);
+  }
+  return false;
+}
+bool IsAway(const json& status) {
+  return status["clients"]["away"] == 1;
+}
+
+// ---- Arenas that went while a client was away
+
+// An arena a page, and more of both than a client that is away is told of.
+class AwayTest : public testing::Test {
+ protected:
+  static constexpr size_t kPage = 4096;
+  static constexpr size_t kBatch = 250;  // Arenas, each with a descriptor.
+  static constexpr size_t kBatches = kMaxMissedArenas / kBatch + 2;
+
+  AwayTest() : world_(Options()), watcher_(world_.Connect()) {
+    EXPECT_EQ(watcher_.Hello("watcher").status(), Status());
+  }
+  static EngineOptions Options() {
+    EngineOptions options;
+    options.host_capacity_bytes = (kBatches + 1) * kBatch * kPage;
+    options.slab_bytes = kPage;
+    options.block_bytes = kPage;
+    options.huge_page_bytes = kPage;
+    return options;
+  }
+  static Result<wire::OpenSpaceReply> OpenSpace(WireClient& client) {
+    wire::OpenSpace open;
+    wire::Layout* layout = open.mutable_layout();
+    layout->set_dtype("i8");
+    layout->set_layers(1);
+    layout->set_kv_heads(1);
+    layout->set_head_size(kPage / 16);
+    layout->set_page_tokens(16);
+    layout->set_planes(1);
+    layout->set_order("layer,plane,token,head,dim");
+    return client.Call<wire::OpenSpaceReply>(wire::Type::kOpenSpace, open);
+  }
+  // Publishes a batch of pages; notes the arenas that it was given for them.
+  void Publish(WireClient& client, const wire::OpenSpaceReply& space, size_t batch) {
+    wire::Grant grant;
+    grant.set_slot(space.slot());
+    grant.set_epoch(space.epoch());
+    std::string keys(32 * kBatch, 'k');
+    for (size_t i = 0; i < kBatch; ++i) {
+      const uint64_t key = batch * kBatch + i;
+      std::memcpy(keys.data() + 32 * i, &key, sizeof key);
+    }
+    grant.set_keys(keys);
+    std::vector<UniqueFd> fds;
+    const Result<wire::GrantReply> granted =
+        client.Call<wire::GrantReply>(wire::Type::kGrant, grant, &fds);
+    ASSERT_EQ(granted.status(), Status());
+    ASSERT_EQ(fds.size(), kBatch);
+    for (const wire::Arena& arena : granted->arenas())
+      given_.insert(arena.id());
+    wire::Commit commit;
+    *commit.mutable_grants() = granted->grants();
+    ASSERT_EQ(client.Call<wire::CommitReply>(wire::Type::kCommit, commit).status(), Status());
+  }
+  ServiceWorld world_;
+  WireClient watcher_;
+  std::set<uint32_t> given_;
+};
+
+TEST_F(AwayTest, AClientIsToldOfAsManyArenasThatWentAsTheBoundAndNoMore) {
+  WireClient client = world_.Connect();
+  const Result<wire::HelloReply> hello = client.Hello("away");
+  ASSERT_EQ(hello.status(), Status());
+  const Result<wire::OpenSpaceReply> space = OpenSpace(client);
+  ASSERT_EQ(space.status(), Status());
+  for (size_t batch = 0; batch < kBatches; ++batch)
+    ASSERT_NO_FATAL_FAILURE(Publish(client, *space, batch));
+  ASSERT_GT(given_.size(), kMaxMissedArenas);
+
+  client.Close();
+  ASSERT_TRUE(Eventually(world_, watcher_, IsAway));
+  ASSERT_EQ(watcher_.Call<wire::EvictReply>(wire::Type::kEvict, wire::Evict()).status(), Status());
+  ASSERT_TRUE(Eventually(world_, watcher_,
+                         [](const json& status) { return status["host"]["arena_bytes"] == 0; }));
+
+  client = world_.Connect();
+  const Result<wire::HelloReply> back =
+      client.Call<wire::HelloReply>(wire::Type::kHello, Resume(*hello));
+  ASSERT_EQ(back.status(), Status());
+  EXPECT_TRUE(back->resumed());
+  // What it was not told of costs it mappings, and nobody else anything: it works on.
+  ASSERT_NO_FATAL_FAILURE(Publish(client, *space, 0));
+  std::set<uint32_t> told;
+  for (ReceivedFrame& event : client.events) {
+    ASSERT_EQ(event.header.type, wire::Type::kUnmapEvent);
+    const auto unmap = WireClient::Parse<wire::UnmapEvent>(std::move(event));
+    ASSERT_TRUE(unmap.has_value());
+    for (const uint32_t arena : unmap->arenas())
+      EXPECT_TRUE(told.insert(arena).second && given_.contains(arena)) << arena;
+  }
+  EXPECT_EQ(told.size(), kMaxMissedArenas);
+}
+
+// ---- Loads
+
+TEST(LoadTest, AClientThatComesBackWaitsForNoMoreLoadsThanOneThatStays) {
+  constexpr size_t kMost = 64;  // docs/protocol.md, Bounds.
+  EngineOptions options;
+  options.host_capacity_bytes = 4u << 20;
+  options.slab_bytes = 256u << 10;
+  options.block_bytes = 64u << 10;
+  ServiceWorld world(options);
+  WireClient client = world.Connect();
+  const Result<wire::HelloReply> hello = client.Hello("greedy");
+  ASSERT_EQ(hello.status(), Status());
+  wire::ModelAdd add;
+  add.set_name("m");
+  add.set_version("1");
+  add.add_files("/m");
+  ASSERT_TRUE(client.Send(wire::Type::kModelAdd, 1, add));
+  ASSERT_EQ(client.Call<wire::PingReply>(wire::Type::kPing, wire::Ping()).status(), Status());
+  world.RunFiles();
+  std::optional<ReceivedFrame> added = client.Receive();
+  ASSERT_TRUE(added.has_value());
+  ASSERT_EQ(added->header.type, wire::Type::kModelAddReply);
+
+  // Nothing answers from here on: the files are slow.
+  wire::Load load;
+  load.set_name("m");
+  for (size_t i = 1; i < kMost; ++i)
+    ASSERT_TRUE(client.Send(wire::Type::kLoad, 1000 + i, load));
+  ASSERT_EQ(client.Call<wire::PingReply>(wire::Type::kPing, wire::Ping()).status(), Status());
+  client.Close();
+  WireClient watcher = world.Connect();
+  ASSERT_EQ(watcher.Hello("watcher").status(), Status());
+  ASSERT_TRUE(Eventually(world, watcher, IsAway));
+
+  client = world.Connect();
+  ASSERT_EQ(client.Call<wire::HelloReply>(wire::Type::kHello, Resume(*hello)).status(), Status());
+  ASSERT_TRUE(client.Send(wire::Type::kLoad, 1000 + kMost, load));
+  const Status refused = client.Call<wire::LoadReply>(wire::Type::kLoad, load).status();
+  EXPECT_EQ(refused.code(), Code::kExhausted);
+  EXPECT_THAT(refused.message(), HasSubstr("64 times already"));
+  // Another waits for the same load and gets it.
+  ASSERT_TRUE(watcher.Send(wire::Type::kLoad, 2000, load));
+  ASSERT_EQ(watcher.Call<wire::PingReply>(wire::Type::kPing, wire::Ping()).status(), Status());
+  world.RunFiles();
+  std::optional<ReceivedFrame> loaded = watcher.Receive();
+  while (loaded && loaded->header.type == wire::Type::kProgressEvent)
+    loaded = watcher.Receive();
+  ASSERT_TRUE(loaded.has_value());
+  EXPECT_EQ(loaded->header.type, wire::Type::kLoadReply);
+  // And so does who waited too often, now that it waits no more.
+  EXPECT_EQ(client.Call<wire::LoadReply>(wire::Type::kLoad, load).status(), Status());
+}
+
+}  // namespace
+}  // namespace terrace
