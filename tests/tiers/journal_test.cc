@@ -12,7 +12,9 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <thread>
 
+#include "base/mutex.h"
 #include "base/random.h"
 #include "tiers/sim/sim_executor.h"
 
@@ -21,6 +23,8 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Pair;
 namespace fs = std::filesystem;
 
 class JournalTest : public ::testing::Test {
@@ -296,6 +300,71 @@ TEST_F(JournalTest, WriteCutOffAtTheEndOfTheLogLosesOnlyItself) {
 
 TEST_F(JournalTest, MissingFolderAboveIsReported) {
   EXPECT_EQ(OpenJournal(folder_ + "/not/there", owner_).error().code(), Code::kNotFound);
+}
+
+// An owner that takes nothing from other threads until it is opened: so the journal's own thread
+// stays where it is, as if the disk did.
+class GatedExecutor final : public Executor {
+ public:
+  void Post(std::function<void()> task) override {
+    if (std::this_thread::get_id() != owner_) {
+      MutexLock lock(mu_);
+      waiting_ = true;
+      changed_.notify_all();
+      while (!open_)
+        changed_.wait(mu_);
+    }
+    tasks.Post(std::move(task));
+  }
+  void Open() {
+    MutexLock lock(mu_);
+    open_ = true;
+    changed_.notify_all();
+  }
+  void AwaitWriter() {
+    MutexLock lock(mu_);
+    while (!waiting_)
+      changed_.wait(mu_);
+  }
+
+  ManualExecutor tasks;
+
+ private:
+  const std::thread::id owner_ = std::this_thread::get_id();
+  Mutex mu_;
+  CondVar changed_;
+  bool open_ GUARDED_BY(mu_) = false;
+  bool waiting_ GUARDED_BY(mu_) = false;
+};
+
+TEST_F(JournalTest, WritesBeyondThoseThatMayWaitAreRefusedAndLaterOnesTaken) {
+  GatedExecutor owner;
+  Result<std::unique_ptr<Journal>> journal = OpenJournal(path(), owner);
+  ASSERT_EQ(journal.status(), Status());
+  std::map<Code, size_t> ended;
+  const auto note = [&](const Status& status) { ++ended[status.code()]; };
+  (*journal)->Put("first", "1", note);
+  owner.AwaitWriter();
+  for (size_t i = 0; i < kMaxWaitingWrites; ++i)
+    (*journal)->Put("waits/" + std::to_string(i), "1", note);
+  owner.tasks.RunAll();
+  EXPECT_THAT(ended, IsEmpty());
+  (*journal)->Put("beyond/put", "1", note);
+  (*journal)->Delete("first", note);
+  owner.tasks.RunAll();
+  EXPECT_THAT(ended, ElementsAre(Pair(Code::kExhausted, 2)));
+
+  owner.Open();
+  ASSERT_TRUE(owner.tasks.RunUntil([&] { return ended[Code::kOk] == kMaxWaitingWrites + 1; }));
+  (*journal)->Put("later", "1", note);
+  ASSERT_TRUE(owner.tasks.RunUntil([&] { return ended[Code::kOk] == kMaxWaitingWrites + 2; }));
+  EXPECT_EQ(ended[Code::kExhausted], 2u);
+  journal->reset();
+  ASSERT_TRUE(Open().ok());
+  EXPECT_EQ(Load("waits/").size(), kMaxWaitingWrites);
+  EXPECT_THAT(Load("beyond/"), IsEmpty());
+  EXPECT_THAT(Load("first"), ElementsAre("first=1"));
+  EXPECT_THAT(Load("later"), ElementsAre("later=1"));
 }
 
 TEST_F(JournalTest, WriteThatTheDiskRefusesIsReported) {
