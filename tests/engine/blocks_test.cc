@@ -30,17 +30,20 @@ class BlocksTest : public testing::Test {
       quiet = world.engine->Turn() || busy ? 0 : quiet + 1;
     }
   }
-  void AddModel(const std::string& name, uint64_t bytes) {
-    world.sources.AddFile(
-        "/" + name,
-        {{.name = "w", .dtype = "U8", .shape = {bytes}, .bytes = std::vector<uint8_t>(bytes, 7)}});
-    std::optional<Result<ModelAdded>> added;
+  ModelSpec SpecOf(const std::string& name) const {
     ModelSpec spec;
     spec.name = name;
     spec.version = "1";
     spec.tenant = client.tenant();
     spec.source.paths = {"/" + name};
-    world.engine->AddModel(std::move(spec), [&](Result<ModelAdded> result) { added = result; });
+    return spec;
+  }
+  void AddModel(const std::string& name, uint64_t bytes) {
+    world.sources.AddFile(
+        "/" + name,
+        {{.name = "w", .dtype = "U8", .shape = {bytes}, .bytes = std::vector<uint8_t>(bytes, 7)}});
+    std::optional<Result<ModelAdded>> added;
+    world.engine->AddModel(SpecOf(name), [&](Result<ModelAdded> result) { added = result; });
     Settle();
     ASSERT_TRUE(added.has_value() && added->has_value());
   }
@@ -213,6 +216,38 @@ TEST_F(BlocksTest, WhoIsRevokedWhileItWaitsForTheLoadGetsNothing) {
   ASSERT_TRUE(attached.has_value());
   EXPECT_EQ(attached->status().code(), Code::kPermissionDenied);
   EXPECT_EQ(world.engine->Models().at(0).versions.at(0).attachments, 0u);
+}
+
+TEST_F(BlocksTest, AModelWhoseDaemonWasKilledBeforeItsListWasWrittenIsThereAndClosed) {
+  world.engine->RemoveModel("m", "", [](const Status&) {});
+  Settle();
+  std::optional<Status> added;
+  world.engine->AddModel(SpecOf("m"),
+                         [&](const Result<ModelAdded>& result) { added = result.status(); });
+  // Its two records are written one after the other: here the first one is, and the second waits.
+  while (world.journal.pending() == 0)
+    ASSERT_GT(world.sources.RunPending(), 0u);
+  ASSERT_EQ(world.journal.RunPending(1), 1u);
+  ASSERT_EQ(world.journal.pending(), 1u);
+  EXPECT_FALSE(added.has_value()) << "it is not said to be durable before both are";
+  world.KillAndStart(/*reached_disk=*/0);
+
+  const std::vector<ModelReport> models = world.engine->Models();
+  ASSERT_EQ(models.size(), 1u);
+  EXPECT_EQ(models[0].name, "m");
+  EXPECT_TRUE(models[0].tenants.empty());
+  EXPECT_THAT(Summary().restore_problems, testing::ElementsAre(testing::HasSubstr("model 'm'")));
+  ClientOfTest again(world);
+  const auto attach = [&] {
+    std::optional<Status> attached;
+    world.engine->Attach(again.given.id, "m", "", true, 0,
+                         [&](const Result<Attached>& result) { attached = result.status(); });
+    Settle();
+    return attached.value_or(Status(Code::kInternal, "the attach never completed"));
+  };
+  EXPECT_EQ(attach().code(), Code::kPermissionDenied) << "not even by who added it";
+  ASSERT_EQ(SetAccess("t", true), Status());
+  EXPECT_EQ(attach(), Status());
 }
 
 TEST_F(BlocksTest, AModelThatIsRemovedAndAddedByAnotherTenantIsThatOnes) {

@@ -91,6 +91,18 @@ struct EngineWorld {
 
   explicit EngineWorld(EngineOptions given = SmallOptions())
       : options(given), tier({.blank_bytes = 1u << 20, .blanks_per_step = 1}) {
+    Start();
+  }
+
+  // The daemon was killed, with these many of the waiting writes of its journal on the disk, and
+  // starts again. Its clients are those of the old one.
+  void KillAndStart(size_t reached_disk) {
+    journal.Crash(reached_disk);
+    sources.DropPending();
+    engine.reset();
+    Start();
+  }
+  void Start() {
     EngineParts parts;
     parts.clock = &clock;
     parts.host = &tier;
