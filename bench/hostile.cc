@@ -6,9 +6,11 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <iterator>
 #include <span>
 #include <vector>
 
@@ -120,18 +122,20 @@ Status FillChannel(const std::string& path, Random& random) {
   }
 }
 
+// Report "status".
+std::string ReportFrame() {
+  return Frame(static_cast<uint16_t>(wire::Type::kReport), std::string("\x0a\x06") + "status");
+}
+
 // Connections with a hello and requests whose replies nobody reads.
-std::vector<UniqueFd> AskAndNotRead(const std::string& path) {
-  // Report "status".
-  const std::string report =
-      Frame(static_cast<uint16_t>(wire::Type::kReport), std::string("\x0a\x06") + "status");
+std::vector<UniqueFd> AskAndNotRead(const std::string& path, const std::string& frame) {
   std::vector<UniqueFd> connections;
   for (size_t i = 0; i < kConnections; ++i) {
     Result<UniqueFd> connected = Connect(path);
     if (!connected) continue;
     (void)Send(connected->get(), HelloFrame());
     for (int request = 0; request < 64; ++request)
-      (void)Send(connected->get(), report);
+      (void)Send(connected->get(), frame);
     connections.push_back(*std::move(connected));
   }
   return connections;
@@ -139,7 +143,7 @@ std::vector<UniqueFd> AskAndNotRead(const std::string& path) {
 
 Status HalfClose(const std::string& path) {
   for (;;) {
-    const std::vector<UniqueFd> connections = AskAndNotRead(path);
+    const std::vector<UniqueFd> connections = AskAndNotRead(path, ReportFrame());
     for (const UniqueFd& fd : connections)
       shutdown(fd.get(), SHUT_WR);
     poll(nullptr, 0, 1000);
@@ -147,9 +151,21 @@ Status HalfClose(const std::string& path) {
 }
 
 Status Stop(const std::string& path) {
-  const std::vector<UniqueFd> connections = AskAndNotRead(path);
+  const std::vector<UniqueFd> connections = AskAndNotRead(path, ReportFrame());
   raise(SIGSTOP);
   return {};
+}
+
+// Always kConnections more, and the oldest go: descriptors stay in flight all the time.
+Status Hoard(const std::string& path) {
+  std::vector<UniqueFd> hoard;
+  for (;;) {
+    std::vector<UniqueFd> more =
+        AskAndNotRead(path, Frame(static_cast<uint16_t>(wire::Type::kDirectory), ""));
+    std::move(more.begin(), more.end(), std::back_inserter(hoard));
+    if (hoard.size() > 8 * kConnections) hoard.erase(hoard.begin(), hoard.begin() + kConnections);
+    poll(nullptr, 0, 100);
+  }
 }
 
 }  // namespace
@@ -165,6 +181,8 @@ Status Misbehave(Misbehaviour how, const std::string& socket, uint64_t seed) {
       return HalfClose(socket);
     case Misbehaviour::kStopped:
       return Stop(socket);
+    case Misbehaviour::kHoarding:
+      return Hoard(socket);
   }
   return {};
 }

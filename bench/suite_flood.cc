@@ -1,7 +1,7 @@
 // Suite `flood`: what hostile clients cost those that keep the protocol.
 //
 // 56 good clients look up and verify resident pages, publish and drop pages of their own, and ping,
-// with pauses, so that all get on; in every second round 8 hostile clients run beside them, two of
+// with pauses, so that all get on; in every second round 10 hostile clients run beside them, two of
 // each kind (hostile.h). Rounds alternate so that whatever else the machine does meets both. Each
 // hit is timed by itself: the ratio is of the medians over all good clients.
 //
@@ -28,7 +28,7 @@ namespace {
 
 struct Sizes {
   uint32_t good = 56;
-  uint32_t hostile = 8;
+  uint32_t hostile = 10;
   int rounds = 6;       // With and without.
   double seconds = 10;  // A round: 60 in all.
   uint64_t pages = 50'000;
@@ -197,7 +197,7 @@ Result<std::vector<Child>> StartHostile(const std::string& socket, const Sizes& 
 
 Result<Figures> RunFlood(const SuiteOptions& options) {
   const Sizes sizes =
-      options.quick ? Sizes{.good = 4, .hostile = 4, .rounds = 1, .seconds = 0.5, .pages = 2000}
+      options.quick ? Sizes{.good = 4, .hostile = 5, .rounds = 1, .seconds = 0.5, .pages = 2000}
                     : Sizes{};
   ASSIGN_OR_RETURN(const Daemon daemon,
                    Daemon::Start({.binary = options.terraced,

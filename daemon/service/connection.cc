@@ -1,8 +1,6 @@
 #include "daemon/service/connection.h"
 
 #include <google/protobuf/message_lite.h>
-#include <linux/sockios.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -19,6 +17,8 @@ namespace {
 constexpr size_t kMaxQueuedInputFds = 2 * size_t{wire::kMaxFds};
 // How often a peer is looked at that has not taken its descriptors: the kernel does not tell.
 constexpr std::chrono::milliseconds kUnreadFdsEvery{10};
+// Likewise when others are behind: of those that wait there may be many.
+constexpr std::chrono::milliseconds kFdRoomEvery{50};
 constexpr size_t kControlBytes =
     CMSG_SPACE(sizeof(ucred)) + CMSG_SPACE(wire::kMaxFds * sizeof(int));
 
@@ -84,8 +84,9 @@ Status Connection::Open(UniqueFd socket) {
 void Connection::OnReadable() {
   if (closing_) return;
   BeginTurn();
+  fds_.Look(environment_.clock->Now());  // Who asks for more has mostly taken what it was sent.
   for (int i = 0; i < kReadsPerWake && open() && !closing_ && !MustWait(); ++i) {
-    if (frames_left_ == 0 || starved_) break;
+    if (frames_left_ == 0 || starved_ || awaits_fds_) break;
     const Received received = ReceiveOnce();
     if (received == Received::kClosed) return;
     HandleFrames();
@@ -193,6 +194,7 @@ Result<size_t> Connection::CompleteFrame() {
 void Connection::HandleFrames() {
   batch_ = true;
   starved_ = false;
+  awaits_fds_ = false;
   while (open() && !closing_ && !MustWait() && frames_left_ > 0) {
     const Result<size_t> whole = CompleteFrame();
     if (!whole) {
@@ -209,8 +211,10 @@ void Connection::HandleFrames() {
       }
       break;
     }
-    --frames_left_;
     incomplete_since_ = 0;
+    awaits_fds_ = AwaitsFds();
+    if (awaits_fds_) break;
+    --frames_left_;
     const std::span<const uint8_t> bytes = input_.bytes();
     Frame frame;
     frame.header = wire::DecodeHeader(bytes.first<wire::kFrameHeaderBytes>());
@@ -243,6 +247,13 @@ void Connection::SettleInput() {
       wire::kFrameHeaderBytes + wire::DecodeHeader(bytes.first<wire::kFrameHeaderBytes>()).length <=
           kSmallInput;
   if (small) ReturnInput();
+}
+
+bool Connection::AwaitsFds() {
+  const std::span<const uint8_t> bytes = input_.bytes();
+  const size_t count =
+      owner_.FdsOfReply(wire::DecodeHeader(bytes.first<wire::kFrameHeaderBytes>()));
+  return count > 0 && !MayQueueFds(count);
 }
 
 bool Connection::MustWait() const {
@@ -304,6 +315,7 @@ void Connection::Send(wire::Type type, uint64_t request,
   header.request = request;
   if (!fds.empty()) {
     output_fd_count_ += fds.size();
+    fds_.Queue(fds.size());
     output_fds_.push_back(FdsMark{sent_ + output_.size(), std::move(fds)});
   }
   const std::span<uint8_t> room = output_.Room(wire::kFrameHeaderBytes + length);
@@ -343,12 +355,17 @@ size_t Connection::NextSegment(std::span<const UniqueFd>* fds) const {
   return bytes;
 }
 
+bool Connection::MayQueueFds(size_t count) {
+  const MonotonicNs now = environment_.clock->Now();
+  constexpr size_t kMost = kUnreadFdsHigh + wire::kMaxFds;
+  if (fds_.held() + count > kMost) fds_.Look(now);
+  return fds_.held() + count <= kMost && fds_.MayQueue(count, now);
+}
+
 bool Connection::MaySendFds(size_t count) {
-  if (unread_fds_ + count <= kUnreadFdsHigh) return true;
-  int unread_bytes = 0;
-  if (::ioctl(watch_.fd(), SIOCOUTQ, &unread_bytes) != 0 || unread_bytes != 0) return false;
-  unread_fds_ = 0;
-  return true;
+  if (fds_.in_flight() + count <= kUnreadFdsHigh) return true;
+  fds_.Look(environment_.clock->Now());
+  return fds_.in_flight() == 0;
 }
 
 void Connection::ForgetOutput() {
@@ -357,6 +374,7 @@ void Connection::ForgetOutput() {
   output_.ReleaseIfEmpty();
   output_fds_.clear();
   output_fd_count_ = 0;
+  fds_.DropQueued();
 }
 
 void Connection::Flush() {
@@ -383,6 +401,7 @@ void Connection::Flush() {
         std::memcpy(CMSG_DATA(item) + i * sizeof(int), &fd, sizeof fd);
       }
     }
+    fds_.Look(environment_.clock->Now());
     const ssize_t sent = ::sendmsg(watch_.fd(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent < 0) {
       // ETOOMANYREFS: too many descriptors that this user has sent, to whomever, are not taken yet.
@@ -396,8 +415,8 @@ void Connection::Flush() {
       }
       return;
     }
+    fds_.Sent(watch_.fd(), fds.size(), environment_.clock->Now());
     if (!fds.empty()) {
-      unread_fds_ += fds.size();
       output_fd_count_ -= output_fds_.front().fds.size();
       output_fds_.pop_front();
     }
@@ -461,7 +480,12 @@ void Connection::Continue() {
     if (input_.size() == before) break;
   }
   if (closing_) FlushNow();
-  if (open() && !closing_ && !starved_) watch_.ArmRead();
+  if (!open() || closing_ || starved_) return;
+  if (awaits_fds_) {
+    again_.Start(kFdRoomEvery);
+  } else {
+    watch_.ArmRead();
+  }
 }
 
 bool Connection::EndRequest(uint64_t request) {
@@ -492,10 +516,10 @@ void Connection::CloseAfterSending(Status why) {
 
 void Connection::Close(const Status& why) {
   if (!open()) return;
-  watch_.Close();
   again_.Cancel();
   input_fds_.clear();
   ForgetOutput();
+  fds_.Leave(watch_.Release(), environment_.clock->Now());
   owner_.OnClosed(*this, why);
 }
 
@@ -504,6 +528,12 @@ void Connection::Sweep(MonotonicNs now, MonotonicNs stall_limit) {
   if (!output_.empty() && now - stalled_since_ > stall_limit) {
     ++environment_.traffic->slow_readers_cut;
     Close(Status(Code::kDeadlineExceeded, "slow reader: it took nothing of what waits for it"));
+    return;
+  }
+  fds_.Look(now);
+  if (fds_.in_flight() != 0 && now - fds_.idle_since() > stall_limit) {
+    ++environment_.traffic->slow_readers_cut;
+    Close(Status(Code::kDeadlineExceeded, "slow reader: it took no descriptor that it was sent"));
     return;
   }
   if (incomplete_since_ != 0 && !MustWait() && now - incomplete_since_ > stall_limit) {

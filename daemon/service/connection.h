@@ -14,10 +14,11 @@
 // kOutputFdsHigh descriptors wait to be sent, no further frame is handled; events and late replies
 // may add to that up to kOutputMax, then the connection is cut. Of large replies no more wait than
 // kLargeOutputBudget, of all connections. A peer that takes nothing for `stall_limit` is cut.
-// Descriptors that were sent and not yet taken count against the whole user in the kernel, which
-// then refuses to pass any to anybody: beyond kUnreadFdsHigh no more are sent before the peer has
-// taken all. Requests in flight: beyond kMaxInFlight no further frame is handled until one is
-// answered.
+// Descriptors that were sent and not yet taken come out of a budget of all connections
+// (fd_budget.h): while its share is used up, no frame is handled whose reply needs more. Beyond
+// kUnreadFdsHigh no more are sent before the peer has taken all, and a peer that takes none for
+// `stall_limit` is cut. Requests in flight: beyond kMaxInFlight no further frame is handled until
+// one is answered.
 //
 // Owner thread only. Closing it never destroys it: its Owner does that, later.
 #pragma once
@@ -33,6 +34,7 @@
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "daemon/service/byte_queue.h"
+#include "daemon/service/fd_budget.h"
 #include "daemon/service/owner_loop.h"
 #include "daemon/service/peer.h"
 #include "proto/frame.h"
@@ -74,6 +76,7 @@ struct Traffic {
 struct ConnectionBudgets {
   size_t large_input_left = kLargeInputBudget;
   size_t output_bytes = 0;  // That wait to be sent, of all connections.
+  FdBudget fds;
 };
 
 // What all connections share.
@@ -96,12 +99,19 @@ class Connection {
    public:
     virtual ~Owner() = default;
     virtual void OnFrame(Connection& connection, Frame& frame) = 0;
+    // How many descriptors OnFrame may Send at most without asking MayQueueFds: the frame waits
+    // until there is room for them.
+    virtual size_t FdsOfReply(const wire::FrameHeader& header) const = 0;
     // Called once; the connection sends and receives nothing more.
     virtual void OnClosed(Connection& connection, const Status& why) = 0;
   };
 
   Connection(uint64_t id, Peer peer, const ConnectionEnvironment& environment, Owner& owner)
-      : id_(id), environment_(environment), owner_(owner), peer_(std::move(peer)) {}
+      : id_(id),
+        environment_(environment),
+        owner_(owner),
+        peer_(std::move(peer)),
+        fds_(environment.budgets->fds, peer_.uid) {}
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
   ~Connection();
@@ -123,6 +133,9 @@ class Connection {
             std::vector<UniqueFd> fds = {});
   void SendError(uint64_t request, const Status& status);
   bool has_backlog() const { return !output_.empty(); }
+  // Whether its share of the budget has room for so many descriptors more. Whoever is answered no
+  // asks again later.
+  bool MayQueueFds(size_t count);
 
   // A request whose reply comes later, at the end of which EndRequest must be called. False from
   // EndRequest: it was answered otherwise in the meantime.
@@ -168,6 +181,8 @@ class Connection {
   size_t NextSegment(std::span<const UniqueFd>* fds) const;
   // Whether so many more descriptors may be sent before the peer has taken those on their way.
   bool MaySendFds(size_t count);
+  // That the next frame's reply may have descriptors, as far as that is needed.
+  bool AwaitsFds();
   void ForgetOutput();
   bool GrowInput(size_t frame_bytes);
   void ReturnInput();
@@ -200,7 +215,8 @@ class Connection {
   uint64_t sent_ = 0;  // Bytes ever sent.
   std::deque<FdsMark> output_fds_;
   size_t output_fd_count_ = 0;
-  size_t unread_fds_ = 0;  // Sent since the peer was last seen to have taken everything, at least.
+  FdBudget::Account fds_;
+  bool awaits_fds_ = false;  // The share has no room for the next frame's reply: tried again soon.
   MonotonicNs stalled_since_ = 0;  // Since when the oldest waiting byte has waited; 0: none waits.
 
   std::vector<uint64_t> in_flight_;

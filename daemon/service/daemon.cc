@@ -31,10 +31,15 @@ int Threads() {
 void RaiseDescriptorLimit() {
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
-  limit.rlim_cur = limit.rlim_max;
+  const rlim_t present = std::exchange(limit.rlim_cur, limit.rlim_max);
   if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) {
-    Log(LogLevel::kWarning, "descriptor-limit-kept", {{"limit", limit.rlim_cur}});
+    Log(LogLevel::kWarning, "descriptor-limit-kept", {{"limit", present}});
   }
+}
+
+uint64_t DescriptorLimit() {
+  rlimit limit{};
+  return ::getrlimit(RLIMIT_NOFILE, &limit) == 0 ? limit.rlim_cur : 0;
 }
 
 // A read of a file system that hangs cannot be interrupted, and the threads that read are waited
@@ -118,6 +123,7 @@ Status Daemon::StartEngine() {
   ServiceOptions service;
   service.limits = ServiceLimitsNow();
   service.state_dir = config_.state_dir;
+  service.descriptors = DescriptorLimit();
   service_ = std::make_unique<Service>(std::move(service), loop_, clock_, *host_);
 
   EngineOptions options;

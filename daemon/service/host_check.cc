@@ -11,6 +11,7 @@
 #include <cstring>
 #include <fstream>
 
+#include "daemon/service/fd_budget.h"
 #include "daemon/service/host_capacity.h"
 #include "daemon/service/size_text.h"
 #include "tiers/host/host_system.h"
@@ -151,14 +152,18 @@ HostFinding Descriptors(const Config& config, const HostFacts& facts) {
   const uint64_t arena = std::min(config.slab_bytes != 0 ? config.slab_bytes : UINT64_MAX,
                                   config.block_bytes != 0 ? config.block_bytes : UINT64_MAX);
   const uint64_t arena_bytes = arena == UINT64_MAX ? DefaultArenaBytes(wanted_bytes) : arena;
-  const uint64_t needed = kOwnDescriptors + wanted_bytes / arena_bytes + 2ull * config.clients +
-                          (config.connections - config.clients);
+  const uint64_t open = kOwnDescriptors + wanted_bytes / arena_bytes + 2ull * config.clients +
+                        (config.connections - config.clients);
+  // Replies may hold a part of the limit besides.
+  const uint64_t needed =
+      (open * FdBudget::kPartOfLimit + FdBudget::kPartOfLimit - 2) / (FdBudget::kPartOfLimit - 1);
   if (facts.descriptors >= needed) {
     return {"descriptors", false, "the limit allows limits.clients and limits.connections"};
   }
   return {"descriptors", true,
           "the hard RLIMIT_NOFILE is " + std::to_string(facts.descriptors) +
-              ", but limits.clients, limits.connections and the capacity may need " +
+              ", but limits.clients, limits.connections, the capacity and replies under way may "
+              "need " +
               std::to_string(needed) +
               ". Beyond it new connections wait, and memory that is not yet taken cannot be. Set "
               "LimitNOFILE= in the unit, or lower the limits"};

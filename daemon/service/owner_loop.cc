@@ -121,10 +121,13 @@ void OwnerLoop::Watch::ArmWrite() {
 }
 
 void OwnerLoop::Watch::Close() {
-  if (state_ == nullptr || !state_->open) return;
+  (void)Release();
+}
+
+UniqueFd OwnerLoop::Watch::Release() {
+  if (state_ == nullptr || !state_->open) return {};
   state_->open = false;
-  error_code ignored;
-  state_->descriptor.close(ignored);
+  return UniqueFd(state_->descriptor.release());
 }
 
 struct OwnerLoop::Timer::State {

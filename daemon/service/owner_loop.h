@@ -57,6 +57,8 @@ class OwnerLoop final : public Executor {
     void ArmRead();
     void ArmWrite();
     void Close();
+    // Ends the watch and gives back what it watched.
+    UniqueFd Release();
 
    private:
     friend class OwnerLoop;

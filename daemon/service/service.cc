@@ -36,7 +36,9 @@ Service::Service(ServiceOptions options, OwnerLoop& loop, const Clock& clock, Ho
           client->caller = nullptr;
         callers_.clear();
         StoppedIfEmpty();
-      })) {}
+      })) {
+  budgets_.fds.SetTotal(FdBudget::TotalOf(options_.descriptors));
+}
 
 Service::~Service() = default;
 
@@ -152,6 +154,10 @@ void Service::OnFrame(Connection& connection, Frame& frame) {
   verbs_->Handle(*callers_.at(connection.id()), frame);
 }
 
+size_t Service::FdsOfReply(const wire::FrameHeader& header) const {
+  return Verbs::FdsOfReply(header);
+}
+
 void Service::OnClosed(Connection& connection, const Status& why) {
   const auto found = callers_.find(connection.id());
   if (found == callers_.end()) return;
@@ -202,6 +208,7 @@ void Service::Sweep() {
   const MonotonicNs hello_limit = options_.limits.hello_deadline_ms * kNsPerMs;
   const MonotonicNs stall_limit = options_.limits.reader_stall_ms * kNsPerMs;
   requests_in_flight_ = 0;
+  budgets_.fds.Recount(now);
   for (const auto& [id, caller] : callers_) {
     Connection& connection = caller->connection;
     requests_in_flight_ += connection.in_flight().size();

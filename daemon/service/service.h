@@ -33,7 +33,8 @@ struct ServiceLimits {
 
 struct ServiceOptions {
   ServiceLimits limits;
-  std::string state_dir;  // For reports.
+  std::string state_dir;         // For reports.
+  uint64_t descriptors = 65536;  // RLIMIT_NOFILE: replies may hold a part of it.
 };
 
 class Service final : public EngineEvents, private Connection::Owner {
@@ -74,6 +75,7 @@ class Service final : public EngineEvents, private Connection::Owner {
 
  private:
   void OnFrame(Connection& connection, Frame& frame) override;
+  size_t FdsOfReply(const wire::FrameHeader& header) const override;
   void OnClosed(Connection& connection, const Status& why) override;
   void Refuse(int socket, const Peer& peer, const std::string& path, const Status& why);
   Result<Identity> IdentityOf(int socket, const Peer& peer, const std::string& path) const;

@@ -10,7 +10,17 @@
 
 namespace terrace {
 
-Verbs::Verbs(Parts parts) : parts_(std::move(parts)), messages_(std::make_unique<Messages>()) {
+namespace {
+
+// When every long verb waits for its client to take descriptors.
+constexpr std::chrono::milliseconds kStepsAgain{10};
+
+}  // namespace
+
+Verbs::Verbs(Parts parts)
+    : parts_(std::move(parts)),
+      messages_(std::make_unique<Messages>()),
+      steps_again_(parts_.loop->NewTimer([this] { RunStep(); })) {
   // It would write a line for each malformed message of whoever sends them.
   google::protobuf::SetLogHandler(nullptr);
 }
@@ -18,23 +28,23 @@ Verbs::~Verbs() = default;
 
 const Verbs::Verb* Verbs::FindVerb(wire::Type type) {
   static constexpr std::array kVerbs = {
-      Verb{wire::Type::kHello, &Verbs::OnHello},
+      Verb{wire::Type::kHello, &Verbs::OnHello, 2},
       Verb{wire::Type::kPing, &Verbs::OnPing},
       Verb{wire::Type::kGoodbye, &Verbs::OnGoodbye},
-      Verb{wire::Type::kDirectory, &Verbs::OnDirectory},
-      Verb{wire::Type::kArenas, &Verbs::OnArenas},
+      Verb{wire::Type::kDirectory, &Verbs::OnDirectory, 1},
+      Verb{wire::Type::kArenas, &Verbs::OnArenas, wire::kMaxFds},
       Verb{wire::Type::kOpenSpace, &Verbs::OnOpenSpace},
       Verb{wire::Type::kCloseSpace, &Verbs::OnCloseSpace},
       Verb{wire::Type::kGrant, &Verbs::OnGrant},
       Verb{wire::Type::kCommit, &Verbs::OnCommit},
       Verb{wire::Type::kAbort, &Verbs::OnAbort},
       Verb{wire::Type::kDrop, &Verbs::OnDrop},
-      Verb{wire::Type::kModelAdd, &Verbs::OnModelAdd, true},
+      Verb{wire::Type::kModelAdd, &Verbs::OnModelAdd, 0, true},
       Verb{wire::Type::kModelRemove, &Verbs::OnModelRemove},
       Verb{wire::Type::kModelAccess, &Verbs::OnModelAccess},
       Verb{wire::Type::kLoad, &Verbs::OnLoad},
       Verb{wire::Type::kUnload, &Verbs::OnUnload},
-      Verb{wire::Type::kAttach, &Verbs::OnAttach},
+      Verb{wire::Type::kAttach, &Verbs::OnAttach, 1},
       Verb{wire::Type::kAttachBlocks, &Verbs::OnAttachBlocks},
       Verb{wire::Type::kDetach, &Verbs::OnDetach},
       Verb{wire::Type::kEvict, &Verbs::OnEvict},
@@ -44,6 +54,13 @@ const Verbs::Verb* Verbs::FindVerb(wire::Type type) {
     if (verb.type == type) return &verb;
   }
   return nullptr;
+}
+
+size_t Verbs::FdsOfReply(const wire::FrameHeader& header) {
+  const Verb* verb = FindVerb(header.type);
+  // A list of numbers takes two bytes and one more for each; nothing else has more than two.
+  const size_t most = std::max(header.length, 4u) - 2;
+  return verb == nullptr ? 0 : std::min(verb->reply_fds, most);
 }
 
 void Verbs::Handle(Caller& caller, Frame& frame) {
@@ -87,13 +104,24 @@ void Verbs::RunStep() {
   LongVerb verb = std::move(long_verbs_.front());
   long_verbs_.pop_front();
   Caller* caller = Waiting(verb.ticket);
-  if (caller != nullptr && verb.step(*caller, verb.ticket.request)) {
-    caller->connection.EndRequest(verb.ticket.request);
-    caller->connection.ResumeFrames();
-  } else if (caller != nullptr) {
-    long_verbs_.push_back(std::move(verb));
+  StepEnd end = StepEnd::kDone;
+  if (caller != nullptr) {
+    end = verb.step(*caller, verb.ticket.request);
+    if (end == StepEnd::kDone) {
+      caller->connection.EndRequest(verb.ticket.request);
+      caller->connection.ResumeFrames();
+    } else {
+      long_verbs_.push_back(std::move(verb));
+    }
   }
-  if (!long_verbs_.empty()) parts_.loop->Post([this] { RunStep(); });
+  waits_in_a_row_ = end == StepEnd::kWaits ? waits_in_a_row_ + 1 : 0;
+  if (long_verbs_.empty()) return;
+  if (waits_in_a_row_ < long_verbs_.size()) {
+    parts_.loop->Post([this] { RunStep(); });
+  } else {
+    waits_in_a_row_ = 0;
+    steps_again_.Start(kStepsAgain);
+  }
 }
 
 Caller* Verbs::Waiting(const Ticket& ticket) {

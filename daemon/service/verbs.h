@@ -54,6 +54,8 @@ class Verbs {
   ~Verbs();
 
   void Handle(Caller& caller, Frame& frame);
+  // How many descriptors the handler of such a message may send unasked: others ask for room first.
+  static size_t FdsOfReply(const wire::FrameHeader& header);
   // The client's process is gone or it said goodbye: everything of it ends.
   void EndClient(ClientId id, const Status& why);
   // The client's connection has ended: attachments that it never used end with it, and so does a
@@ -68,9 +70,12 @@ class Verbs {
     uint64_t request = 0;
     ClientId client = 0;
   };
+  // What a step of a long verb came to. When all of them wait, they are asked again a little later.
+  enum class StepEnd : uint8_t { kDone, kMore, kWaits };
   struct Verb {
     wire::Type type;
     Status (Verbs::*handle)(Caller&, Frame&);
+    size_t reply_fds = 0;  // See FdsOfReply.
     bool takes_fds = false;
   };
   struct Messages;  // Of each page verb one, reused so that parsing does not allocate.
@@ -95,9 +100,9 @@ class Verbs {
   Status OnOpenSpace(Caller& caller, Frame& frame);
   Status OnCloseSpace(Caller& caller, Frame& frame);
   Status OnGrant(Caller& caller, Frame& frame);
-  // A step: true when there are answers for all of `keys`.
-  bool GrantMore(Caller& caller, uint64_t request, GrantSpec spec, std::span<const Digest> keys,
-                 std::vector<GrantGiven>* given);
+  // A step: done when there are answers for all of `keys`.
+  StepEnd GrantMore(Caller& caller, uint64_t request, GrantSpec spec, std::span<const Digest> keys,
+                    std::vector<GrantGiven>* given);
   void SendGrants(Caller& caller, uint64_t request, std::span<const GrantGiven> given);
   Status OnCommit(Caller& caller, Frame& frame);
   Status OnAbort(Caller& caller, Frame& frame);
@@ -113,6 +118,9 @@ class Verbs {
   Status OnAttach(Caller& caller, Frame& frame);
   Status OnAttachBlocks(Caller& caller, Frame& frame);
   Status OnDetach(Caller& caller, Frame& frame);
+  // A step: the next frame of descriptors.
+  StepEnd SendBlocks(Caller& caller, uint64_t request, std::span<const ArenaId> arenas,
+                     std::span<const uint32_t> numbers, size_t* next);
   void FinishAttach(const Ticket& ticket, const Result<Attached>& attached);
 
   // verbs_admin.cc
@@ -125,10 +133,10 @@ class Verbs {
   static Status CheckAdmin(const Caller& caller, std::string_view verb);
   Ticket Begin(Caller& caller, uint64_t request);
   // For verbs that take long: `step` is called in turns of the loop, one step of one verb a turn,
-  // in rotation, until it answers true, having replied. However many ask, what is short is answered
+  // in rotation, until it is done, having replied. However many ask, what is short is answered
   // in between. The caller is paused meanwhile: the order of its requests stays, and it has one
   // such verb. Who is gone, or comes back by another connection, gets no further step.
-  using Step = std::function<bool(Caller&, uint64_t request)>;
+  using Step = std::function<StepEnd(Caller&, uint64_t request)>;
   void BeginLong(Caller& caller, uint64_t request, Step step);
   void RunStep();
   // The caller that waits for this ticket's reply, as the client that asked; null when nobody does
@@ -146,6 +154,8 @@ class Verbs {
     Step step;
   };
   std::deque<LongVerb> long_verbs_;  // At most one a connection.
+  size_t waits_in_a_row_ = 0;        // Steps that waited, since one got on.
+  OwnerLoop::Timer steps_again_;
 };
 
 }  // namespace terrace

@@ -35,9 +35,11 @@ Status Verbs::OnEvict(Caller& caller, Frame& frame) {
               reply.set_pages(reply.pages() + evicted.pages);
               reply.set_blocks(reply.blocks() + evicted.blocks);
               reply.set_bytes(reply.bytes() + evicted.bytes);
-              if (evicted.pages + evicted.blocks > 0 && reply.bytes() < wanted) return false;
+              if (evicted.pages + evicted.blocks > 0 && reply.bytes() < wanted) {
+                return StepEnd::kMore;
+              }
               waiting.connection.Send(wire::Type::kEvictReply, id, reply);
-              return true;
+              return StepEnd::kDone;
             });
   return {};
 }
@@ -95,12 +97,12 @@ Status Verbs::OnReport(Caller& caller, Frame& frame) {
     const Result<std::string> json = ReportFor(waiting.identity, request);
     if (!json) {
       waiting.connection.SendError(id, json.error());
-      return true;
+      return StepEnd::kDone;
     }
     wire::ReportReply reply;
     reply.set_json(*json);
     waiting.connection.Send(wire::Type::kReportReply, id, reply);
-    return true;
+    return StepEnd::kDone;
   });
   return {};
 }

@@ -122,8 +122,8 @@ Status Verbs::OnGrant(Caller& caller, Frame& frame) {
   return {};
 }
 
-bool Verbs::GrantMore(Caller& caller, uint64_t request, GrantSpec spec,
-                      std::span<const Digest> keys, std::vector<GrantGiven>* given) {
+Verbs::StepEnd Verbs::GrantMore(Caller& caller, uint64_t request, GrantSpec spec,
+                                std::span<const Digest> keys, std::vector<GrantGiven>* given) {
   const ClientId client = caller.client->id;
   spec.keys = keys.subspan(given->size());
   std::vector<GrantGiven>& more = messages_->given;
@@ -134,12 +134,12 @@ bool Verbs::GrantMore(Caller& caller, uint64_t request, GrantSpec spec,
     }
     (void)parts_.engine->Abort(client, grants);
     caller.connection.SendError(request, status);
-    return true;
+    return StepEnd::kDone;
   }
   given->insert(given->end(), more.begin(), more.end());
-  if (given->size() < keys.size()) return false;
+  if (given->size() < keys.size()) return StepEnd::kMore;
   SendGrants(caller, request, *given);
-  return true;
+  return StepEnd::kDone;
 }
 
 void Verbs::SendGrants(Caller& caller, uint64_t request, std::span<const GrantGiven> given) {
@@ -158,7 +158,7 @@ void Verbs::SendGrants(Caller& caller, uint64_t request, std::span<const GrantGi
     const auto known = client.arenas.find(arena);
     if (known != client.arenas.end() && known->second) continue;
     // What does not fit, or cannot be given now, is asked for by an Arenas message.
-    if (fds.size() == wire::kMaxFds) continue;
+    if (fds.size() == wire::kMaxFds || !caller.connection.MayQueueFds(fds.size() + 1)) continue;
     const std::optional<ArenaFacts> facts = parts_.engine->FindArena(client.id, arena);
     if (!facts) continue;
     Result<UniqueFd> fd = GiveArena(client, arena, true);

@@ -163,7 +163,13 @@ void Verbs::FinishAttach(const Ticket& ticket, const Result<Attached>& attached)
   if (waiting == nullptr || waiting->client == nullptr) {
     status = Status(Code::kUnavailable, "its connection is gone");
   } else {
-    Result<UniqueFd> manifest = parts_.host->Descriptor(attached->manifest, Protection::kRead);
+    // Asked for again: it was room for one when the request came, and many may have waited since.
+    Result<UniqueFd> manifest =
+        waiting->connection.MayQueueFds(1)
+            ? parts_.host->Descriptor(attached->manifest, Protection::kRead)
+            : Status(Code::kExhausted,
+                     "too many descriptors wait for this user's clients to take "
+                     "them: retry when they have");
     if (manifest) {
       wire::AttachReply reply;
       reply.set_attachment(attached->attachment);
@@ -200,23 +206,37 @@ Status Verbs::OnAttachBlocks(Caller& caller, Frame& frame) {
                                         "; name at most " + std::to_string(kMaxAttachBlocks) +
                                         " of them at a time"};
   }
-  // Several frames, none with more descriptors than a message may have. Their order is the order of
-  // the request, and of the image where that names no blocks.
-  size_t next = 0;
-  do {
-    wire::AttachBlocksReply reply;
-    std::vector<UniqueFd> fds;
-    for (; next < arenas.size() && fds.size() < wire::kMaxFds; ++next) {
-      ASSIGN_OR_RETURN(UniqueFd fd, parts_.host->Descriptor(arenas[next], Protection::kRead));
-      fds.push_back(std::move(fd));
-      reply.add_blocks(request.blocks_size() == 0 ? static_cast<uint32_t>(next)
-                                                  : request.blocks(static_cast<int>(next)));
-    }
-    reply.set_last(next == arenas.size());
-    caller.connection.Send(wire::Type::kAttachBlocksReply, frame.header.request, reply,
-                           std::move(fds));
-  } while (next < arenas.size());
+  BeginLong(caller, frame.header.request,
+            [this, arenas, numbers = std::vector(request.blocks().begin(), request.blocks().end()),
+             next = size_t{0}](Caller& waiting, uint64_t id) mutable {
+              return SendBlocks(waiting, id, arenas, numbers, &next);
+            });
   return {};
+}
+
+// Several frames, none with more descriptors than a message may have, and none before there is room
+// for them. Their order is the order of the request, and of the image where that names no blocks.
+Verbs::StepEnd Verbs::SendBlocks(Caller& caller, uint64_t request, std::span<const ArenaId> arenas,
+                                 std::span<const uint32_t> numbers, size_t* next) {
+  size_t count = std::min<size_t>(arenas.size() - *next, wire::kMaxFds);
+  // A few at a time where others of its user hoard.
+  if (!caller.connection.MayQueueFds(count)) count = std::min(count, FdBudget::kFewFds);
+  if (!caller.connection.MayQueueFds(count)) return StepEnd::kWaits;
+  wire::AttachBlocksReply reply;
+  std::vector<UniqueFd> fds;
+  for (const size_t end = *next + count; *next < end; ++*next) {
+    Result<UniqueFd> fd = parts_.host->Descriptor(arenas[*next], Protection::kRead);
+    if (!fd) {
+      caller.connection.SendError(request, fd.error());
+      return StepEnd::kDone;
+    }
+    fds.push_back(*std::move(fd));
+    reply.add_blocks(numbers.empty() ? static_cast<uint32_t>(*next) : numbers[*next]);
+  }
+  const bool last = *next == arenas.size();
+  reply.set_last(last);
+  caller.connection.Send(wire::Type::kAttachBlocksReply, request, reply, std::move(fds));
+  return last ? StepEnd::kDone : StepEnd::kMore;
 }
 
 Status Verbs::OnDetach(Caller& caller, Frame& frame) {

@@ -8,6 +8,7 @@
 #include <iterator>
 
 #include "bench/model_writer.h"
+#include "tests/support/process_facts.h"
 
 namespace terrace {
 namespace {
@@ -256,6 +257,63 @@ TEST_F(TenantsTest, AModelIsAttachedByThoseItIsGrantedTo) {
   attach({0}, Code::kPermissionDenied);
   as_admin(set(false, "a", KVC_OK));
   attach({kReaderOfA}, Code::kPermissionDenied);
+}
+
+// From an ordinary user's process the kernel takes no more descriptors than its limit, whoever they
+// are for: these hoarders ask for more than that.
+class FdHoardersTest : public TenantsTest {
+ protected:
+  static constexpr uint64_t kLimit = 4096;
+  static constexpr uint64_t kConnections = 24;
+  static constexpr uint64_t kRequests = 250;
+  static_assert(kConnections * kRequests > kLimit);
+
+  DaemonProcessOptions Options() const override {
+    DaemonProcessOptions options = TenantsTest::Options();
+    options.descriptors = kLimit;
+    options.limits = "clients = 128\nclients_per_process = 128\nconnections = 256";
+    return options;
+  }
+};
+
+TEST_F(FdHoardersTest, WhatTheyDoNotTakeOthersDoNotMiss) {
+  bench::Child hoarder = StartAs({kWriterOfA}, [this](bench::Link& link) -> Status {
+    std::string requests;
+    for (uint64_t i = 1; i <= kRequests; ++i)
+      requests += WireClient::Encode(wire::Type::kDirectory, i, wire::Directory());
+    std::vector<WireClient> clients;
+    for (uint64_t i = 0; i < kConnections; ++i) {
+      ASSIGN_OR_RETURN(Arrived arrived, Arrive(any_socket()));
+      RETURN_UNLESS(arrived.wire.SendBytes(requests), "its requests are taken");
+      clients.push_back(std::move(arrived.wire));
+    }
+    // By then every one of them had as many turns as it needs.
+    ASSIGN_OR_RETURN(Arrived last, Arrive(any_socket()));
+    for (uint64_t i = 0; i < kRequests; ++i) {
+      RETURN_IF_ERROR(last.wire.Call<wire::PingReply>(wire::Type::kPing, wire::Ping()).status());
+    }
+    RETURN_IF_ERROR(link.Send(bench::Go{}));
+    return link.Receive<bench::Go>().status();
+  });
+  Hear<bench::Go>(hoarder);
+  EXPECT_LT(FactsOf(daemon().pid()).descriptor_count(), kLimit / 2);
+  const auto work = [this]() -> Status {
+    ASSIGN_OR_RETURN(Arrived arrived, Arrive(any_socket()));
+    ASSIGN_OR_RETURN(const Granted granted, GrantOne(arrived.wire));
+    wire::Arenas arenas;
+    arenas.add_ids(granted.arena());
+    std::vector<UniqueFd> fds;
+    for (uint64_t i = 0; i < 2 * kRequests; ++i) {
+      RETURN_IF_ERROR(
+          arrived.wire.Call<wire::ArenasReply>(wire::Type::kArenas, arenas, &fds).status());
+      RETURN_UNLESS(fds.size() == 1, "the arena");
+    }
+    return {};
+  };
+  RunAs({kWriterOfA}, work);
+  RunAs({kSomebody, {kGroupOfB}}, work);
+  Tell(hoarder);
+  ExpectDone(hoarder);
 }
 
 TEST_F(TenantsTest, AReloadMakesPeersSomebodyElseAtOnce) {

@@ -42,6 +42,9 @@ class TenantsTest : public IntegrationTest {
  protected:
   void SetUp() override {
     if (::geteuid() != 0) GTEST_SKIP() << "needs root, to start processes of several users";
+    StartDaemon(Options());
+  }
+  virtual DaemonProcessOptions Options() const {
     DaemonProcessOptions options;
     options.user = kDaemonUser;
     options.tables = R"(
@@ -72,7 +75,7 @@ role = "reader"
 gid = 64201
 tenant = "b"
 )";
-    StartDaemon(options);
+    return options;
   }
   std::string admin_socket() { return daemon().socket(); }
   std::string any_socket() { return daemon().folder() + "/any.sock"; }

@@ -77,6 +77,7 @@ class Echo final : public Connection::Owner {
     }
     connection.Send(wire::Type::kLoadReply, frame.header.request, reply, std::move(frame.fds));
   }
+  size_t FdsOfReply(const wire::FrameHeader& header) const override { return header.fds; }
   void OnClosed(Connection&, const Status& why) override { closed_.set_value(why); }
 
   OwnerLoop loop_;
@@ -263,6 +264,74 @@ TEST(Connection, DescriptorsThatAPeerDoesNotTakeAreFewAndAllComeInTheEnd) {
     EXPECT_EQ(frame->header.request, static_cast<uint64_t>(i));
     EXPECT_EQ(frame->fds.size(), static_cast<size_t>(kFds));
   }
+}
+
+TEST(Connection, WhoTakesNoDescriptorIsCutThoughTheSocketHasRoom) {
+  Echo echo;
+  const UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  ASSERT_TRUE(echo.client.SendBytes(EchoFrame(1, "a descriptor", 1), {null.get()}));
+  pollfd entry{echo.client.fd(), POLLIN, 0};
+  ASSERT_EQ(::poll(&entry, 1, 10'000), 1);
+  echo.Post([&] {
+    EXPECT_FALSE(echo.connection().has_backlog());
+    echo.connection().Sweep(SystemClock().Now(), 3600 * kNsPerSecond);
+    EXPECT_TRUE(echo.connection().open());
+    echo.connection().Sweep(SystemClock().Now() + 7200 * kNsPerSecond, 3600 * kNsPerSecond);
+    EXPECT_FALSE(echo.connection().open());
+    // Its queue has it still: that ends with the queue, not with the connection.
+    echo.budgets().fds.Recount(SystemClock().Now());
+    EXPECT_EQ(echo.budgets().fds.used(), 2u);
+  });
+  EXPECT_EQ(echo.AwaitClosed().code(), Code::kDeadlineExceeded);
+  EXPECT_EQ(echo.traffic.slow_readers_cut, 1u);
+  ExpectEcho(echo, 1, "a descriptor");
+  EXPECT_TRUE(echo.client.AwaitClosed());
+  echo.Post([&] {
+    echo.budgets().fds.Recount(SystemClock().Now());
+    EXPECT_EQ(echo.budgets().fds.used(), 0u);
+  });
+}
+
+TEST(Connection, WhoTookItsDescriptorsMayLeaveAnEventUnread) {
+  Echo echo;
+  const UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  wire::LoadReply message;
+  echo.Post([&] {
+    std::vector<UniqueFd> fds;
+    fds.push_back(*null.Duplicate());
+    echo.connection().Send(wire::Type::kLoadReply, 1, message, std::move(fds));
+    echo.connection().Send(wire::Type::kLoadReply, 2, message);
+  });
+  char frame[wire::kFrameHeaderBytes + 1];
+  const size_t first = wire::kFrameHeaderBytes + message.ByteSizeLong();
+  ASSERT_EQ(::recv(echo.client.fd(), frame, first, MSG_WAITALL), static_cast<ssize_t>(first));
+  echo.Post([&] {
+    echo.connection().Sweep(SystemClock().Now() + 7200 * kNsPerSecond, 3600 * kNsPerSecond);
+    EXPECT_TRUE(echo.connection().open());
+    EXPECT_EQ(echo.budgets().fds.used(), 0u);
+  });
+}
+
+TEST(Connection, ARequestForDescriptorsWaitsWhileTheShareIsUsedUp) {
+  Echo echo;
+  const UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  echo.Post([&] { echo.budgets().fds.SetTotal(8); });
+  for (uint64_t request = 1; request <= 8; ++request) {
+    ASSERT_TRUE(echo.client.SendBytes(EchoFrame(request, "one", 1), {null.get()}));
+  }
+  // As many as stay free of the share, and no more while none is taken.
+  const auto sent = [&] {
+    uint64_t frames = 0;
+    echo.Post(
+        [&] { frames = echo.traffic.frames_sent[static_cast<size_t>(wire::Type::kLoadReply)]; });
+    return frames;
+  };
+  for (int turn = 0; turn < 100; ++turn)
+    EXPECT_LE(sent(), 4u);
+  while (sent() < 4) {
+  }
+  for (uint64_t request = 1; request <= 8; ++request)
+    ExpectEcho(echo, request, "one");
 }
 
 TEST(Connection, LargeAnswersOfAllShareABudget) {

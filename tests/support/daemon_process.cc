@@ -4,6 +4,7 @@
 #include <grp.h>
 #include <poll.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -33,9 +34,10 @@ std::string ReadAll(const std::string& path) {
   return text.str();
 }
 
-// Starts terraced with standard output and error appended to files, as `user` unless that is 0.
+// Starts terraced with standard output and error appended to files, as `user` and with
+// `descriptors` at most unless these are 0.
 Result<pid_t> Spawn(const std::vector<std::string>& arguments, const std::string& output,
-                    const std::string& error, uid_t user = 0) {
+                    const std::string& error, uid_t user = 0, uint64_t descriptors = 0) {
   std::vector<char*> argv;
   argv.push_back(const_cast<char*>("terraced"));
   for (const std::string& argument : arguments)
@@ -51,6 +53,8 @@ Result<pid_t> Spawn(const std::vector<std::string>& arguments, const std::string
   const pid_t pid = ::fork();
   if (pid < 0) return SystemError("fork", errno);
   if (pid == 0) {
+    const rlimit limit{descriptors, descriptors};
+    if (descriptors != 0 && ::setrlimit(RLIMIT_NOFILE, &limit) != 0) ::_exit(126);
     if (user != 0 && (::setgroups(0, nullptr) != 0 || ::setresgid(user, user, user) != 0 ||
                       ::setresuid(user, user, user) != 0)) {
       ::_exit(126);
@@ -109,6 +113,7 @@ Result<std::unique_ptr<DaemonProcess>> DaemonProcess::Start(const DaemonProcessO
   for (size_t at = 0; (at = tables.find('@', at)) != std::string::npos;)
     tables.replace(at, 1, name);
   daemon->user_ = options.user;
+  daemon->descriptors_ = options.descriptors;
   if (!tables.empty()) ::chmod(name.c_str(), 0755);
   if (options.user != 0 && ::chown(name.c_str(), options.user, options.user) != 0) {
     return SystemError("chown of " + name, errno);
@@ -138,7 +143,8 @@ DaemonProcess::~DaemonProcess() {
 }
 
 Status DaemonProcess::Launch() {
-  ASSIGN_OR_RETURN(pid_, Spawn(arguments_, folder_ + "/output", folder_ + "/log", user_));
+  ASSIGN_OR_RETURN(pid_,
+                   Spawn(arguments_, folder_ + "/output", folder_ + "/log", user_, descriptors_));
   process_ = ProcessOf(pid_);
   if (!process_) return SystemError("pidfd_open", errno);
   return AwaitServing();

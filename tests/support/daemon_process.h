@@ -29,6 +29,7 @@ struct DaemonProcessOptions {
   std::string tables{};
   // Not 0: the daemon runs as this user and group, without capabilities. Takes root.
   uid_t user = 0;
+  uint64_t descriptors = 0;  // Not 0: its RLIMIT_NOFILE.
   std::vector<std::string> arguments{};  // After --config FILE.
 };
 
@@ -66,6 +67,7 @@ class DaemonProcess {
 
   std::string folder_;
   uid_t user_ = 0;
+  uint64_t descriptors_ = 0;
   std::vector<std::string> arguments_;
   pid_t pid_ = -1;
   UniqueFd process_;
