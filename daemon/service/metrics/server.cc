@@ -131,7 +131,7 @@ struct MetricsServer::State : std::enable_shared_from_this<State> {
   void Serve();
   void AwaitConnections();
   void Accept();
-  void Admit(int socket);
+  void Admit(UniqueFd socket);
   void Forget(const ExchangePtr& exchange);
   void Read(const ExchangePtr& exchange);
   void Answer(const ExchangePtr& exchange);
@@ -156,6 +156,7 @@ struct MetricsServer::State : std::enable_shared_from_this<State> {
   // Who waits for the owner thread, of those; it is asked for one thing of each kind at a time.
   std::vector<ExchangePtr> for_snapshot;
   std::vector<ExchangePtr> for_life;
+  bool accepting = false;  // Connections are awaited, or the time to await them again is.
   bool snapshot_asked = false;
   bool life_asked = false;
   std::thread thread;
@@ -168,6 +169,7 @@ void MetricsServer::State::Serve() {
   // Asio and Beast throw when memory runs out: that costs a request, not the daemon.
   for (bool again = true; again;) {
     try {
+      if (!accepting) AwaitConnections();
       context.run();
       again = false;
     } catch (const std::exception& error) {
@@ -178,45 +180,52 @@ void MetricsServer::State::Serve() {
 
 void MetricsServer::State::AwaitConnections() {
   listener.async_wait(asio::posix::descriptor_base::wait_read, [this](const error_code& error) {
+    accepting = false;
     if (!error) Accept();
   });
+  accepting = true;
 }
 
 void MetricsServer::State::Accept() {
   for (int i = 0; i < kAcceptsPerWake; ++i) {
-    const int socket =
-        ::accept4(listener.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (socket >= 0) {
-      Admit(socket);
+    UniqueFd socket(
+        ::accept4(listener.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (socket) {
+      Admit(std::move(socket));
     } else if (errno != ECONNABORTED && errno != EINTR) {
       if (errno == EAGAIN) break;
       // Out of descriptors: the socket stays readable, so waiting for that would spin.
       accept_again.expires_after(kOutOfDescriptors);
       accept_again.async_wait([this](const error_code& error) {
+        accepting = false;
         if (!error) AwaitConnections();
       });
+      accepting = true;
       return;
     }
   }
   AwaitConnections();
 }
 
-void MetricsServer::State::Admit(int socket) {
+void MetricsServer::State::Admit(UniqueFd socket) {
   if (exchanges.size() >= kMaxConnections) {
     const auto idle = std::find_if(exchanges.begin(), exchanges.end(),
                                    [](const ExchangePtr& exchange) { return !exchange->asked; });
-    if (idle == exchanges.end()) {
-      ::close(socket);
-      return;
-    }
+    if (idle == exchanges.end()) return;
     (*idle)->Close();
     exchanges.erase(idle);
   }
   const int family = path.empty() ? AF_INET : AF_UNIX;  // Asio only remembers it.
-  auto exchange = std::make_shared<Exchange>(Socket(context, Protocol(family, 0), socket));
+  auto exchange = std::make_shared<Exchange>(Socket(context, Protocol(family, 0), socket.get()));
+  (void)socket.Release();
   exchanges.push_back(exchange);
-  SetDeadline(exchange, kRequestMs);
-  Read(exchange);
+  try {
+    SetDeadline(exchange, kRequestMs);
+    Read(exchange);
+  } catch (...) {
+    Forget(exchange);  // Without a deadline it could stay for ever.
+    throw;
+  }
 }
 
 void MetricsServer::State::Forget(const ExchangePtr& exchange) {
