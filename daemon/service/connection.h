@@ -149,7 +149,7 @@ class Connection {
   void ResumeFrames();
 
   void AllowLargeFrames() { max_frame_bytes_ = wire::kMaxFrameBytes; }
-  void AllowDescriptors() { may_pass_fds_ = true; }
+  void AllowDescriptors(bool allowed) { may_pass_fds_ = allowed; }
   // Sends what is queued and closes then, or when the peer does not take it in time.
   void CloseAfterSending(Status why);
   void Close(const Status& why);

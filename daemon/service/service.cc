@@ -85,6 +85,7 @@ Status Service::ReplaceTenants(const Config& config) {
     }
     if (why.ok()) {
       caller->identity = *identity;
+      connection.AllowDescriptors(client != nullptr && identity->may_administer);
       continue;
     }
     if (client != nullptr) client->cut = true;

@@ -76,7 +76,7 @@ Status Verbs::OnHello(Caller& caller, Frame& frame) {
   caller.version = std::min(hello.version_max(), wire::kProtocolVersion);
   caller.capabilities = hello.capabilities() & wire::kCapabilities;
   const Identity& identity = caller.identity;
-  if (identity.may_administer) caller.connection.AllowDescriptors();
+  caller.connection.AllowDescriptors(identity.may_administer);
   if (hello.resume_client() != 0) {
     RETURN_IF_ERROR(Resume(caller, hello.resume_client(), hello.resume_token()));
     return SendHelloReply(caller, frame.header.request, true, UniqueFd());

@@ -38,7 +38,7 @@ class Echo final : public Connection::Owner {
     connection_ = std::make_unique<Connection>(1, *std::move(peer), environment, owner);
     EXPECT_EQ(connection_->Open(std::move(served)), Status());
     connection_->AllowLargeFrames();
-    if (may_pass_fds) connection_->AllowDescriptors();
+    connection_->AllowDescriptors(may_pass_fds);
     thread_ = std::thread([this] { loop_.Run(); });
   }
   ~Echo() override {

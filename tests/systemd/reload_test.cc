@@ -1,4 +1,5 @@
 // SIGHUP on the real daemon: what changes, what is named, what a bad file does.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -142,6 +143,35 @@ TEST_F(ReloadTest, SocketsComeAndGo) {
   EXPECT_THAT(Reload(), HasSubstr("Reloaded: 0 changes applied, 1 need a restart"));
   EXPECT_THAT(manager_.Log(),
               HasSubstr("setting-needs-restart field=socket from=" + Path("a.sock")));
+}
+
+// Who may pass descriptors is who may add models, now.
+TEST_F(ReloadTest, WhoMayPassDescriptorsFollowsTheRole) {
+  const std::string me = "[[peer]]\nuid = " + std::to_string(::getuid()) + "\ntenant = \"t\"\n";
+  const std::string admin = "[[socket]]\npath = \"" + Path("s.sock") + "\"\nadmin = true\n";
+  const UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  wire::ModelAdd add;
+  add.set_name("m");
+  add.add_files("/none");
+  manager_.WriteConfig(admin + me);
+  Launch();
+  WireClient client = WireClient::Connect(Path("s.sock"));
+  ASSERT_EQ(client.Hello("promoted").status(), Status());
+  manager_.WriteConfig(admin + me + "role = \"admin\"\n");
+  EXPECT_THAT(Reload(), HasSubstr("Reloaded: 1 changes applied"));
+  const Status taken =
+      client.Call<wire::ModelAddReply>(wire::Type::kModelAdd, add, nullptr, {null.get()}).status();
+  EXPECT_THAT(taken.message(), Not(HasSubstr("may pass no descriptors")));
+  EXPECT_EQ(client.Call<wire::PingReply>(wire::Type::kPing, wire::Ping()).status(), Status());
+
+  manager_.WriteConfig(admin + me);
+  EXPECT_THAT(Reload(), HasSubstr("Reloaded: 1 changes applied"));
+  ASSERT_TRUE(client.SendBytes(WireClient::Encode(wire::Type::kModelAdd, 9, add, 1), {null.get()}));
+  std::optional<ReceivedFrame> refused = client.Receive();
+  ASSERT_TRUE(refused.has_value());
+  EXPECT_THAT(WireClient::Parse<wire::ModelAddReply>(*std::move(refused)).status().message(),
+              HasSubstr("may pass no descriptors"));
+  EXPECT_TRUE(client.AwaitClosed());
 }
 
 TEST_F(ReloadTest, ASocketThatCannotBeMadeChangesNothing) {
