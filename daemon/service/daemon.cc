@@ -205,16 +205,21 @@ Status Daemon::Start() {
 
 Status Daemon::Listen() {
   const std::vector<SocketConfig> sockets = SocketsOf(config_);
-  ASSIGN_OR_RETURN(std::vector<UniqueFd> given, MatchSockets(sockets, std::move(given_)));
+  ASSIGN_OR_RETURN(MatchedSockets given, MatchSockets(sockets, std::move(given_)));
   for (size_t i = 0; i < sockets.size(); ++i) {
-    ASSIGN_OR_RETURN(std::unique_ptr<Listener> listener, ListenOn(sockets[i], std::move(given[i])));
+    ASSIGN_OR_RETURN(std::unique_ptr<Listener> listener,
+                     ListenOn(sockets[i], std::move(given.wanted[i])));
     listeners_.push_back(std::move(listener));
   }
+  for (ActivatedSocket& other : given.others)
+    RETURN_IF_ERROR(KeepUnserved(std::move(other)));
+  TellWithoutAdmin();
   return {};
 }
 
-Result<std::unique_ptr<Listener>> Daemon::ListenOn(const SocketConfig& socket, UniqueFd given) {
-  const bool by_manager = static_cast<bool>(given);
+Result<std::unique_ptr<Listener>> Daemon::ListenOn(const SocketConfig& socket,
+                                                   std::optional<ActivatedSocket> given) {
+  const bool by_manager = given.has_value();
   ListenerOptions options;
   options.path = socket.path;
   options.mode = socket.mode;
@@ -223,7 +228,7 @@ Result<std::unique_ptr<Listener>> Daemon::ListenOn(const SocketConfig& socket, U
   options.given = std::move(given);
   ASSIGN_OR_RETURN(
       std::unique_ptr<Listener> listener,
-      Listener::Open(std::move(options), loop_, [this, path = socket.path](UniqueFd accepted) {
+      Listener::Open(std::move(options), loop_, [this](UniqueFd accepted, const std::string& path) {
         service_->Accept(std::move(accepted), path);
       }));
   Log(LogLevel::kInfo, "listening",
@@ -232,6 +237,32 @@ Result<std::unique_ptr<Listener>> Daemon::ListenOn(const SocketConfig& socket, U
        {"admin", socket.admin ? "yes" : "no"},
        {"made_by", by_manager ? "the service manager" : "the daemon"}});
   return listener;
+}
+
+Status Daemon::KeepUnserved(ActivatedSocket given) {
+  Log(LogLevel::kWarning, "socket-unserved",
+      {{"name", given.name},
+       {"socket", given.path.empty() ? "no path" : given.path},
+       {"why", "no [[socket]] has its path or name: whoever connects is refused"}});
+  ListenerOptions options;
+  options.path = given.path;
+  options.given = std::move(given);
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<Listener> listener,
+      Listener::Open(std::move(options), loop_, [this](UniqueFd accepted, const std::string& path) {
+        service_->Accept(std::move(accepted), path);
+      }));
+  listeners_.push_back(std::move(listener));
+  return {};
+}
+
+void Daemon::TellWithoutAdmin() const {
+  const std::vector<SocketConfig> sockets = SocketsOf(config_);
+  const bool admin = std::any_of(sockets.begin(), sockets.end(),
+                                 [](const SocketConfig& socket) { return socket.admin; });
+  if (admin) return;
+  Log(LogLevel::kWarning, "no-admin-socket",
+      {{"why", "no [[socket]] has admin = true: nobody can add, load or evict models"}});
 }
 
 void Daemon::CheckTheHost() {

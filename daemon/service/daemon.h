@@ -3,7 +3,9 @@
 // Made, run and destroyed by main's thread, which is the owner thread.
 #pragma once
 
+#include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/clock.h"
@@ -55,7 +57,12 @@ class Daemon {
   Status StartTiers();
   Status StartEngine();
   Status Listen();
-  Result<std::unique_ptr<Listener>> ListenOn(const SocketConfig& socket, UniqueFd given);
+  Result<std::unique_ptr<Listener>> ListenOn(const SocketConfig& socket,
+                                             std::optional<ActivatedSocket> given);
+  // Keeps open what the configuration does not know: whoever connects is refused, until a reload
+  // brings a [[socket]] for it.
+  Status KeepUnserved(ActivatedSocket given);
+  void TellWithoutAdmin() const;
   void CheckTheHost();
   void KeepAlive();
   std::string StatusLine() const;
@@ -70,6 +77,9 @@ class Daemon {
   void Reload();
   Status Apply(Config next);
   Status ApplySockets(const Config& next);
+  // Which given sockets the [[socket]] tables of `wanted` bring back, or keep.
+  std::map<const Listener*, std::string> PlacesOfGiven(
+      const std::vector<SocketConfig>& wanted) const;
   void TellChange(std::string_view field, std::string_view from, std::string_view to, bool applied);
 
   // As last read, but for what only a restart changes: that is as it was at the start.

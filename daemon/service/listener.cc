@@ -10,6 +10,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "base/check.h"
+
 namespace terrace {
 
 namespace {
@@ -152,9 +154,11 @@ Status MakePrivateFolder(const std::string& path) {
 Result<std::unique_ptr<Listener>> Listener::Open(ListenerOptions options, OwnerLoop& loop,
                                                  Accepted accepted) {
   if (options.given) {
-    RETURN_IF_ERROR(CheckGiven(options.given.get(), options.path));
+    RETURN_IF_ERROR(CheckGiven(options.given->fd.get(), options.path));
     std::unique_ptr<Listener> listener(new Listener(options.path, UniqueFd(), std::move(accepted)));
-    RETURN_IF_ERROR(listener->Watch(std::move(options.given), loop));
+    UniqueFd socket = std::move(options.given->fd);
+    listener->given_ = std::move(options.given);
+    RETURN_IF_ERROR(listener->Watch(std::move(socket), loop));
     return listener;
   }
   RETURN_IF_ERROR(AddressOf(options.path).status());
@@ -199,13 +203,18 @@ Listener::~Listener() {
   if (lock_) ::unlink((path_ + ".lock").c_str());
 }
 
+void Listener::ServeAs(const std::string& path) {
+  TERRACE_CHECK(given_.has_value());
+  path_ = path.empty() ? given_->path : path;
+}
+
 void Listener::OnReadable() {
   for (int i = 0; i < kAcceptsPerWake; ++i) {
     UniqueFd socket(::accept4(watch_.fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (socket) {
       // Once more: a connection may have been made before a given socket had it.
       const Status status = PassCredentials(socket.get());
-      if (status.ok()) accepted_(std::move(socket));
+      if (status.ok()) accepted_(std::move(socket), path_);
       continue;
     }
     if (errno == ECONNABORTED || errno == EINTR) continue;

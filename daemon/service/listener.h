@@ -18,6 +18,7 @@
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "daemon/service/owner_loop.h"
+#include "daemon/service/systemd/activation.h"
 
 namespace terrace {
 
@@ -26,12 +27,13 @@ struct ListenerOptions {
   mode_t mode = 0600;
   std::optional<uid_t> owner = {};  // None: the daemon's. Another one takes CAP_CHOWN.
   std::optional<gid_t> group = {};  // Likewise, or to be in that group.
-  UniqueFd given = {};  // Already listening at `path`: nothing is bound, changed or removed.
+  // Already listening, here or elsewhere: nothing is bound, changed or removed.
+  std::optional<ActivatedSocket> given = {};
 };
 
 class Listener {
  public:
-  using Accepted = std::function<void(UniqueFd)>;
+  using Accepted = std::function<void(UniqueFd, const std::string& path)>;
 
   // Creates the missing last folder of the path with mode 0700. `accepted` gets each connection:
   // non-blocking, close-on-exec, with SO_PASSCRED since before its first byte. (The kernel adds
@@ -40,7 +42,12 @@ class Listener {
                                                 Accepted accepted);
   ~Listener();  // Removes the socket and the lock file, unless it was given.
 
+  // As it is configured: a given one may be bound elsewhere.
   const std::string& path() const { return path_; }
+  // A given socket as it was given, but for its descriptor.
+  const std::optional<ActivatedSocket>& given() const { return given_; }
+  // From now on a given socket is the configured one of this path; empty: none, as it was bound.
+  void ServeAs(const std::string& path);
   // Accepts again after accept() had failed for want of descriptors. To be called about once a
   // second.
   void Sweep();
@@ -52,8 +59,9 @@ class Listener {
   Status Watch(UniqueFd socket, OwnerLoop& loop);
   void OnReadable();
 
-  const std::string path_;
+  std::string path_;
   const UniqueFd lock_;  // None for a given socket.
+  std::optional<ActivatedSocket> given_;
   const Accepted accepted_;
   OwnerLoop::Watch watch_;
   bool bound_ = false;

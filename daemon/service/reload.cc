@@ -1,6 +1,7 @@
 // Daemon::Reload: what SIGHUP does. The whole file is read and checked before anything changes;
 // what can change while clients are there is changed, and what cannot is named.
 #include <algorithm>
+#include <set>
 
 #include "daemon/service/daemon.h"
 #include "daemon/service/log.h"
@@ -87,13 +88,9 @@ Status Daemon::ApplySockets(const Config& next) {
   Config wanted = config_;
   wanted.peers = next.peers;
   wanted.sockets = next.sockets;
-  std::vector<std::unique_ptr<Listener>> opened;
   for (SocketConfig& socket : wanted.sockets) {
     const auto present = FindSocket(config_.sockets, socket.path);
-    if (present == config_.sockets.end()) {
-      ASSIGN_OR_RETURN(std::unique_ptr<Listener> listener, ListenOn(socket, UniqueFd()));
-      opened.push_back(std::move(listener));
-    } else if (!MadeAlike(*present, socket)) {
+    if (present != config_.sockets.end() && !MadeAlike(*present, socket)) {
       TellChange("socket", socket.path, "another name, owner, group or mode", false);
       socket.name = present->name;
       socket.owner = present->owner;
@@ -101,13 +98,32 @@ Status Daemon::ApplySockets(const Config& next) {
       socket.mode = present->mode;
     }
   }
+  const std::map<const Listener*, std::string> places = PlacesOfGiven(wanted.sockets);
+  std::vector<std::unique_ptr<Listener>> opened;
+  for (const SocketConfig& socket : wanted.sockets) {
+    const bool is_given = std::any_of(places.begin(), places.end(), [&](const auto& place) {
+      return place.second == socket.path;
+    });
+    if (is_given || FindSocket(config_.sockets, socket.path) != config_.sockets.end()) continue;
+    ASSIGN_OR_RETURN(std::unique_ptr<Listener> listener, ListenOn(socket, std::nullopt));
+    opened.push_back(std::move(listener));
+  }
   RETURN_IF_ERROR(service_->ReplaceTenants(wanted));
 
+  for (const SocketConfig& socket : config_.sockets) {
+    if (FindSocket(wanted.sockets, socket.path) == wanted.sockets.end()) {
+      TellChange("socket", socket.path, "none", true);
+    }
+  }
   std::erase_if(listeners_, [&](const std::unique_ptr<Listener>& listener) {
     if (config_.sockets.empty()) return false;  // User mode.
-    const bool gone = FindSocket(wanted.sockets, listener->path()) == wanted.sockets.end();
-    if (gone) TellChange("socket", listener->path(), "none", true);
-    return gone;
+    if (!listener->given()) {
+      return FindSocket(wanted.sockets, listener->path()) == wanted.sockets.end();
+    }
+    // It is the service manager's, and only given at the start: it stays, to be brought back.
+    const auto place = places.find(listener.get());
+    listener->ServeAs(place == places.end() ? "" : place->second);
+    return false;
   });
   for (const SocketConfig& socket : wanted.sockets) {
     const auto present = FindSocket(config_.sockets, socket.path);
@@ -123,7 +139,26 @@ Status Daemon::ApplySockets(const Config& next) {
   }
   std::move(opened.begin(), opened.end(), std::back_inserter(listeners_));
   config_ = std::move(wanted);
+  TellWithoutAdmin();
   return {};
+}
+
+std::map<const Listener*, std::string> Daemon::PlacesOfGiven(
+    const std::vector<SocketConfig>& wanted) const {
+  std::map<const Listener*, std::string> places;
+  std::set<std::string> taken;
+  for (const auto& listener : listeners_) {
+    if (!listener->given()) taken.insert(listener->path());
+  }
+  for (const auto& listener : listeners_) {
+    if (!listener->given()) continue;
+    const size_t at = PlaceOf(*listener->given(), wanted);
+    // Of two for one socket the first has it.
+    if (at < wanted.size() && taken.insert(wanted[at].path).second) {
+      places[listener.get()] = wanted[at].path;
+    }
+  }
+  return places;
 }
 
 void Daemon::TellChange(std::string_view field, std::string_view from, std::string_view to,

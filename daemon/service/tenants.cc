@@ -45,7 +45,7 @@ Result<Identity> Tenants::IdentityOf(const Origin& origin) const {
   });
   if (socket == sockets_.end()) {
     return Status(Code::kPermissionDenied,
-                  "peer: the socket it came by is not in the configuration any more");
+                  "peer: the socket it came by is not in the configuration");
   }
   const PeerConfig* peer = FindPeer(origin);
   const std::string who = "peer: user " + std::to_string(origin.uid);

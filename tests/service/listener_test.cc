@@ -28,13 +28,13 @@ class ListenerTest : public testing::Test {
 
   std::string path() const { return folder_ + "/t.sock"; }
   Result<std::unique_ptr<Listener>> Open(const std::string& path, mode_t mode = 0600) {
-    return Listener::Open({path, mode}, loop_, [](UniqueFd) {});
+    return Listener::Open({path, mode}, loop_, [](UniqueFd, const std::string&) {});
   }
   Result<std::unique_ptr<Listener>> Take(UniqueFd given) {
     ListenerOptions options;
     options.path = path();
-    options.given = std::move(given);
-    return Listener::Open(std::move(options), loop_, [this](UniqueFd socket) {
+    options.given = ActivatedSocket{"given", path(), std::move(given)};
+    return Listener::Open(std::move(options), loop_, [this](UniqueFd socket, const std::string&) {
       accepted_.push_back(std::move(socket));
       loop_.Stop();
     });
@@ -124,7 +124,8 @@ TEST_F(ListenerTest, TheSocketGoesToItsOwnerAndGroup) {
   options.mode = 0660;
   options.owner = 1234;
   options.group = 4321;
-  const auto listener = Listener::Open(std::move(options), loop_, [](UniqueFd) {});
+  const auto listener =
+      Listener::Open(std::move(options), loop_, [](UniqueFd, const std::string&) {});
   ASSERT_EQ(listener.status(), Status());
   struct stat info {};
   ASSERT_EQ(::stat(path().c_str(), &info), 0);

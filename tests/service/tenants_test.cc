@@ -74,7 +74,7 @@ TEST_F(TenantsTest, WhoeverIsUnknownOrOfAnotherTenantIsRefusedWithAReason) {
             "peer: user 11 is of tenant 'b', and this socket is of tenant 'a' alone");
   EXPECT_EQ(Who(99, "/a", {600}),
             "peer: user 99 is of tenant 'b', and this socket is of tenant 'a' alone");
-  EXPECT_THAT(Who(10, "/gone"), HasSubstr("not in the configuration any more"));
+  EXPECT_THAT(Who(10, "/gone"), HasSubstr("not in the configuration"));
   // Root is nobody in particular.
   EXPECT_THAT(Who(0, "/any"), HasSubstr("no tenant"));
 }

@@ -145,6 +145,42 @@ TEST_F(ReloadTest, SocketsComeAndGo) {
               HasSubstr("setting-needs-restart field=socket from=" + Path("a.sock")));
 }
 
+TEST(GivenSockets, OneThatAReloadTookAwayRefusesAndComesBackByAnother) {
+  ServiceManager manager({.sockets = {{.name = "a", .path = "a.sock"}}});
+  const auto path = [&](const std::string& name) { return manager.folder() + "/" + name; };
+  const auto table = [&](const std::string& name, const std::string& tenant) {
+    return "[[socket]]\npath = \"" + path(name) + "\"\ntenant = \"" + tenant + "\"\n";
+  };
+  const auto reload = [&] {
+    manager.Signal(SIGHUP);
+    EXPECT_TRUE(manager.notifications().ReceiveWith("RELOADING=1").has_value());
+    return manager.AwaitReady().value_or("nothing");
+  };
+  manager.WriteConfig(table("a.sock", "before") + table("b.sock", "b"));
+  ASSERT_EQ(manager.Launch(), Status());
+  ASSERT_TRUE(manager.AwaitReady().has_value()) << manager.Log();
+  WireClient client = WireClient::Connect(path("a.sock"));
+  ASSERT_EQ(client.Hello("of a").status(), Status());
+
+  manager.WriteConfig(table("b.sock", "b"));
+  EXPECT_THAT(reload(), HasSubstr("Reloaded: 1 changes applied, 0 need a restart"));
+  EXPECT_TRUE(client.AwaitClosed());
+  WireClient refused = WireClient::Connect(path("a.sock"));
+  ASSERT_GE(refused.fd(), 0) << "it is open still";
+  std::optional<ReceivedFrame> why = refused.Receive();
+  ASSERT_TRUE(why.has_value());
+  EXPECT_EQ(WireClient::Parse<wire::HelloReply>(*std::move(why)).status().code(),
+            Code::kPermissionDenied);
+  EXPECT_THAT(reload(), HasSubstr("Reloaded: 0 changes applied, 0 need a restart"));
+
+  manager.WriteConfig(table("b.sock", "b") + table("elsewhere.sock", "after") + "name = \"a\"\n");
+  EXPECT_THAT(reload(), HasSubstr("Reloaded: 1 changes applied, 0 need a restart"));
+  const Result<wire::HelloReply> hello = WireClient::Connect(path("a.sock")).Hello("again");
+  ASSERT_EQ(hello.status(), Status());
+  EXPECT_EQ(hello->tenant(), "after");
+  EXPECT_FALSE(std::filesystem::exists(path("elsewhere.sock")));
+}
+
 // Who may pass descriptors is who may add models, now.
 TEST_F(ReloadTest, WhoMayPassDescriptorsFollowsTheRole) {
   const std::string me = "[[peer]]\nuid = " + std::to_string(::getuid()) + "\ntenant = \"t\"\n";

@@ -195,15 +195,55 @@ TEST(Service, SocketsAreMatchedByNameAndByPath) {
   EXPECT_FALSE(std::filesystem::exists(manager.folder() + "/admin.sock"));
 }
 
+TEST(Service, AGivenSocketThatNobodyConfiguredRefusesAndIsTold) {
+  ServiceManager manager({.sockets = {{.name = "stray", .path = "stray.sock"}}});
+  manager.WriteConfig("", SocketLine(manager, "t.sock"));
+  ASSERT_EQ(manager.Launch(), Status());
+  ASSERT_TRUE(manager.AwaitReady().has_value()) << manager.Log();
+  EXPECT_THAT(manager.Log(), HasSubstr("socket-unserved name=stray"));
+  std::optional<ReceivedFrame> refused =
+      WireClient::Connect(manager.folder() + "/stray.sock").Receive();
+  ASSERT_TRUE(refused.has_value());
+  EXPECT_EQ(WireClient::Parse<wire::HelloReply>(*std::move(refused)).status().code(),
+            Code::kPermissionDenied);
+  EXPECT_EQ(WireClient::Connect(manager.folder() + "/t.sock").Hello("served").status(), Status());
+}
+
+TEST(Service, TwoGivenSocketsForOneAreNamed) {
+  ServiceManager manager(
+      {.sockets = {{.name = "first", .path = "elsewhere.sock"}, {.name = "x", .path = "a.sock"}}});
+  manager.WriteConfig("[[socket]]\npath = \"" + manager.folder() +
+                      "/a.sock\"\nname = \"first\"\ntenant = \"a\"\n");
+  ASSERT_EQ(manager.Launch(), Status());
+  const Result<int> code = manager.AwaitExit();
+  ASSERT_EQ(code.status(), Status());
+  EXPECT_EQ(*code, 1);
+  EXPECT_THAT(manager.Log(), HasSubstr("is the second one for"));
+}
+
+TEST(Service, SocketsWithoutOneForAdminsAreTold) {
+  ServiceManager manager;
+  const std::string table =
+      "[[socket]]\npath = \"" + manager.folder() + "/a.sock\"\ntenant = \"a\"\n";
+  manager.WriteConfig(table);
+  ASSERT_EQ(manager.Launch(), Status());
+  ASSERT_TRUE(manager.AwaitReady().has_value()) << manager.Log();
+  EXPECT_THAT(manager.Log(), HasSubstr("no-admin-socket"));
+  ServiceManager with;
+  with.WriteConfig("[[socket]]\npath = \"" + with.folder() +
+                   "/a.sock\"\ntenant = \"a\"\nadmin = true\n");
+  ASSERT_EQ(with.Launch(), Status());
+  ASSERT_TRUE(with.AwaitReady().has_value()) << with.Log();
+  EXPECT_EQ(with.Log().find("no-admin-socket"), std::string::npos);
+}
+
 TEST(Service, SocketsThatCannotBeServedAreNamed) {
   struct Case {
     ServiceManagerOptions::Socket socket;
     std::string message;
   };
   for (const Case& each :
-       {Case{{.name = "stray", .path = "stray.sock"},
-             "stray.sock) is none of the configuration: give a [[socket]] its path or name"},
-        Case{{.name = "letters", .path = "t.sock", .type = SOCK_DGRAM, .listens = false},
+       {Case{{.name = "letters", .path = "t.sock", .type = SOCK_DGRAM, .listens = false},
              "'letters' of the service manager is not a Unix stream socket"},
         Case{{.name = "deaf", .path = "t.sock", .listens = false},
              "'deaf' of the service manager does not listen"}}) {

@@ -110,26 +110,32 @@ Result<std::vector<ActivatedSocket>> TakeActivatedSockets(const ListenEnvironmen
   return sockets;
 }
 
-Result<std::vector<UniqueFd>> MatchSockets(const std::vector<SocketConfig>& wanted,
-                                           std::vector<ActivatedSocket> given) {
-  std::vector<UniqueFd> matched(wanted.size());
+size_t PlaceOf(const ActivatedSocket& given, const std::vector<SocketConfig>& wanted) {
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (!wanted[i].name.empty() && wanted[i].name == given.name) return i;
+  }
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (!given.path.empty() && wanted[i].path == given.path) return i;
+  }
+  return wanted.size();
+}
+
+Result<MatchedSockets> MatchSockets(const std::vector<SocketConfig>& wanted,
+                                    std::vector<ActivatedSocket> given) {
+  MatchedSockets matched;
+  matched.wanted.resize(wanted.size());
   for (ActivatedSocket& socket : given) {
-    size_t at = 0;
-    while (at < wanted.size() && (wanted[at].name.empty() || wanted[at].name != socket.name))
-      ++at;
-    for (size_t i = 0; at == wanted.size() && i < wanted.size(); ++i) {
-      if (!socket.path.empty() && wanted[i].path == socket.path) at = i;
-    }
-    const std::string what = "the socket '" + socket.name + "' of the service manager (" +
-                             (socket.path.empty() ? "no path" : socket.path) + ")";
+    const size_t at = PlaceOf(socket, wanted);
     if (at == wanted.size()) {
-      return Status(Code::kInvalidArgument,
-                    what + " is none of the configuration: give a [[socket]] its path or name");
+      matched.others.push_back(std::move(socket));
+    } else if (matched.wanted[at]) {
+      return Status(Code::kInvalidArgument, "the socket '" + socket.name +
+                                                "' of the service manager (" +
+                                                (socket.path.empty() ? "no path" : socket.path) +
+                                                ") is the second one for " + wanted[at].path);
+    } else {
+      matched.wanted[at] = std::move(socket);
     }
-    if (matched[at]) {
-      return Status(Code::kInvalidArgument, what + " is the second one for " + wanted[at].path);
-    }
-    matched[at] = std::move(socket.fd);
   }
   return matched;
 }

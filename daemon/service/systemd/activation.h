@@ -5,6 +5,7 @@
 
 #include <sys/types.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,9 +44,16 @@ Result<ActivatedSocket> AdoptListening(UniqueFd fd, std::string name);
 Result<std::vector<ActivatedSocket>> TakeActivatedSockets(const ListenEnvironment& environment,
                                                           pid_t self);
 
-// For each of `wanted` the one that was given for it, or none: by the name it is configured with,
-// else by its path. One that nobody wants is an error: whoever connects to it would wait for ever.
-Result<std::vector<UniqueFd>> MatchSockets(const std::vector<SocketConfig>& wanted,
-                                           std::vector<ActivatedSocket> given);
+// The number of the one of `wanted` that a given socket is for: by the name it is configured with,
+// else by its path. Their count if it is for none.
+size_t PlaceOf(const ActivatedSocket& given, const std::vector<SocketConfig>& wanted);
+
+struct MatchedSockets {
+  std::vector<std::optional<ActivatedSocket>> wanted;  // For each of the configuration, or none.
+  std::vector<ActivatedSocket> others;                 // Which the configuration does not know.
+};
+// An error when two are for the same one.
+Result<MatchedSockets> MatchSockets(const std::vector<SocketConfig>& wanted,
+                                    std::vector<ActivatedSocket> given);
 
 }  // namespace terrace
