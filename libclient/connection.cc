@@ -26,7 +26,7 @@ Status StatusOf(const messages::Error& error) {
 
 }  // namespace
 
-// A call under way: lives on its caller's stack, reached through pending_ under mu_.
+// A call under way: its caller's, reached through pending_ under mu_.
 struct Connection::Slot {
   Slot(Connection& its, wire::Type its_type) : connection(its), type(its_type) {}
   ~Slot() { connection.Leave(*this); }
@@ -38,6 +38,7 @@ struct Connection::Slot {
   uint64_t request = 0;
   CondVar changed;
   std::vector<Frame> frames;
+  bool sent = false;
   bool receives = false;  // Has the role; written by its caller only.
   bool waits = false;     // Sleeps on `changed`, and would take the role.
   bool done = false;
@@ -118,7 +119,25 @@ Result<std::vector<Frame>> Connection::Exchange(wire::Type type, std::string_vie
   Slot slot(*this, type);
   RETURN_IF_ERROR(Register(slot));
   RETURN_IF_ERROR(Send(slot, body, fds, deadline));
-  return Wait(slot, deadline, progress);
+  return Wait(slot, deadline, progress, AtDeadline::kGiveUp);
+}
+
+void Connection::EndCall::operator()(Slot* slot) const {
+  delete slot;
+}
+
+Result<Connection::Begun> Connection::Start(wire::Type type, std::string_view body,
+                                            Deadline deadline) {
+  if (body.size() > wire::kMaxFrameBytes) {
+    return Status(Code::kInvalidArgument, "the request is longer than a frame may be");
+  }
+  Begun slot(new Slot(*this, type));
+  RETURN_IF_ERROR(Register(*slot));
+  RETURN_IF_ERROR(Send(*slot, body, {}, deadline));
+  // Nobody waits for it yet: whoever comes next receives.
+  MutexLock lock(mu_);
+  ReturnRole(*slot);
+  return slot;
 }
 
 Status Connection::Register(Slot& slot) {
@@ -132,7 +151,18 @@ Status Connection::Register(Slot& slot) {
 
 void Connection::Leave(Slot& slot) {
   MutexLock lock(mu_);
-  pending_.erase(slot.request);
+  GiveUp(slot);
+  ReturnRole(slot);
+}
+
+void Connection::GiveUp(Slot& slot) {
+  const bool awaited = pending_.erase(slot.request) > 0 && slot.sent && !slot.done;
+  if (!awaited || !broken_.ok()) return;
+  if (late_.size() >= kMaxLate) late_.erase(late_.begin());
+  late_.emplace(slot.request, slot.type);
+}
+
+void Connection::ReturnRole(Slot& slot) {
   if (slot.receives) {
     slot.receives = false;
     GiveRole();
@@ -170,6 +200,7 @@ Status Connection::Send(Slot& slot, std::string_view body, std::span<const int> 
   MutexLock lock(mu_);
   sending_ = false;
   sent_.notify_one();
+  slot.sent = status.ok();
   // Why it broke may be known better by whoever received.
   return status.ok() || broken_.ok() ? status : broken_;
 }
@@ -221,8 +252,8 @@ Connection::Step Connection::Next(Slot& slot, Deadline deadline, messages::Progr
   }
 }
 
-Result<std::vector<Frame>> Connection::Wait(Slot& slot, Deadline deadline,
-                                            const Progress& progress) {
+Result<std::vector<Frame>> Connection::Wait(Slot& slot, Deadline deadline, const Progress& progress,
+                                            AtDeadline then) {
   messages::ProgressEvent news;
   for (Step step; (step = Next(slot, deadline, &news)) != Step::kEnd;) {
     if (step == Step::kReceive) {
@@ -235,9 +266,9 @@ Result<std::vector<Frame>> Connection::Wait(Slot& slot, Deadline deadline,
     MutexLock lock(mu_);
     if (!slot.done && !broken_.ok()) return broken_;
     if (!slot.done) {
-      pending_.erase(slot.request);  // Under the same lock, so that its reply is found in late_.
-      if (late_.size() >= kMaxLate) late_.erase(late_.begin());
-      late_.emplace(slot.request, slot.type);
+      // Under the same lock, so that a reply that comes now is found in late_.
+      if (then == AtDeadline::kGiveUp) GiveUp(slot);
+      ReturnRole(slot);
       return Status(Code::kDeadlineExceeded, "no reply from the daemon in time");
     }
   }

@@ -87,6 +87,29 @@ class Connection {
                                       std::span<const int> fds, Deadline deadline,
                                       const Progress& progress);
 
+  // A call whose reply is waited for later. It counts among the calls at a time until it is
+  // destroyed, which gives the reply up. Used by one thread at a time.
+  struct Slot;
+  struct EndCall {
+    void operator()(Slot* slot) const;
+  };
+  using Begun = std::unique_ptr<Slot, EndCall>;
+  template <class Request>
+  Result<Begun> Begin(const Request& request, Deadline deadline) {
+    std::string body;
+    messages::Encode(request, &body);
+    return Start(Request::kType, body, deadline);
+  }
+  // The reply to a request of that kind. After `deadline_exceeded` it may be waited for again, else
+  // not.
+  template <class Request>
+  Result<typename Request::Reply> End(Slot& begun, Deadline deadline) {
+    ASSIGN_OR_RETURN(const std::vector<Frame> frames, Wait(begun, deadline, {}, AtDeadline::kKeep));
+    typename Request::Reply reply;
+    if (!messages::Decode(frames.front().body, &reply)) return BadReply();
+    return reply;
+  }
+
   // Receives while no caller does; returns when `wake` is signalled or the connection is broken.
   void Serve();
   // Fails every call, now and later, with `why`. Never waits.
@@ -94,7 +117,6 @@ class Connection {
   Status broken() const EXCLUDES(mu_);
 
  private:
-  struct Slot;
   // What a caller that waits for its reply has to do next.
   enum class Step { kReceive, kReport, kEnd };
 
@@ -102,15 +124,22 @@ class Connection {
       : socket_(std::move(socket)), unread_(std::move(unread)), wake_(wake), events_(events) {}
 
   Status BadReply();
+  Result<Begun> Start(wire::Type type, std::string_view body, Deadline deadline);
   Status Register(Slot& slot) EXCLUDES(mu_);
   // What a caller leaves behind in any case: no pointer to its slot, and not the role.
   void Leave(Slot& slot) EXCLUDES(mu_);
+  // Its reply, if one is to come, will be late.
+  void GiveUp(Slot& slot) REQUIRES(mu_);
+  void ReturnRole(Slot& slot) REQUIRES(mu_);
   // Takes the role too, if it is free: then the reply wakes this thread alone.
   Status Send(Slot& slot, std::string_view body, std::span<const int> fds, Deadline deadline)
       EXCLUDES(mu_);
   // Until the socket takes more of a request; receives meanwhile.
   Status AwaitRoom(Slot& slot, Deadline deadline) EXCLUDES(mu_);
-  Result<std::vector<Frame>> Wait(Slot& slot, Deadline deadline, const Progress& progress);
+  // Whether a call that got no reply in time may be waited for again.
+  enum class AtDeadline : uint8_t { kGiveUp, kKeep };
+  Result<std::vector<Frame>> Wait(Slot& slot, Deadline deadline, const Progress& progress,
+                                  AtDeadline then);
   // kReceive: with the role. kReport: without it, with the progress in `news`.
   Step Next(Slot& slot, Deadline deadline, messages::ProgressEvent* news) EXCLUDES(mu_);
   // Reads once and hands out all frames that are there: none may stay behind when the role is given

@@ -8,18 +8,10 @@
 #include "libclient/finally.h"
 
 namespace terrace::client {
-namespace {
-
-// Numbers of a newer daemon count as internal.
-Code CodeOf(uint32_t number) {
-  return number < static_cast<uint32_t>(kCodeCount) ? static_cast<Code>(number) : Code::kInternal;
-}
-
-}  // namespace
 
 Result<std::unique_ptr<GrantSet>> GrantSet::Ask(std::shared_ptr<Client> client, const Space& space,
-                                                std::span<const Digest> keys, uint32_t deadline_ms,
-                                                Deadline deadline) {
+                                                std::span<const Digest> keys,
+                                                const GrantOptions& options, Deadline deadline) {
   ASSIGN_OR_RETURN(const Contact now, client->contact());
   const Binding& binding = space.binding();
   if (binding.life_epoch != now.life->epoch()) {
@@ -29,7 +21,12 @@ Result<std::unique_ptr<GrantSet>> GrantSet::Ask(std::shared_ptr<Client> client, 
                           .epoch = binding.ref().epoch,
                           .part = space.facts().part,
                           .keys = {reinterpret_cast<const char*>(keys.data()), keys.size_bytes()},
-                          .deadline_ms = deadline_ms};
+                          .deadline_ms = options.deadline_ms};
+  if (options.parent) {
+    const auto& parent = options.parent->bytes;
+    request.parent.assign(reinterpret_cast<const char*>(parent.data()), parent.size());
+    request.position = options.position;
+  }
   std::unique_ptr<GrantSet> set(new GrantSet(client, now.life));
   const auto ask = [&]() -> Result<Answer<messages::GrantReply>> {
     client->BeginGrant();
@@ -53,7 +50,7 @@ Status GrantSet::Take(const messages::GrantReply& reply, size_t count) {
     return {Code::kDataLoss, "the daemon answered for another number of pages"};
   }
   for (size_t i = 0; i < count; ++i) {
-    pages_[i].code = CodeOf(reply.codes[i]);
+    pages_[i].code = PageCodeOf(reply.codes[i]);
     pages_[i].handle = reply.handles[i];
   }
   return {};
@@ -117,7 +114,7 @@ Status GrantSet::Commit(std::span<const uint32_t> valid_tokens, Deadline deadlin
   std::vector<uint64_t> over;
   for (size_t i = 0; i < pages.size(); ++i) {
     Page& page = *pages[i];
-    page.code = CodeOf(answer.reply.codes[i]);
+    page.code = PageCodeOf(answer.reply.codes[i]);
     // What was refused is the writer's until it gives it back.
     if (page.code == Code::kOk || page.code == Code::kAlreadyExists ||
         page.code == Code::kNotFound) {

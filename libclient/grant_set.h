@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -15,12 +16,18 @@
 
 namespace terrace::client {
 
+struct GrantOptions {
+  uint32_t deadline_ms = 0;      // 0: the daemon's default.
+  std::optional<Digest> parent;  // Of the first key, the others following it; zero: it has none.
+  uint32_t position = 0;         // Pages before the first key in its chain.
+};
+
 class GrantSet {
  public:
   // At most kMaxBatch keys; every page has its own code.
   static Result<std::unique_ptr<GrantSet>> Ask(std::shared_ptr<Client> client, const Space& space,
-                                               std::span<const Digest> keys, uint32_t deadline_ms,
-                                               Deadline deadline);
+                                               std::span<const Digest> keys,
+                                               const GrantOptions& options, Deadline deadline);
   ~GrantSet();
   GrantSet(const GrantSet&) = delete;
   GrantSet& operator=(const GrantSet&) = delete;

@@ -13,6 +13,7 @@
 #include <tuple>
 #include <vector>
 
+#include "base/status.h"
 #include "proto/frame.h"
 
 namespace terrace::messages {
@@ -24,6 +25,11 @@ void Encode(const Message& message, std::string* out);
 // message of this kind, which leaves `message` partly filled.
 template <class Message>
 [[nodiscard]] bool Decode(std::string_view bytes, Message* message);
+
+// The code of a page in a reply; numbers of a newer daemon count as internal.
+inline Code PageCodeOf(uint32_t number) {
+  return number < static_cast<uint32_t>(kCodeCount) ? static_cast<Code>(number) : Code::kInternal;
+}
 
 struct Error {
   static constexpr wire::Type kType = wire::Type::kError;
@@ -191,7 +197,11 @@ struct Grant {
   uint32_t part = 0;
   std::string keys;
   uint32_t deadline_ms = 0;
-  static auto Fields(auto& m) { return std::tie(m.slot, m.epoch, m.part, m.keys, m.deadline_ms); }
+  std::string parent;
+  uint32_t position = 0;
+  static auto Fields(auto& m) {
+    return std::tie(m.slot, m.epoch, m.part, m.keys, m.deadline_ms, m.parent, m.position);
+  }
 };
 
 struct GrantReply {
@@ -243,6 +253,44 @@ struct DropReply {
   static constexpr wire::Type kType = wire::Type::kDropReply;
   uint32_t dropped = 0;
   static auto Fields(auto& m) { return std::tie(m.dropped); }
+};
+
+struct Prefetch {
+  static constexpr wire::Type kType = wire::Type::kPrefetch;
+  using Reply = struct PrefetchReply;
+  uint32_t slot = 0;
+  uint32_t epoch = 0;
+  uint32_t part = 0;
+  std::string keys;
+  uint32_t deadline_ms = 0;
+  uint32_t min_percent = 0;
+  uint32_t recompute_us = 0;
+  static auto Fields(auto& m) {
+    return std::tie(m.slot, m.epoch, m.part, m.keys, m.deadline_ms, m.min_percent, m.recompute_us);
+  }
+};
+
+struct PrefetchReply {
+  static constexpr wire::Type kType = wire::Type::kPrefetchReply;
+  std::vector<uint32_t> codes;
+  uint32_t worth = 0;
+  static auto Fields(auto& m) { return std::tie(m.codes, m.worth); }
+};
+
+struct Persist {
+  static constexpr wire::Type kType = wire::Type::kPersist;
+  using Reply = struct PersistReply;
+  uint32_t slot = 0;
+  uint32_t epoch = 0;
+  uint32_t part = 0;
+  std::string keys;
+  static auto Fields(auto& m) { return std::tie(m.slot, m.epoch, m.part, m.keys); }
+};
+
+struct PersistReply {
+  static constexpr wire::Type kType = wire::Type::kPersistReply;
+  std::vector<uint32_t> codes;
+  static auto Fields(auto& m) { return std::tie(m.codes); }
 };
 
 struct Attach {

@@ -24,8 +24,9 @@ static_assert(kProtocolVersionMin >= shm::kLayoutVersion);
 // HelloReply.capabilities (of these, what the daemon does). Bits of later releases are ignored.
 enum Capability : uint64_t {
   kModelAccessCapability = 1 << 0,  // The verb ModelAccess.
+  kStoreCapability = 1 << 1,        // The verbs Prefetch and Persist.
 };
-inline constexpr uint64_t kCapabilities = kModelAccessCapability;
+inline constexpr uint64_t kCapabilities = kModelAccessCapability | kStoreCapability;
 
 inline constexpr uint32_t kMaxFrameBytes = 8u << 20;  // Of the message, without its header.
 inline constexpr uint16_t kMaxFds = 253;              // The kernel's SCM_MAX_FD.
@@ -77,6 +78,12 @@ enum class Type : uint16_t {
   kCloseSpaceReply = 41,
   kModelAccess = 42,
   kModelAccessReply = 43,
+  kPrefetch = 44,
+  kPrefetchReply = 45,
+  kPersist = 46,
+  kPersistReply = 47,
+  kTierControl = 48,
+  kTierControlReply = 49,
 
   kProgressEvent = 101,      // Of a load that this connection asked for; carries the request's id.
   kGrantExpiredEvent = 103,  // Grants whose deadline passed: abort them to give the memory back.

@@ -19,6 +19,7 @@
 #include "base/digest.h"
 #include "base/status.h"
 #include "libclient/client.h"
+#include "libclient/fetch.h"
 #include "libclient/grant_set.h"
 #include "libclient/page_keys.h"
 #include "libclient/reader.h"
@@ -72,6 +73,12 @@ inline GrantSet* Of(kvc_grants* handle) {
 }
 inline const GrantSet* Of(const kvc_grants* handle) {
   return reinterpret_cast<const GrantSet*>(handle);
+}
+inline Fetch* Of(kvc_fetch* handle) {
+  return reinterpret_cast<Fetch*>(handle);
+}
+inline const Fetch* Of(const kvc_fetch* handle) {
+  return reinterpret_cast<const Fetch*>(handle);
 }
 inline WeightSet* Of(kvc_weights* handle) {
   return reinterpret_cast<WeightSet*>(handle);

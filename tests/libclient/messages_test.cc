@@ -208,7 +208,7 @@ std::vector<Case> Cases() {
   MESSAGE(CloseSpace, FIELD(CloseSpace, slot), FIELD(CloseSpace, epoch))
   MESSAGE(CloseSpaceReply)
   MESSAGE(Grant, FIELD(Grant, slot), FIELD(Grant, epoch), FIELD(Grant, part), FIELD(Grant, keys),
-          FIELD(Grant, deadline_ms))
+          FIELD(Grant, deadline_ms), FIELD(Grant, parent), FIELD(Grant, position))
   MESSAGE(GrantReply, FIELD(GrantReply, codes), FIELD(GrantReply, grants),
           FIELD(GrantReply, handles), FIELD(GrantReply, arenas))
   MESSAGE(Commit, FIELD(Commit, grants), FIELD(Commit, valid_tokens))
@@ -217,6 +217,13 @@ std::vector<Case> Cases() {
   MESSAGE(AbortReply)
   MESSAGE(Drop, FIELD(Drop, slot), FIELD(Drop, epoch), FIELD(Drop, part), FIELD(Drop, keys))
   MESSAGE(DropReply, FIELD(DropReply, dropped))
+  MESSAGE(Prefetch, FIELD(Prefetch, slot), FIELD(Prefetch, epoch), FIELD(Prefetch, part),
+          FIELD(Prefetch, keys), FIELD(Prefetch, deadline_ms), FIELD(Prefetch, min_percent),
+          FIELD(Prefetch, recompute_us))
+  MESSAGE(PrefetchReply, FIELD(PrefetchReply, codes), FIELD(PrefetchReply, worth))
+  MESSAGE(Persist, FIELD(Persist, slot), FIELD(Persist, epoch), FIELD(Persist, part),
+          FIELD(Persist, keys))
+  MESSAGE(PersistReply, FIELD(PersistReply, codes))
   MESSAGE(ModelAdd, FIELD(ModelAdd, name), FIELD(ModelAdd, version), FIELD(ModelAdd, files),
           FIELD(ModelAdd, index))
   MESSAGE(ModelAddReply, FIELD(ModelAddReply, tensors), FIELD(ModelAddReply, bytes),

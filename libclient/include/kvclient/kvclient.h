@@ -11,6 +11,7 @@
  *   kvc_sequence the page keys of a growing list of tokens; used by one thread at a time
  *   kvc_pages    a set of pinned pages, readable until released; release from any thread
  *   kvc_grants   space for pages being written; used by one thread at a time
+ *   kvc_fetch    pages on their way into memory; used by one thread at a time
  *   kvc_weights  an attached weight set, readable until detached; thread-safe
  *
  * Structs. Those that begin with `struct_size`, which the caller sets to sizeof, may grow: the
@@ -87,6 +88,7 @@ typedef struct kvc_space kvc_space;
 typedef struct kvc_sequence kvc_sequence;
 typedef struct kvc_pages kvc_pages;
 typedef struct kvc_grants kvc_grants;
+typedef struct kvc_fetch kvc_fetch;
 typedef struct kvc_weights kvc_weights;
 
 /* A page key or a digest: 32 bytes. */
@@ -314,8 +316,12 @@ KVC_API kvc_code kvc_pages_import(kvc_reader* reader, const kvc_space* space,
 
 typedef struct kvc_grant_options {
   size_t struct_size;
-  uint32_t deadline_ms; /* until commit; 0: the daemon's default. A page whose deadline passed is
-                           refused at commit and its memory returns when the set is destroyed */
+  uint32_t deadline_ms;  /* until commit; 0: the daemon's default. A page whose deadline passed is
+                            refused at commit and its memory returns when the set is destroyed */
+  const kvc_key* parent; /* where the first of `keys` stands in its chain, the others following it:
+                            the key of the page before it, all zero if there is none; NULL: not
+                            told. Pages of a chain are stored side by side and fetched together */
+  uint32_t position;     /* pages before the first key in its chain */
 } kvc_grant_options;
 
 /* Space for `count` pages (at most 512), one message. Pages get their own code: KVC_OK, or
@@ -342,7 +348,44 @@ KVC_API kvc_code kvc_commit(kvc_grants* grants, const uint32_t* valid_tokens, in
  * deadline, and frees the set. kvc_space_close and kvc_detach wait in the same way. */
 KVC_API void kvc_grants_destroy(kvc_grants* grants);
 
-/* Makes pages findable no more; at most 512 keys. *dropped may be NULL. */
+/* The durable acknowledgement of pages that were committed: KVC_OK when each survives what the
+ * daemon's `nvme.durability` says. At most 512 keys. codes[i], where `codes` is not NULL: KVC_OK;
+ * KVC_NOT_FOUND (not in memory, and not stored); KVC_EXHAUSTED (the store has no room, or its
+ * budget of writes is used up); KVC_UNAVAILABLE (its device takes no writes). With `codes` NULL the
+ * call fails with the first of these. KVC_MISMATCH: the daemon has no page store, or its durability
+ * is "none". */
+KVC_API kvc_code kvc_persist(kvc_client* client, const kvc_space* space, const kvc_key* keys,
+                             size_t count, int32_t timeout_ms, kvc_code* codes, kvc_error* error);
+
+/* ---- Fetching -------------------------------------------------------------------------------- */
+
+typedef struct kvc_prefetch_options {
+  size_t struct_size;
+  uint32_t deadline_ms;  /* until when the daemon answers, and holds the pages for this client to
+                            pin;  0: the daemon's default */
+  uint32_t min_percent;  /* if fewer of the keys can be had than this, nothing is fetched; 0: any */
+  uint32_t recompute_us; /* what recomputing one page costs: only as many of the first keys are
+                            fetched as come sooner than that; 0: all that can be had */
+} kvc_prefetch_options;
+
+/* Asks for pages that lie in the page store to be brought into memory, and returns: one message.
+ * `keys` (at most 512) are the first or next pages of one chain, in its order; what follows a page
+ * that is nowhere is left where it is. `timeout_ms` is for sending. */
+KVC_API kvc_code kvc_prefetch(kvc_client* client, const kvc_space* space, const kvc_key* keys,
+                              size_t count, const kvc_prefetch_options* options, int32_t timeout_ms,
+                              kvc_fetch** fetch, kvc_error* error);
+/* Waits for the answer. *worth (may be NULL): so many of the first keys were in memory already or
+ * worth fetching. codes[i] (`codes` may be NULL, else has an element a key): KVC_OK, the page is in
+ * memory and stays there until this client pins it or the fetch's deadline passes; else it was not
+ * brought: KVC_NOT_FOUND, KVC_EXHAUSTED (no memory for it), KVC_UNAVAILABLE (its device does not
+ * answer), KVC_DATA_LOSS (it did not check out), KVC_STALE, KVC_DEADLINE_EXCEEDED.
+ * KVC_DEADLINE_EXCEEDED of the call itself: it may be called again. */
+KVC_API kvc_code kvc_wait(kvc_fetch* fetch, int32_t timeout_ms, size_t* worth, kvc_code* codes,
+                          kvc_error* error);
+/* Need not have been waited for: then the pages come all the same. NULL is allowed. */
+KVC_API void kvc_fetch_destroy(kvc_fetch* fetch);
+
+/* Makes pages, stored ones too, findable no more; at most 512 keys. *dropped may be NULL. */
 KVC_API kvc_code kvc_drop(kvc_client* client, const kvc_space* space, const kvc_key* keys,
                           size_t count, int32_t timeout_ms, uint32_t* dropped, kvc_error* error);
 

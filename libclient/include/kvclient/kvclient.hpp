@@ -122,14 +122,37 @@ class Client {
   Result<Grants> Grant(const Space& space, Span<const Key> keys, std::uint32_t deadline_ms = 0,
                        std::int32_t timeout_ms = 0) {
     kvc_grant_options options{};
-    options.struct_size = sizeof options;
     options.deadline_ms = deadline_ms;
+    return Grant(space, keys, options, timeout_ms);
+  }
+  // Where the first of the keys stands in its chain.
+  Result<Grants> Grant(const Space& space, Span<const Key> keys, kvc_grant_options options,
+                       std::int32_t timeout_ms = 0) {
+    options.struct_size = sizeof options;
     Result<Grants> grants = Make<Grants, kvc_grants>([&](kvc_grants** handle, kvc_error* error) {
       return kvc_grant(handle_.get(), space.get(), keys.data(), keys.size(), &options, timeout_ms,
                        handle, error);
     });
     if (grants) grants->page_bytes_ = std::size_t(space.info().page_bytes);
     return grants;
+  }
+  // The durable acknowledgement of committed pages: Ok when all of them have it.
+  Status Persist(const Space& space, Span<const Key> keys, std::int32_t timeout_ms = 0) {
+    return detail::StatusOf([&](kvc_error* error) {
+      return kvc_persist(handle_.get(), space.get(), keys.data(), keys.size(), timeout_ms, nullptr,
+                         error);
+    });
+  }
+  // Asks for pages that lie in the page store, in the order of their chain, and returns.
+  Result<Fetch> Prefetch(const Space& space, Span<const Key> keys,
+                         kvc_prefetch_options options = {}, std::int32_t timeout_ms = 0) {
+    options.struct_size = sizeof options;
+    Result<Fetch> fetch = Make<Fetch, kvc_fetch>([&](kvc_fetch** handle, kvc_error* error) {
+      return kvc_prefetch(handle_.get(), space.get(), keys.data(), keys.size(), &options,
+                          timeout_ms, handle, error);
+    });
+    if (fetch) fetch->count_ = keys.size();
+    return fetch;
   }
   // How many pages there were to drop.
   Result<std::uint32_t> Drop(const Space& space, Span<const Key> keys,

@@ -197,6 +197,34 @@ class Grants {
   std::size_t page_bytes_ = 0;
 };
 
+// ---- Fetching
+
+// What became of the pages of a fetch.
+struct Fetched {
+  std::size_t worth = 0;        // Of the first keys: in memory already, or worth fetching.
+  std::vector<kvc_code> codes;  // One a key: KVC_OK: in memory now; see kvc_wait.
+};
+
+// Pages on their way from the page store into memory. Need not be waited for.
+class Fetch {
+ public:
+  // KVC_DEADLINE_EXCEEDED: it may be called again.
+  Result<Fetched> Wait(std::int32_t timeout_ms = 0) {
+    Fetched fetched;
+    fetched.codes.resize(count_);
+    Status status = detail::StatusOf([&](kvc_error* error) {
+      return kvc_wait(handle_.get(), timeout_ms, &fetched.worth, fetched.codes.data(), error);
+    });
+    if (!status.ok()) return status;
+    return fetched;
+  }
+
+ private:
+  friend class Client;
+  detail::Owned<kvc_fetch, kvc_fetch_destroy> handle_;
+  std::size_t count_ = 0;
+};
+
 }  // namespace kvc
 
 #endif  // KVCLIENT_PAGES_HPP
