@@ -71,6 +71,8 @@ class Flights {
   // The kernel moved that many bytes, or failed with -errno. True: what is left must be asked for
   // (again); false: the flight ended, or is somebody else's, and must not be touched.
   bool Return(Flight& flight, int64_t result) EXCLUDES(ends_mu_, mu_);
+  // The flight ends, and with that answer if it has none. It must not be touched any more.
+  void End(Flight& flight, const Status& status) EXCLUDES(ends_mu_, mu_);
 
   // The thread of deadlines: returns after Finish.
   void WatchDeadlines(const Withdraw& withdraw) EXCLUDES(ends_mu_, mu_);
@@ -102,7 +104,6 @@ class Flights {
   Status Check(const IoRequest& request) const REQUIRES(mu_);
   // What is left after `result`; nothing: `status` is the answer.
   static bool GoesOn(Flight& flight, int64_t result, Status& status);
-  void End(Flight& flight, const Status& status) EXCLUDES(ends_mu_, mu_);
   bool AnswerOverdue(const Withdraw& withdraw) EXCLUDES(ends_mu_, mu_);
   // Gives `flight` its answer, which is not ok, before its end, and ends it if it can be withdrawn.
   void AnswerEarly(Flight& flight, const Status& status, const Withdraw& withdraw)
