@@ -13,7 +13,8 @@
 namespace terrace {
 namespace {
 
-constexpr MonotonicNs kShort = 20 * kNsPerMs;
+// Also how often the thread of deadlines looks at a clock that stands still.
+constexpr MonotonicNs kShort = 5 * kNsPerMs;
 
 // A file that the kernel does not read without waiting, so that io_uring, too, reads it on a
 // thread of its own; and memory that it waits for.
@@ -32,10 +33,15 @@ class DiskIoHangTest : public DiskIoTest {
     DiskIoTest::Restart(options);
     slow_ = Add(slow_fd_.get());
   }
+  const Clock& clock() const override { return manual_; }
+  MonotonicNs Deadline() const { return manual_.Now() + kShort; }
+  // Past every Deadline() up to now.
+  void PassDeadlines() { manual_.Advance(kShort); }
   IoRequest Hanging(const HangingMemory& memory) const {
     return ReadInto(slow_, 0, {memory.piece(kBytes)});
   }
 
+  ManualClock manual_;
   UniqueFd slow_fd_;
   IoFileId slow_ = 0;
 };
@@ -44,7 +50,10 @@ TEST_P(DiskIoHangTest, ADeadlineIsAnsweredWhileTheKernelHangs) {
   Restart({});
   HangingMemory memory;
   Account account;
-  ASSERT_EQ(io_->Submit(Batch(account.Watch(Hanging(memory), clock_.Now() + kShort))), Status());
+  ASSERT_EQ(io_->Submit(Batch(account.Watch(Hanging(memory), Deadline()))), Status());
+  memory.WaitUntilTouched();
+  EXPECT_TRUE(account.entries()[0].answers.empty());
+  PassDeadlines();
   const Status status = account.Answer(0);
   EXPECT_EQ(status.code(), Code::kDeadlineExceeded) << status.ToString();
   EXPECT_EQ(account.entries()[0].ended, 0);
@@ -64,6 +73,7 @@ TEST_P(DiskIoHangTest, OthersGoOn) {
   HangingMemory memory;
   Account hanging;
   ASSERT_EQ(io_->Submit(Batch(hanging.Watch(Hanging(memory), Soon()))), Status());
+  memory.WaitUntilTouched();
   const Memory from = Memory::Random(65'536, 1);
   const Memory into(65'536);
   for (int i = 0; i < 50; ++i) {
@@ -85,13 +95,16 @@ TEST_P(DiskIoHangTest, WhatNeverEndsCountsAgainstTheDepth) {
   std::vector<IoRequest> batch;
   for (int i = 0; i < 4; ++i) {
     memories.push_back(std::make_unique<HangingMemory>());
-    batch.push_back(account.Watch(Hanging(*memories.back()), clock_.Now() + kShort));
+    batch.push_back(account.Watch(Hanging(*memories.back()), Deadline()));
   }
   // All or none: five are too many, and none of them is started.
   std::vector<IoRequest> five = batch;
   five.push_back(batch[0]);
   EXPECT_EQ(io_->Submit(std::move(five)).code(), Code::kExhausted);
   ASSERT_EQ(io_->Submit(std::move(batch)), Status());
+  for (const auto& memory : memories)
+    memory->WaitUntilTouched();
+  PassDeadlines();
   for (size_t i = 0; i < 4; ++i)
     EXPECT_EQ(account.Answer(i).code(), Code::kDeadlineExceeded);
   EXPECT_EQ(Do(WriteFrom(file_, 0, {page.all()})).code(), Code::kExhausted);
@@ -110,9 +123,11 @@ TEST_P(DiskIoHangTest, TheEndForgetsWhatTheKernelKeeps) {
   HangingMemory overdue;
   HangingMemory waiting;
   Account account;
-  ASSERT_EQ(io_->Submit(Batch(account.Watch(Hanging(overdue), clock_.Now() + kShort / 4))),
-            Status());
+  ASSERT_EQ(io_->Submit(Batch(account.Watch(Hanging(overdue), Deadline()))), Status());
   ASSERT_EQ(io_->Submit(Batch(account.Watch(Hanging(waiting), Soon()))), Status());
+  overdue.WaitUntilTouched();
+  waiting.WaitUntilTouched();
+  PassDeadlines();
   EXPECT_EQ(account.Answer(0).code(), Code::kDeadlineExceeded);
   io_.reset();
   EXPECT_EQ(account.Answer(1).code(), Code::kUnavailable);
@@ -132,13 +147,14 @@ TEST_P(DiskIoHangTest, TheEndWaitsForWhatComesBackInTime) {
   Restart({.stop_ns = kAMinute});
   HangingMemory memory;
   Account account;
-  IoRequest request = account.Watch(Hanging(memory), clock_.Now() + kShort);
-  // The answer at the deadline lets the kernel go: by then the destructor waits.
+  IoRequest request = account.Watch(Hanging(memory), Deadline());
   request.done = [&, done = std::move(request.done)](const Status& status) {
     done(status);
     memory.Release();
   };
   ASSERT_EQ(io_->Submit(Batch(std::move(request))), Status());
+  memory.WaitUntilTouched();
+  PassDeadlines();
   io_.reset();
   EXPECT_EQ(account.entries()[0].answers[0].code(), Code::kDeadlineExceeded);
   EXPECT_EQ(account.entries()[0].ended, 1);
@@ -155,7 +171,9 @@ TEST_P(DiskIoHangTest, ADeadlineThatIsPastIsAnswered) {
   EXPECT_EQ(io_->Report().in_flight, 0u);
 }
 
-TEST_P(DiskIoHangTest, DeadlinesAndCompletionsMeetWithoutLoss) {
+class DiskIoRaceTest : public DiskIoTest {};
+
+TEST_P(DiskIoRaceTest, DeadlinesAndCompletionsMeetWithoutLoss) {
   Restart({.threads = 2});
   constexpr size_t kRounds = 300;
   const Memory memory(kRounds * 4096);
@@ -177,6 +195,7 @@ TEST_P(DiskIoHangTest, DeadlinesAndCompletionsMeetWithoutLoss) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Engines, DiskIoHangTest, testing::Bool(), EngineName);
+INSTANTIATE_TEST_SUITE_P(Engines, DiskIoRaceTest, testing::Bool(), EngineName);
 
 class DiskIoThreadsTest : public DiskIoHangTest {};
 
@@ -184,7 +203,9 @@ TEST_P(DiskIoThreadsTest, AThreadThatHangsIsReplaced) {
   Restart({.threads = 1});
   HangingMemory memory;
   Account account;
-  ASSERT_EQ(io_->Submit(Batch(account.Watch(Hanging(memory), clock_.Now() + kShort))), Status());
+  ASSERT_EQ(io_->Submit(Batch(account.Watch(Hanging(memory), Deadline()))), Status());
+  memory.WaitUntilTouched();
+  PassDeadlines();
   EXPECT_EQ(account.Answer(0).code(), Code::kDeadlineExceeded);
   const Memory page(4096);
   EXPECT_EQ(Do(WriteFrom(file_, 0, {page.all()})), Status());
@@ -200,11 +221,14 @@ TEST_P(DiskIoThreadsTest, WhenAllHangTheRestEndsAtItsDeadline) {
   Account hanging;
   for (const HangingMemory* memory : {&first, &second}) {
     const size_t i = hanging.entries().size();
-    ASSERT_EQ(io_->Submit(Batch(hanging.Watch(Hanging(*memory), clock_.Now() + kShort))), Status());
+    ASSERT_EQ(io_->Submit(Batch(hanging.Watch(Hanging(*memory), Deadline()))), Status());
+    memory->WaitUntilTouched();
+    PassDeadlines();
     EXPECT_EQ(hanging.Answer(i).code(), Code::kDeadlineExceeded);
   }
   Account waiting;
-  ASSERT_EQ(io_->Submit(Batch(waiting.Watch(Hanging(third), clock_.Now() + kShort))), Status());
+  ASSERT_EQ(io_->Submit(Batch(waiting.Watch(Hanging(third), Deadline()))), Status());
+  PassDeadlines();
   waiting.WaitForEnds(1);  // Though its memory hangs: no thread came to it.
   EXPECT_EQ(waiting.Answer(0).code(), Code::kDeadlineExceeded);
   first.Release();
@@ -226,9 +250,9 @@ TEST_P(DiskIoRingTest, WhatIsOverdueIsCancelledWhereTheKernelCan) {
   const IoFileId pipe = Add(read_end.get());
   const Memory page(4096);
   Account account;
-  ASSERT_EQ(
-      io_->Submit(Batch(account.Watch(ReadInto(pipe, 0, {page.all()}), clock_.Now() + kShort))),
-      Status());
+  ASSERT_EQ(io_->Submit(Batch(account.Watch(ReadInto(pipe, 0, {page.all()}), Deadline()))),
+            Status());
+  PassDeadlines();
   EXPECT_EQ(account.Answer(0).code(), Code::kDeadlineExceeded);
   account.WaitForEnds(1);  // Though nobody wrote into the pipe.
   io_->RemoveFile(pipe);
@@ -244,14 +268,15 @@ TEST_P(DiskIoRingTest, DeadlinesHoldThoughTheRingHangs) {
   HangingMemory memory;
   const Memory page(4096);
   Account account;
-  ASSERT_EQ(io_->Submit(
-                Batch(account.Watch(ReadInto(cached, 0, {memory.piece()}), clock_.Now() + kShort))),
+  ASSERT_EQ(io_->Submit(Batch(account.Watch(ReadInto(cached, 0, {memory.piece()}), Deadline()))),
             Status());
+  memory.WaitUntilTouched();
+  PassDeadlines();
   EXPECT_EQ(account.Answer(0).code(), Code::kDeadlineExceeded);
   // What comes now is not seen by the ring's thread: it is answered, and ends, at its deadline.
-  ASSERT_EQ(
-      io_->Submit(Batch(account.Watch(ReadInto(file_, 0, {page.all()}), clock_.Now() + kShort))),
-      Status());
+  ASSERT_EQ(io_->Submit(Batch(account.Watch(ReadInto(file_, 0, {page.all()}), Deadline()))),
+            Status());
+  PassDeadlines();
   account.WaitForEnds(1);
   EXPECT_EQ(account.Answer(1).code(), Code::kDeadlineExceeded);
   memory.Release();

@@ -41,6 +41,11 @@ class HangingMemory {
   // False where the system does not let us catch the kernel's own faults.
   bool works() const { return static_cast<bool>(fd_); }
   iovec piece(size_t length = kBytes) const { return {.iov_base = memory_, .iov_len = length}; }
+  // Returns when somebody hangs on it; once.
+  void WaitUntilTouched() const {
+    uffd_msg message{};
+    TERRACE_CHECK(::read(fd_.get(), &message, sizeof message) == sizeof message);
+  }
   // What waits goes on.
   void Release() { fd_.Reset(); }
 

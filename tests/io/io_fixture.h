@@ -163,10 +163,12 @@ class DiskIoTest : public testing::TestWithParam<bool> {
     Restart({});
     if (GetParam() && io_->Report().engine != "io_uring") GTEST_SKIP() << io_->Report().engine;
   }
+  // Before the clocks and the memory of the test.
+  void TearDown() override { io_.reset(); }
   void Restart(DiskIoOptions options) {
     options.allow_io_uring = GetParam();
     io_.reset();
-    auto io = StartDiskIo(options, clock_);
+    auto io = StartDiskIo(options, clock());
     ASSERT_TRUE(io.has_value()) << io.error().ToString();
     io_ = *std::move(io);
     file_ = Add(fd_.get());
@@ -176,7 +178,8 @@ class DiskIoTest : public testing::TestWithParam<bool> {
     TERRACE_CHECK(file.has_value());
     return *file;
   }
-  MonotonicNs Soon() const { return clock_.Now() + kAMinute; }
+  virtual const Clock& clock() const { return clock_; }
+  MonotonicNs Soon() const { return clock().Now() + kAMinute; }
   Status Do(IoRequest request) {
     Account account;
     RETURN_IF_ERROR(io_->Submit(Batch(account.Watch(std::move(request), Soon()))));

@@ -21,6 +21,11 @@ RegisteredMemory::RegisteredMemory(io_uring& ring, uint32_t places) : ring_(ring
     free_.push_back(static_cast<uint16_t>(place - 1));
 }
 
+RegisteredMemory::~RegisteredMemory() {
+  // The kernel takes a ring apart some time after it is closed; its memory is let go of now.
+  (void)::io_uring_unregister_buffers(&ring_);
+}
+
 bool RegisteredMemory::Tell(uint16_t place, std::span<uint8_t> memory) {
   const iovec piece{.iov_base = memory.data(), .iov_len = memory.size()};
   const __u64 no_tag = 0;

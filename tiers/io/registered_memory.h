@@ -27,6 +27,7 @@ class RegisteredMemory {
  public:
   // A table with that many places; with none where the kernel refuses it. The ring outlives this.
   RegisteredMemory(io_uring& ring, uint32_t places);
+  ~RegisteredMemory();
   RegisteredMemory(const RegisteredMemory&) = delete;
   RegisteredMemory& operator=(const RegisteredMemory&) = delete;
 
