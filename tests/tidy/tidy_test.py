@@ -24,7 +24,11 @@ class TidyTest(unittest.TestCase):
     def test_heavy_libraries_have_one_door(self):
         self.assertTrue(self.problems("daemon/engine/a.cc", "#include <boost/asio.hpp>"))
         self.assertTrue(self.problems("libclient/a.cc", '#include "proto/wire.pb.h"'))
+        self.assertTrue(self.problems("tiers/nvme/a.cc", "#include <liburing.h>"))
+        self.assertTrue(self.problems("tiers/nvme/a.cc", "#include <isa-l/crc.h>"))
         self.assertEqual(self.problems("daemon/service/a.cc", "#include <boost/asio.hpp>"), [])
+        self.assertEqual(self.problems("tiers/io/a.cc", "#include <liburing.h>"), [])
+        self.assertEqual(self.problems("kernels/a.cc", "#include <isa-l/crc.h>"), [])
 
 
 if __name__ == "__main__":
