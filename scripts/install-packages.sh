@@ -6,7 +6,7 @@ packages="
   g++ cmake ninja-build pkg-config ccache mold python3
   clang-16 libclang-rt-16-dev
   libboost1.81-dev libprotobuf-dev protobuf-compiler libprotozero-dev libssl-dev
-  librocksdb-dev libisal-dev libspdlog-dev libfmt-dev libtomlplusplus-dev libcli11-dev nlohmann-json3-dev
+  librocksdb-dev liburing-dev libisal-dev libspdlog-dev libfmt-dev libtomlplusplus-dev libcli11-dev nlohmann-json3-dev
   libgtest-dev libgmock-dev
   systemd libseccomp-dev prometheus-cpp-dev prometheus
 "

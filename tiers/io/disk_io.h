@@ -2,11 +2,12 @@
 // one door to io_uring; where the kernel or a container refuses it, threads with preadv and pwritev
 // do the same.
 //
-// Any thread submits. Callbacks run on the one completion thread: they check what came and post it
-// to where it belongs, and do not block. A request ends twice. `done` is the answer: all of the
-// bytes, or why not. `ended` says that nothing touches the memory any more. They come together but
-// for a request whose deadline passed: it is answered then, and ends when the kernel lets go, which
-// for a device that stopped answering may be never.
+// Any thread submits. Callbacks run on threads of the DiskIo, one at a time: they check what came
+// and post it to where it belongs, and do not block. They may submit, and may not destroy it. A
+// request ends twice. `done` is the answer: all of the bytes, or why not. `ended` says that nothing
+// touches the memory any more. They come together but for a request whose deadline passed: it is
+// answered then, and ends when the kernel lets go, which for a device that stopped answering may be
+// never.
 #pragma once
 
 #include <sys/uio.h>
@@ -29,7 +30,7 @@ using IoFileId = uint32_t;
 enum class IoVerb : uint8_t {
   kRead,   // Past the end of the file: data_loss.
   kWrite,  // A write that the file system took only a part of is continued.
-  kSync,   // fdatasync: what was written before is durable. No memory.
+  kSync,   // fdatasync: writes that were answered before it was submitted are durable. No memory.
 };
 
 struct IoRequest {
@@ -37,7 +38,7 @@ struct IoRequest {
   IoFileId file = 0;
   uint64_t offset = 0;
   // Consecutive in the file. Of files opened with O_DIRECT, addresses and lengths are multiples of
-  // kIoAlignment, as `offset` is. At most kMaxIoPieces.
+  // kIoAlignment, as `offset` is. At most kMaxIoPieces, and 1 GiB.
   std::vector<iovec> memory;
   MonotonicNs deadline = 0;  // Of Clock::Now; it must have one.
   std::function<void(const Status&)> done;
@@ -52,7 +53,7 @@ struct IoReport {
   uint32_t in_flight = 0;  // Accepted and not ended.
   uint32_t overdue = 0;    // Of these, answered with deadline_exceeded.
   uint64_t registered_bytes = 0;
-  uint64_t reads = 0;
+  uint64_t reads = 0;  // Answered ok, as are all up to written_bytes.
   uint64_t writes = 0;
   uint64_t syncs = 0;
   uint64_t read_bytes = 0;
@@ -62,8 +63,9 @@ struct IoReport {
 
 class DiskIo {
  public:
-  // Waits for what is in flight, at most DiskIoOptions::stop_ns; what has not ended then keeps its
-  // file and is forgotten by leaking the ring, never by reusing memory.
+  // Waits for what is in flight, at most DiskIoOptions::stop_ns. What has no answer then gets one,
+  // `unavailable`; what has not ended never does: its memory must not be used again, it keeps its
+  // file, and the thread or ring that it is in stays until the kernel lets go.
   virtual ~DiskIo() = default;
 
   // `fd` stays the caller's and open until RemoveFile. `exhausted` beyond DiskIoOptions::files.

@@ -1,6 +1,6 @@
 // AlignedBuffers: memory that O_DIRECT takes, for headers of slots and for pages whose own memory
-// it does not take. At most `budget_bytes` of it, used and kept together; one buffer is always to be
-// had, however large. Owner thread; a buffer itself may go anywhere.
+// it does not take. At most `budget_bytes` of it, used and kept together; one buffer is always to
+// be had, however large. Owner thread; a buffer itself may go anywhere.
 #pragma once
 
 #include <cstddef>

@@ -29,8 +29,8 @@ std::string Join(const std::string& directory, std::string_view name) {
 enum class Kind : uint8_t { kGone, kEmpty, kOurs };
 struct Found {
   Kind kind = Kind::kGone;
-  std::string why;               // Of kGone.
-  Marker marker;                 // Of kOurs.
+  std::string why;              // Of kGone.
+  Marker marker;                // Of kOurs.
   std::optional<Marker> begun;  // Of kEmpty: a store whose making did not end.
 };
 
@@ -234,9 +234,8 @@ class Opener {
     if (found.kind == Kind::kOurs) {
       if (found.marker.store == all_.store && found.marker.device == i) return {};
       return {Code::kMismatch, device.path + ": is device " + std::to_string(found.marker.device) +
-                                   " of store " + HexEncode(found.marker.store) +
-                                   ", not device " + std::to_string(i) + " of store " +
-                                   HexEncode(all_.store)};
+                                   " of store " + HexEncode(found.marker.store) + ", not device " +
+                                   std::to_string(i) + " of store " + HexEncode(all_.store)};
     }
     if (i >= known) {
       if (found.kind == Kind::kGone) return {Code::kNotFound, found.why};

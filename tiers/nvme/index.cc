@@ -8,6 +8,8 @@
 #include <rocksdb/slice_transform.h>
 #include <rocksdb/table.h>
 
+#include <algorithm>
+#include <charconv>
 #include <cstdarg>
 #include <filesystem>
 #include <system_error>
@@ -18,8 +20,9 @@
 namespace terrace::nvme {
 namespace {
 
-// No entry has a key of its length.
+// No entry has a key of their length.
 constexpr char kOwnerKey[] = "terrace-nvme-index";
+constexpr char kSerialsKey[] = "terrace-nvme-serials";
 
 // What RocksDB has to say comes as a Status; its log would grow beside the index.
 class SilentLogger final : public rocksdb::Logger {
@@ -108,6 +111,10 @@ rocksdb::WriteOptions WithSync(bool sync) {
   return options;
 }
 
+bool IsOurRecord(const rocksdb::Slice& key) {
+  return key == kOwnerKey || key == kSerialsKey;
+}
+
 class RocksIndex final : public Index {
  public:
   RocksIndex(std::unique_ptr<rocksdb::DB> db, std::string directory)
@@ -125,7 +132,7 @@ class RocksIndex final : public Index {
       const auto entry = DecodeIndexEntry(ToBytes(at->key()), ToBytes(at->value()));
       if (entry) {
         visit(*entry);
-      } else if (at->key() != kOwnerKey && unreadable.size() < kMostUnreadable) {
+      } else if (!IsOurRecord(at->key()) && unreadable.size() < kMostUnreadable) {
         unreadable.push_back(at->key().ToString());
       }
     }
@@ -168,6 +175,21 @@ class RocksIndex final : public Index {
     for (const std::string& key : keys)
       RETURN_IF_ERROR(FromRocks(batch.Delete(key), directory_));
     return FromRocks(db_->Write(WithSync(true), &batch), directory_);
+  }
+
+  Result<uint64_t> ReserveSerials(uint64_t count, uint64_t beyond) override {
+    std::string text;
+    const rocksdb::Status got = db_->Get(rocksdb::ReadOptions(), kSerialsKey, &text);
+    if (!got.IsNotFound()) RETURN_IF_ERROR(FromRocks(got, directory_));
+    uint64_t next = 1;
+    const char* const end = text.data() + text.size();
+    if (!text.empty() && std::from_chars(text.data(), end, next).ptr != end) {
+      return Status(Code::kDataLoss, directory_ + ": the record of serials is damaged");
+    }
+    next = std::max(next, beyond + 1);
+    RETURN_IF_ERROR(
+        FromRocks(db_->Put(WithSync(true), kSerialsKey, std::to_string(next + count)), directory_));
+    return next;
   }
 
   Status Sync() override { return FromRocks(db_->FlushWAL(true), directory_); }

@@ -33,6 +33,9 @@ class Index {
   virtual Status Erase(std::span<const StoredPage> pages, bool sync) = 0;
   // Records by their keys, whatever they are.
   virtual Status Drop(std::span<const std::string> keys) = 0;
+  // The first of `count` serials that were never given before, on the device when it returns; all
+  // of them are above `beyond`.
+  virtual Result<uint64_t> ReserveSerials(uint64_t count, uint64_t beyond) = 0;
   // What was written before is on the device.
   virtual Status Sync() = 0;
   // After a failed write: takes writes again if the file system does.

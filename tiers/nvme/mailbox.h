@@ -1,7 +1,7 @@
 // Mailbox: the way of completions to the owner thread, many with one Post.
 //
-// Whatever runs elsewhere holds the mailbox, not the store: after Close nothing of it runs any more,
-// so what a device that hangs answers years later finds nobody and harms nobody.
+// Whatever runs elsewhere holds the mailbox, not the store: after Close nothing of it runs any
+// more, so what a device that hangs answers years later finds nobody and harms nobody.
 #pragma once
 
 #include <chrono>

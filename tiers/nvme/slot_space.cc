@@ -137,8 +137,7 @@ bool SlotSpace::TakeRun(File& file, uint32_t count, std::vector<PlaceId>& places
   return true;
 }
 
-bool SlotSpace::TakeRunAnywhere(uint64_t slot_bytes, uint32_t count,
-                                std::vector<PlaceId>& places) {
+bool SlotSpace::TakeRunAnywhere(uint64_t slot_bytes, uint32_t count, std::vector<PlaceId>& places) {
   for (auto& [number, file] : files_) {
     if (file.closed || file.name.slot_bytes != slot_bytes) continue;
     if (std::min(file.free, file.longest) < count) continue;
@@ -156,8 +155,8 @@ uint32_t SlotSpace::Grow(uint64_t slot_bytes, FileChanges& changes) {
   };
   for (auto at = files_.begin(); at != files_.end() && short_of_room();) {
     const File& file = at->second;
-    const bool gives = file.free == file.name.slots && file.held == 0 &&
-                       file.name.slot_bytes != slot_bytes;
+    const bool gives =
+        file.free == file.name.slots && file.held == 0 && file.name.slot_bytes != slot_bytes;
     at = gives ? Remove(at, changes) : std::next(at);
   }
   const uint32_t slots = SlotsOfNewFile(slot_bytes, capacity_bytes_, room());
