@@ -140,6 +140,16 @@ class RocksIndex final : public Index {
     return unreadable;
   }
 
+  Result<std::optional<IndexEntry>> Find(const StoredName& name) override {
+    const auto key = EncodeIndexKey(name);
+    rocksdb::PinnableSlice value;
+    const rocksdb::Status got =
+        db_->Get(rocksdb::ReadOptions(), db_->DefaultColumnFamily(), ToSlice(key), &value);
+    if (got.IsNotFound()) return std::optional<IndexEntry>();
+    RETURN_IF_ERROR(FromRocks(got, directory_));
+    return DecodeIndexEntry(key, ToBytes(value));
+  }
+
   Status Put(std::span<const IndexEntry> entries, bool sync) override {
     rocksdb::WriteBatch batch;
     for (const IndexEntry& entry : entries) {
@@ -152,18 +162,10 @@ class RocksIndex final : public Index {
 
   Status Erase(std::span<const StoredPage> pages, bool sync) override {
     rocksdb::WriteBatch batch;
-    rocksdb::PinnableSlice value;
     for (const StoredPage& page : pages) {
+      ASSIGN_OR_RETURN(const std::optional<IndexEntry> entry, Find(page.name));
+      if (!entry || entry->page.serial != page.serial || entry->page.place != page.place) continue;
       const auto key = EncodeIndexKey(page.name);
-      value.Reset();
-      const rocksdb::Status got =
-          db_->Get(rocksdb::ReadOptions(), db_->DefaultColumnFamily(), ToSlice(key), &value);
-      if (got.IsNotFound()) continue;
-      RETURN_IF_ERROR(FromRocks(got, directory_));
-      const auto entry = DecodeIndexEntry(key, ToBytes(value));
-      const bool replaced =
-          entry && (entry->page.serial != page.serial || entry->page.place != page.place);
-      if (replaced) continue;
       RETURN_IF_ERROR(FromRocks(batch.Delete(ToSlice(key)), directory_));
     }
     if (batch.Count() == 0) return sync ? Sync() : Status();

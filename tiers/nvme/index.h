@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -27,6 +28,7 @@ class Index {
   static constexpr size_t kMostUnreadable = 100'000;
   virtual Result<std::vector<std::string>> Visit(
       const std::function<void(const IndexEntry&)>& visit) = 0;
+  virtual Result<std::optional<IndexEntry>> Find(const StoredName& name) = 0;
   // An entry of the same name is replaced. All or none.
   virtual Status Put(std::span<const IndexEntry> entries, bool sync) = 0;
   // Only entries of the same writing: one that has been replaced since stays. All or none.

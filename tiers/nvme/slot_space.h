@@ -78,8 +78,8 @@ class SlotSpace {
   std::map<uint32_t, File>::iterator Remove(std::map<uint32_t, File>::iterator file,
                                             FileChanges& changes);
 
-  const uint8_t device_;
-  const uint64_t capacity_bytes_;
+  uint8_t device_;
+  uint64_t capacity_bytes_;
   std::map<uint32_t, File> files_;  // By number.
   uint32_t next_file_ = 1;
   bool growing_ = true;
