@@ -230,6 +230,7 @@ IoRequest Device::RequestOf(const std::shared_ptr<Transfer>& transfer) {
   request.done = [this, box = box_, transfer,
                   check_data = options_.check_data](const Status& status) {
     transfer->status = status;
+    transfer->device_failed = !status.ok() && !FileIsShort(*transfer);
     if (status.ok() && transfer->kind == Kind::kRead) CheckRead(*transfer, check_data);
     if (status.code() != Code::kDeadlineExceeded) return;
     transfer->answer_sent = true;
@@ -311,12 +312,12 @@ void Device::End(Transfer& transfer) {
 }
 
 void Device::Judge(const Transfer& transfer) {
-  const Code code = transfer.status.code();
   // Bytes that do not check out, and a file that is too short, are no fault of the device.
-  if (code == Code::kOk || code == Code::kDataLoss) return health_.Answered();
+  if (!transfer.device_failed) return health_.Answered();
   const MonotonicNs now = clock_.Now();
   const std::string why = path_ + ": " + transfer.status.message();
-  if (code != Code::kDeadlineExceeded && transfer.kind != Transfer::Kind::kRead) {
+  const bool overdue = transfer.status.code() == Code::kDeadlineExceeded;
+  if (!overdue && transfer.kind != Transfer::Kind::kRead) {
     health_.RefusedWrite(why, now);
   } else {
     health_.Failed(why, now);

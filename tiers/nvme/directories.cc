@@ -157,10 +157,10 @@ class Opener {
  private:
   // What is found is looked at again under the lock: another process may just have made it a store.
   Status LookAtAll() {
-    for (StoreDirectory& device : all_.devices) {
+    for (size_t i = 0; i < all_.devices.size(); ++i) {
+      StoreDirectory& device = all_.devices[i];
       ASSIGN_OR_RETURN(Found found, LookAt(device.path));
-      const bool nothing_to_make = found.kind == Kind::kEmpty && !options_.make;
-      if (found.kind != Kind::kGone && (!nothing_to_make || options_.adopt_empty)) {
+      if (found.kind == Kind::kOurs || (found.kind == Kind::kEmpty && MayFill(i))) {
         ASSIGN_OR_RETURN(device.lock, Lock(device.path));
         ASSIGN_OR_RETURN(found, LookAt(device.path));
       }
@@ -168,6 +168,14 @@ class Opener {
     }
     if (found_[0].kind == Kind::kGone) return {Code::kNotFound, found_[0].why};
     return {};
+  }
+
+  // Nothing is put into an empty directory that is none of the store's to fill, not even a lock.
+  bool MayFill(size_t i) const {
+    if (options_.adopt_empty) return true;
+    if (!options_.make) return false;
+    const bool store_is_new = i == 0 || found_[0].kind != Kind::kOurs;
+    return store_is_new || i >= found_[0].marker.devices;
   }
 
   Marker MarkerOf(size_t device, size_t devices) const {

@@ -1,6 +1,7 @@
 #include "tiers/nvme/slot_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -77,6 +78,18 @@ Status RemoveSlotFile(const std::string& directory, const SlotFileName& name) {
   const std::string path = PathOf(directory, name);
   if (::unlink(path.c_str()) != 0) return SystemError(path, errno);
   return {};
+}
+
+bool FileIsShort(const Transfer& transfer) {
+  if (transfer.kind != Transfer::Kind::kRead || transfer.status.code() != Code::kDataLoss) {
+    return false;
+  }
+  const SlotFileName& name = transfer.file->name;
+  const uint64_t end =
+      name.slot_bytes * (FromPlaceId(transfer.header.page.place).slot + uint64_t{1});
+  struct stat facts {};
+  return ::fstat(transfer.file->fd.get(), &facts) == 0 &&
+         static_cast<uint64_t>(facts.st_size) < end;
 }
 
 void PrepareWrite(Transfer& transfer) {

@@ -14,6 +14,9 @@ Result<UniqueFd> MakeSlotFile(const std::string& directory, const SlotFileName& 
 Result<UniqueFd> OpenSlotFile(const std::string& directory, const SlotFileName& name);
 Status RemoveSlotFile(const std::string& directory, const SlotFileName& name);
 
+// Whether a read failed because its file has been cut off, which the device cannot help.
+bool FileIsShort(const Transfer& transfer);
+
 // A write: computes the checksums and fills in the header, and the bounce buffer where it has one.
 void PrepareWrite(Transfer& transfer);
 // A read that brought all bytes: says in the transfer whether they are those of its page, and has

@@ -94,8 +94,11 @@ void SlotSpace::RemoveEmpty(MonotonicNs before, FileChanges& changes) {
 }
 
 uint64_t SlotSpace::free_bytes() const {
-  const uint64_t room = growing_ ? capacity_bytes_ : std::min(capacity_bytes_, file_bytes_);
-  return room - std::min(room, allocated_bytes_);
+  if (growing_) return capacity_bytes_ - std::min(capacity_bytes_, allocated_bytes_);
+  uint64_t bytes = 0;
+  for (const auto& [number, file] : files_)
+    bytes += file.closed ? 0 : file.free * file.name.slot_bytes;
+  return bytes;
 }
 
 void SlotSpace::Mark(File& file, uint32_t slot, uint32_t count, bool taken) {

@@ -40,7 +40,7 @@ struct Transfer {
   // The answer.
   Status status;
   ReadFault fault = ReadFault::kNone;
-  // The device or the file system failed, or did not answer: not what was found there.
+  // The device or the file system failed, or did not answer; not what was found there.
   bool device_failed = false;
 
   // While it is under way.
