@@ -3,14 +3,16 @@
 #pragma once
 
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <functional>
+#include <memory>
 #include <mutex>
 #include <span>
 #include <string>
@@ -148,6 +150,48 @@ std::vector<IoRequest> Batch(Requests... requests) {
   std::vector<IoRequest> batch;
   (batch.push_back(std::move(requests)), ...);
   return batch;
+}
+
+inline constexpr MonotonicNs kAMinute = 60 * kNsPerSecond;
+
+// A DiskIo by the parameter's engine, with a file that is opened with O_DIRECT.
+class DiskIoTest : public testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override {
+    fd_ = OpenTestFile(O_RDWR | O_DIRECT);
+    if (!fd_) GTEST_SKIP() << TestFolder() << " takes no O_DIRECT";
+    Restart({});
+    if (GetParam() && io_->Report().engine != "io_uring") GTEST_SKIP() << io_->Report().engine;
+  }
+  void Restart(DiskIoOptions options) {
+    options.allow_io_uring = GetParam();
+    io_.reset();
+    auto io = StartDiskIo(options, clock_);
+    ASSERT_TRUE(io.has_value()) << io.error().ToString();
+    io_ = *std::move(io);
+    file_ = Add(fd_.get());
+  }
+  IoFileId Add(int fd) {
+    auto file = io_->AddFile(fd);
+    TERRACE_CHECK(file.has_value());
+    return *file;
+  }
+  MonotonicNs Soon() const { return clock_.Now() + kAMinute; }
+  Status Do(IoRequest request) {
+    Account account;
+    RETURN_IF_ERROR(io_->Submit(Batch(account.Watch(std::move(request), Soon()))));
+    account.WaitForEnds(1);
+    return account.Answer(0);
+  }
+
+  SystemClock clock_;
+  UniqueFd fd_;
+  IoFileId file_ = 0;
+  std::unique_ptr<DiskIo> io_;
+};
+
+inline std::string EngineName(const testing::TestParamInfo<bool>& engine) {
+  return engine.param ? "Ring" : "Threads";
 }
 
 }  // namespace terrace

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "tiers/io/flights.h"
+#include "tiers/io/ring_disk_io.h"
 #include "tiers/io/thread_disk_io.h"
 
 namespace terrace {
@@ -27,7 +28,12 @@ Result<std::unique_ptr<DiskIo>> StartDiskIo(const DiskIoOptions& options, const 
   RETURN_IF_ERROR(CheckRange("files", options.files, kMaxFiles));
   RETURN_IF_ERROR(CheckRange("regions", options.regions, kMaxRegions));
   RETURN_IF_ERROR(CheckRange("threads", options.threads, kMaxThreads));
-  return StartThreadDiskIo(options, clock, "io_uring is not allowed by the options");
+  if (!options.allow_io_uring) {
+    return StartThreadDiskIo(options, clock, "io_uring is not allowed by the options");
+  }
+  Result<std::unique_ptr<DiskIo>> ring = StartRingDiskIo(options, clock);
+  if (ring) return ring;
+  return StartThreadDiskIo(options, clock, ring.error().message());
 }
 
 }  // namespace terrace

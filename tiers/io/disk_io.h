@@ -74,7 +74,8 @@ class DiskIo {
   virtual void RemoveFile(IoFileId file) = 0;
 
   // All or none of them. `exhausted`: more than DiskIoOptions::depth would be in flight.
-  // `invalid_argument`, naming the field, for one that can never work. Neighbours in the file that
+  // `invalid_argument`, naming the field, for one that can never work. `unavailable`: it is being
+  // destroyed. Neighbours in the file that
   // are neighbours in `requests` reach the device as one where it can merge them.
   virtual Status Submit(std::vector<IoRequest> requests) = 0;
 

@@ -161,13 +161,10 @@ Result<std::vector<Flight*>> Flights::Admit(std::vector<IoRequest> requests) {
     ++file.in_flight;
     ++counts_.in_flight;
     Flight& flight = place.flight;
-    flight = {.id = ++last_id_ << kPlaceBits | index,
-              .request = std::move(request),
-              .piece = 0,
-              .offset = 0,
-              .bytes = 0,
-              .direct = file.direct,
-              .again = 0};
+    flight = {};
+    flight.id = ++last_id_ << kPlaceBits | index;
+    flight.request = std::move(request);
+    flight.direct = file.direct;
     flight.offset = flight.request.offset;
     for (const iovec& piece : flight.request.memory)
       flight.bytes += piece.iov_len;

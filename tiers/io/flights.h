@@ -41,6 +41,9 @@ struct Flight {
   size_t bytes = 0;     // Of all pieces.
   bool direct = false;
   uint32_t again = 0;  // How often the kernel wanted to be asked again.
+  // Of the ring: it was last told by a place of RegisteredMemory; it shall not be any more.
+  bool registered = false;
+  bool plain = false;
 
   std::span<const iovec> rest() const { return std::span(request.memory).subspan(piece); }
 };
