@@ -57,7 +57,7 @@ Status Device::OpenFiles() {
       continue;
     }
     const auto name = ParseSlotFileName(text);
-    if (!name) continue;
+    if (!name || files_.contains(name->number)) continue;
     ASSIGN_OR_RETURN(UniqueFd fd, OpenSlotFile(path_, *name));
     ASSIGN_OR_RETURN(const IoFileId id, io_.AddFile(fd.get()));
     auto file = std::make_shared<OpenFile>();

@@ -4,8 +4,8 @@
 // the first directory says which page is where. docs/nvme_format.md specifies both and argues what
 // a crash leaves. Whatever does not check out when it is read is a counted miss, never data.
 //
-// Destroying the store waits for transfers under way, at most `stop_ns`, and drops what waits
-// without an answer.
+// Destroying the store, which no callback may do, waits for transfers under way, at most `stop_ns`,
+// and drops what waits without an answer.
 #pragma once
 
 #include <cstddef>
