@@ -1,0 +1,355 @@
+// A device that stops answering, or takes no writes, is set aside and taken back, and holds up
+// nobody else.
+#include <gmock/gmock.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <map>
+
+#include "base/mutex.h"
+#include "tests/nvme/store_fixture.h"
+#include "tiers/nvme/format.h"
+
+namespace terrace {
+namespace {
+
+using testing::HasSubstr;
+
+// Keeps requests for the files of one directory to itself, until it is told how they end.
+class HangingDiskIo final : public DiskIo {
+ public:
+  explicit HangingDiskIo(std::unique_ptr<DiskIo> real) : real_(std::move(real)) {}
+
+  Result<IoFileId> AddFile(int fd) override {
+    auto added = real_->AddFile(fd);
+    MutexLock lock(mu_);
+    if (added) fds_[*added] = fd;
+    return added;
+  }
+  void RemoveFile(IoFileId file) override { real_->RemoveFile(file); }
+  Status Submit(std::vector<IoRequest> requests) override {
+    std::vector<IoRequest> now;
+    for (IoRequest& request : requests) {
+      MutexLock lock(mu_);
+      if (!hanging_path_.empty() && PathOf(fds_[request.file]).starts_with(hanging_path_)) {
+        held_.push_back(std::move(request));
+      } else {
+        now.push_back(std::move(request));
+      }
+    }
+    return now.empty() ? Status() : real_->Submit(std::move(now));
+  }
+  void RegisterMemory(std::span<uint8_t>) override {}
+  void UnregisterMemory(std::span<uint8_t>) override {}
+  IoReport Report() const override { return real_->Report(); }
+
+  // What is sent to files below `path` from now on has no answer; empty: everything has again.
+  void Hang(const std::string& path) {
+    MutexLock lock(mu_);
+    hanging_path_ = path;
+  }
+  size_t held() {
+    MutexLock lock(mu_);
+    return held_.size();
+  }
+  // The deadlines of what is held pass.
+  void Expire() {
+    std::vector<IoRequest> now = Take();
+    for (IoRequest& request : now)
+      request.done(Status(Code::kDeadlineExceeded, "no answer"));
+    MutexLock lock(mu_);
+    for (IoRequest& request : now)
+      overdue_.push_back(std::move(request));
+  }
+  // And end after all.
+  void End() {
+    std::vector<IoRequest> now;
+    {
+      MutexLock lock(mu_);
+      now.swap(overdue_);
+    }
+    for (IoRequest& request : now)
+      request.ended();
+  }
+  // Answers what is held with an error.
+  void Fail(const Status& why) {
+    for (IoRequest& request : Take()) {
+      request.done(why);
+      request.ended();
+    }
+  }
+
+ private:
+  static std::string PathOf(int fd) {
+    char path[4096];
+    const ssize_t bytes =
+        ::readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), path, sizeof path);
+    return {path, bytes > 0 ? static_cast<size_t>(bytes) : 0};
+  }
+  std::vector<IoRequest> Take() {
+    MutexLock lock(mu_);
+    return std::exchange(held_, {});
+  }
+
+  const std::unique_ptr<DiskIo> real_;
+  Mutex mu_;
+  std::string hanging_path_ GUARDED_BY(mu_);
+  std::map<IoFileId, int> fds_ GUARDED_BY(mu_);
+  std::vector<IoRequest> held_ GUARDED_BY(mu_);
+  std::vector<IoRequest> overdue_ GUARDED_BY(mu_);
+};
+
+class NvmeHealthTest : public testing::Test {
+ protected:
+  void Open() {
+    open = std::make_unique<OpenStore>(options, clock, [this](std::unique_ptr<DiskIo> real) {
+      auto hanging = std::make_unique<HangingDiskIo>(std::move(real));
+      io = hanging.get();
+      return hanging;
+    });
+    ASSERT_TRUE(open->status.ok()) << open->status.ToString();
+  }
+  DeviceReport Device(size_t i) { return open->store->Report().devices[i]; }
+  StoredPage PageOn(uint8_t device, uint64_t id) {
+    for (;;) {
+      const auto written = open->Write(PageOf(id, 4096), 1);
+      if (nvme::FromPlaceId(written.page.place).device == device) return written.page;
+    }
+  }
+  struct Asked {
+    bool done = false;
+    bool ended = false;
+    ReadFault fault = ReadFault::kNone;
+    nvme::AlignedBuffer memory{4096};
+  };
+  void Ask(const StoredPage& page, Asked& asked) {
+    open->store->Read(
+        {{page, asked.memory.bytes()}}, clock.Now() + kLong,
+        [&asked](size_t, ReadFault fault, const Status&) {
+          asked.done = true;
+          asked.fault = fault;
+        },
+        [&asked](size_t) { asked.ended = true; });
+  }
+
+  TempFolder folder;
+  SystemClock clock;
+  const std::string a = folder.Make("a");
+  const std::string b = folder.Make("b");
+  NvmeStoreOptions options{.directories = {{a, 8u << 20}, {b, 8u << 20}},
+                           .quarantine_after = 3,
+                           .probe_every_ns = 0,
+                           .retry_ns = 0};
+  HangingDiskIo* io = nullptr;
+  std::unique_ptr<OpenStore> open;
+};
+
+TEST_F(NvmeHealthTest, ADeviceThatHangsIsSetAsideAndTakenBack) {
+  Open();
+  const StoredPage on_a = PageOn(0, 1);
+  const StoredPage on_b = PageOn(1, 2);
+  io->Hang(b);
+  std::vector<Asked> asked(5);
+  for (Asked& one : asked)
+    Ask(on_b, one);
+  ASSERT_TRUE(open->Run([&] { return io->held() == asked.size(); }));
+  // The other one answers meanwhile.
+  EXPECT_EQ(open->Read(on_a).fault, ReadFault::kNone);
+  io->Expire();
+  ASSERT_TRUE(open->Run([&] { return asked.back().done; }));
+  for (const Asked& one : asked) {
+    EXPECT_EQ(one.fault, ReadFault::kOverdue);
+    EXPECT_FALSE(one.ended);
+  }
+  EXPECT_EQ(Device(1).state, DeviceState::kQuarantined);
+  EXPECT_EQ(Device(1).overdue, 5U);
+  EXPECT_FALSE(open->store->Readable(on_b.place));
+  EXPECT_EQ(open->Read(on_b).fault, ReadFault::kRefused);
+  for (const PlaceId place : open->store->Allocate(4096, 8))
+    EXPECT_EQ(nvme::FromPlaceId(place).device, 0);
+
+  // A probe that hangs as well changes nothing.
+  open->Turn();
+  ASSERT_EQ(io->held(), 1U);
+  io->Expire();
+  open->Turn();
+  EXPECT_EQ(Device(1).state, DeviceState::kQuarantined);
+  io->Hang("");
+  io->End();
+  ASSERT_TRUE(open->Run([&] {
+    open->store->Turn();
+    return Device(1).state == DeviceState::kServing;
+  }));
+  for (const Asked& one : asked)
+    EXPECT_TRUE(one.ended);
+  io->Expire();
+  io->End();
+  EXPECT_EQ(open->Read(on_b).bytes, BytesOf(on_b, 1));
+  EXPECT_EQ(Device(1).in_flight, 0U);
+}
+
+TEST_F(NvmeHealthTest, ADeviceThatHangsTakesNoMoreThanItsShare) {
+  options.in_flight_per_device = 8;
+  options.waiting_reads_per_device = 10;
+  Open();
+  const StoredPage on_b = PageOn(1, 2);
+  io->Hang(b);
+  std::vector<Asked> asked(40);
+  for (Asked& one : asked)
+    Ask(on_b, one);
+  open->owner.RunAll();
+  EXPECT_EQ(io->held(), 6U);  // Three quarters of 8.
+  size_t refused = 0;
+  for (const Asked& one : asked)
+    refused += one.done && one.fault == ReadFault::kRefused ? 1 : 0;
+  EXPECT_EQ(refused, asked.size() - 6 - 10);
+  io->Hang("");
+  io->Expire();
+  // Those that waited are refused with the quarantine.
+  ASSERT_TRUE(open->Run([&] { return open->faults(ReadFault::kRefused) == 34; }));
+  io->End();
+  ASSERT_TRUE(open->Run([&] { return Device(1).in_flight == 0; }));
+}
+
+TEST_F(NvmeHealthTest, TheSlotOfALateWriteIsNotGivenAwayBeforeItEnds) {
+  Open();
+  (void)PageOn(0, 1);
+  (void)PageOn(1, 2);
+  const uint64_t before = open->allocated();
+  const auto places = open->store->Allocate(4096, 2);
+  ASSERT_EQ(places.size(), 2U);
+  const PlaceId place = nvme::FromPlaceId(places[0]).device == 1 ? places[0] : places[1];
+  open->store->Release(place == places[0] ? places[1] : places[0]);
+  io->Hang(b);
+  StoredPage page = PageOf(3, 4096);
+  page.place = place;
+  nvme::AlignedBuffer memory(4096);
+  Status answer;
+  bool done = false;
+  bool ended = false;
+  open->store->Write(
+      {{page, memory.bytes()}}, clock.Now() + kLong,
+      [&](size_t, const Result<uint64_t>& serial) {
+        answer = serial.status();
+        done = true;
+      },
+      [&](size_t) { ended = true; });
+  ASSERT_TRUE(open->Run([&] { return io->held() == 1; }));
+  io->Expire();
+  ASSERT_TRUE(open->Run([&] { return done; }));
+  EXPECT_EQ(answer.code(), Code::kDeadlineExceeded);
+  EXPECT_FALSE(ended);
+  EXPECT_GT(open->allocated(), before);
+  io->End();
+  ASSERT_TRUE(open->Run([&] { return ended; }));
+  EXPECT_EQ(open->allocated(), before);
+}
+
+TEST_F(NvmeHealthTest, ADeviceThatTakesNoWritesIsReadOnlyForAWhile) {
+  options.retry_ns = kLong;
+  Open();
+  const StoredPage on_b = PageOn(1, 2);
+  io->Hang(b);
+  auto places = open->store->Allocate(4096, 2);
+  for (const PlaceId place : places)
+    open->store->Release(place);
+  StoredPage page = PageOf(3, 4096);
+  page.place = nvme::FromPlaceId(places[0]).device == 1 ? places[0] : places[1];
+  places = open->store->Allocate(4096, 2);
+  nvme::AlignedBuffer memory(4096);
+  Status answer;
+  bool ended = false;
+  open->store->Write(
+      {{page, memory.bytes()}}, clock.Now() + kLong,
+      [&](size_t, const Result<uint64_t>& serial) { answer = serial.status(); },
+      [&](size_t) { ended = true; });
+  ASSERT_TRUE(open->Run([&] { return io->held() == 1; }));
+  io->Fail(SystemError("write", EIO));
+  ASSERT_TRUE(open->Run([&] { return ended; }));
+  EXPECT_FALSE(answer.ok());
+  io->Hang("");
+  EXPECT_EQ(Device(1).state, DeviceState::kReadOnly);
+  EXPECT_EQ(Device(1).write_errors, 1U);
+  EXPECT_EQ(open->Read(on_b).bytes, BytesOf(on_b, 1));
+  for (const PlaceId place : open->store->Allocate(4096, 8))
+    EXPECT_EQ(nvme::FromPlaceId(place).device, 0);
+  open->Turn();
+  EXPECT_EQ(Device(1).state, DeviceState::kReadOnly);
+}
+
+TEST_F(NvmeHealthTest, TheEndDoesNotWaitForADeviceThatHangs) {
+  options.stop_ns = 50 * kNsPerMs;
+  Open();
+  const StoredPage on_b = PageOn(1, 2);
+  io->Hang(b);
+  Asked asked;
+  Ask(on_b, asked);
+  ASSERT_TRUE(open->Run([&] { return io->held() == 1; }));
+  open->store.reset();
+  // What comes then finds nobody.
+  io->Expire();
+  io->End();
+  open->owner.RunAll();
+  EXPECT_FALSE(asked.done);
+}
+
+// A small file system of its own, where this may be mounted.
+class SmallFileSystem {
+ public:
+  SmallFileSystem(const std::string& path, const std::string& options) : path_(path) {
+    mounted_ = ::mount("tmpfs", path.c_str(), "tmpfs", 0, options.c_str()) == 0;
+  }
+  ~SmallFileSystem() {
+    if (mounted_) (void)::umount2(path_.c_str(), MNT_DETACH);
+  }
+  explicit operator bool() const { return mounted_; }
+  bool ReadOnly() { return ::mount("", path_.c_str(), "", MS_REMOUNT | MS_RDONLY, "") == 0; }
+
+ private:
+  const std::string path_;
+  bool mounted_ = false;
+};
+
+TEST_F(NvmeHealthTest, AFullFileSystemServesWhatItHas) {
+  const SmallFileSystem small(b, "size=2m");
+  if (!small) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);
+  options.directories[1].capacity_bytes = 64u << 20;  // More than there is.
+  options.retry_ns = kLong;
+  Open();
+  std::vector<StoredPage> pages;
+  size_t on_b = 0;
+  for (uint64_t id = 0; id < 100; ++id) {
+    const auto written = open->Write(PageOf(id, 40'000), 1);
+    if (!written.status.ok()) continue;
+    pages.push_back(written.page);
+    on_b += nvme::FromPlaceId(written.page.place).device;
+  }
+  const DeviceReport report = Device(1);
+  EXPECT_EQ(report.state, DeviceState::kReadOnly);
+  EXPECT_THAT(report.why, HasSubstr(b));
+  EXPECT_GT(pages.size(), 90U);
+  for (const StoredPage& page : pages)
+    ASSERT_EQ(open->Read(page).bytes, BytesOf(page, 1));
+  open.reset();
+}
+
+TEST_F(NvmeHealthTest, AFileSystemThatBecomesReadOnlyIsServedFrom) {
+  SmallFileSystem small(b, "size=16m");
+  if (!small) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);
+  Open();
+  const StoredPage before = PageOn(1, 1);
+  open.reset();
+  ASSERT_TRUE(small.ReadOnly());
+  Open();
+  EXPECT_EQ(open->Read(before).bytes, BytesOf(before, 1));
+  for (uint64_t id = 10; id < 20; ++id)
+    (void)open->Write(PageOf(id, 4096), 1);
+  EXPECT_GT(Device(1).write_errors, 0U);
+  EXPECT_EQ(open->Read(before).bytes, BytesOf(before, 1));
+  open.reset();
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,85 @@
+#include "tiers/nvme/index_queue.h"
+
+#include <iterator>
+#include <limits>
+#include <utility>
+
+namespace terrace::nvme {
+namespace {
+
+constexpr uint64_t kMeasureEvery = 64;  // Batches: asking RocksDB for its size takes its mutex.
+
+}  // namespace
+
+Status IndexQueue::Start() {
+  bytes_on_disk_ = index_->bytes_on_disk();
+  ASSIGN_OR_RETURN(thread_,
+                   WorkerPool::Start({.name = "nvme-index", .threads = 1, .queue_limit = 1}));
+  return {};
+}
+
+void IndexQueue::Put(const IndexEntry& entry, Done done) {
+  next_.puts.push_back(entry);
+  next_.put.push_back(std::move(done));
+  Pump();
+}
+
+void IndexQueue::Erase(std::vector<StoredPage> pages, Done done) {
+  next_.erases.insert(next_.erases.end(), std::make_move_iterator(pages.begin()),
+                      std::make_move_iterator(pages.end()));
+  next_.erased.push_back(std::move(done));
+  Pump();
+}
+
+void IndexQueue::Sync(Done done) {
+  next_.synced.push_back(std::move(done));
+  Pump();
+}
+
+void IndexQueue::Pump() {
+  if (writing_ || next_.empty()) return;
+  writing_ = true;
+  const auto batch = std::make_shared<Batch>(std::exchange(next_, Batch()));
+  batch->resume = failed_;
+  batch->measure = batches_++ % kMeasureEvery == 0;
+  const Status queued = thread_->Submit([this, batch] {
+    Write(*batch);
+    box_->Push([this, batch] { Finish(*batch); });
+  });
+  // One batch at a time: there is room for it.
+  TERRACE_CHECK(queued.ok());
+}
+
+void IndexQueue::Write(Batch& batch) {
+  // What keeps it from taking writes is told by the write.
+  if (batch.resume) (void)index_->Resume();
+  if (!batch.erases.empty()) batch.erase_status = index_->Erase(batch.erases, options_.sync);
+  if (!batch.puts.empty()) batch.put_status = index_->Put(batch.puts, options_.sync);
+  if (!batch.synced.empty()) batch.sync_status = index_->Sync();
+  if (batch.measure) batch.bytes_on_disk = index_->bytes_on_disk();
+}
+
+void IndexQueue::Finish(const Batch& batch) {
+  writing_ = false;
+  if (batch.measure) bytes_on_disk_ = batch.bytes_on_disk;
+  failed_ = false;
+  for (const Status* status : {&batch.erase_status, &batch.put_status, &batch.sync_status}) {
+    if (status->ok()) continue;
+    failed_ = true;
+    broken_until_ = clock_.Now() + options_.retry_ns;
+    why_ = status->message();
+  }
+  if (!failed_) broken_until_ = std::numeric_limits<MonotonicNs>::min();
+  // What the callbacks ask for goes together.
+  writing_ = true;
+  for (const Done& done : batch.erased)
+    done(batch.erase_status);
+  for (const Done& done : batch.put)
+    done(batch.put_status);
+  for (const Done& done : batch.synced)
+    done(batch.sync_status);
+  writing_ = false;
+  Pump();
+}
+
+}  // namespace terrace::nvme

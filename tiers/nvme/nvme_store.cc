@@ -1,0 +1,559 @@
+#include "tiers/nvme/nvme_store.h"
+
+#include <algorithm>
+#include <chrono>
+#include <iterator>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "base/check.h"
+#include "tiers/nvme/device.h"
+#include "tiers/nvme/directories.h"
+#include "tiers/nvme/format.h"
+#include "tiers/nvme/index.h"
+#include "tiers/nvme/index_queue.h"
+#include "tiers/nvme/mailbox.h"
+
+namespace terrace::nvme {
+namespace {
+
+// Serials of one life of the store: more than it can write, so that none is ever given twice, even
+// those of pages that were erased again.
+constexpr uint64_t kSerialsOfLife = uint64_t{1} << 40;
+constexpr size_t kOrphansOfBatch = 1024;
+
+Status WithCure(Status status) {
+  if (status.code() != Code::kDataLoss) return status;
+  return {Code::kDataLoss, status.message() + "; terracectl fsck --repair builds the index anew"};
+}
+
+struct FileId {
+  uint8_t device = 0;
+  uint32_t file = 0;
+  friend auto operator<=>(const FileId&, const FileId&) = default;
+};
+
+// One call of Write, Read or Erase, as its pages hold it.
+struct WriteCall {
+  std::function<void(size_t, Result<uint64_t>)> done;
+  std::function<void(size_t)> ended;
+};
+struct ReadCall {
+  std::function<void(size_t, ReadFault, Status)> done;
+  std::function<void(size_t)> ended;
+};
+
+// One page on its way: into its slot, made durable, into the index.
+struct Writing {
+  std::shared_ptr<WriteCall> call;
+  size_t i = 0;
+  IndexEntry entry;
+  bool io_ended = false;
+  bool answered = false;
+  bool frees = true;  // Its place, at the end.
+};
+
+class NvmeStore final : public PageStore {
+ public:
+  NvmeStore(NvmeStoreOptions options, StoreDirectories directories, std::unique_ptr<Index> index,
+            DiskIo& io, Executor& owner, const Clock& clock)
+      : options_(std::move(options)),
+        io_(io),
+        clock_(clock),
+        uuid_(directories.store),
+        box_(std::make_shared<Mailbox>(owner)),
+        index_({.sync = options_.durability == Durability::kPower, .retry_ns = options_.retry_ns},
+               std::move(index), clock, box_) {
+    for (size_t i = 0; i < directories.devices.size(); ++i) {
+      devices_.push_back(std::make_unique<Device>(OptionsOf(i), std::move(directories.devices[i]),
+                                                  io, clock, box_));
+    }
+  }
+  ~NvmeStore() override;
+
+  void Start() {
+    for (const auto& device : devices_)
+      device->Start();
+  }
+
+  Status Restore(const std::function<void(const StoredPage&)>& visit) override;
+
+  std::vector<PlaceId> Allocate(uint32_t bytes, size_t count) override;
+  void Release(PlaceId place) override { Free(place); }
+  uint64_t PlaceBytes(uint32_t bytes) const override { return SlotBytes(bytes); }
+  uint64_t free_bytes() const override;
+  uint64_t capacity_bytes() const override;
+  bool Readable(PlaceId place) const override;
+
+  void Write(std::vector<PageWrite> pages, MonotonicNs deadline,
+             std::function<void(size_t, Result<uint64_t>)> done,
+             std::function<void(size_t)> ended) override;
+  void Read(std::vector<PageRead> pages, MonotonicNs deadline,
+            std::function<void(size_t, ReadFault, Status)> done,
+            std::function<void(size_t)> ended) override;
+  void Erase(std::vector<StoredPage> pages, std::function<void(Status)> done) override;
+  void Flush(std::function<void(Status)> done) override;
+  void Turn() override;
+  PageStoreReport Report() const override;
+
+ private:
+  DeviceOptions OptionsOf(size_t device) const;
+  Device* DeviceOf(PlaceId place) const;
+  void Free(PlaceId place);
+
+  // Whether the index' entry is of a place that is there; takes it then.
+  bool Claim(const StoredPage& page);
+
+  Status CheckWrite(const PageWrite& write) const;
+  std::shared_ptr<Transfer> ReadTransfer(const PageRead& read, MonotonicNs deadline,
+                                         const std::shared_ptr<ReadCall>& call, size_t i);
+  std::shared_ptr<Transfer> WriteTransfer(const PageWrite& write, MonotonicNs deadline,
+                                          const std::shared_ptr<Writing>& writing);
+  void Written(const std::shared_ptr<Writing>& writing);
+  void PutIntoIndex(const std::shared_ptr<Writing>& writing);
+  void AnswerWrite(Writing& writing, const Status& status);
+  void EndWrite(Writing& writing);
+  void Settle(const Writing& writing);
+  void EraseDoubtful();
+
+  // `done` when everything that was written into the file before is on the device.
+  void SyncFile(FileId file, IndexQueue::Done done);
+  void StartSync(FileId file);
+
+  const NvmeStoreOptions options_;
+  DiskIo& io_;
+  const Clock& clock_;
+  const StoreUuid uuid_;
+  const std::shared_ptr<Mailbox> box_;
+  IndexQueue index_;
+  std::vector<std::unique_ptr<Device>> devices_;
+
+  uint64_t next_serial_ = 0;
+  uint64_t end_of_serials_ = 0;
+  size_t next_device_ = 0;  // Where the next Allocate begins.
+  size_t waiting_ = 0;
+  uint64_t faults_[kReadFaults] = {};
+  uint64_t orphans_ = 0;
+
+  struct FileSync {
+    bool running = false;
+    std::vector<IndexQueue::Done> next;  // Whom the one after covers.
+  };
+  std::map<FileId, FileSync> syncs_;
+  std::set<FileId> dirty_;  // Written since they were synced.
+  // Their entries may or may not be in the index: erased before the slot is used again.
+  std::vector<StoredPage> doubtful_;
+  bool erasing_doubtful_ = false;
+};
+
+DeviceOptions NvmeStore::OptionsOf(size_t device) const {
+  return {.number = static_cast<uint8_t>(device),
+          .capacity_bytes = options_.directories[device].capacity_bytes,
+          .in_flight = options_.in_flight_per_device,
+          .waiting_reads = options_.waiting_reads_per_device,
+          .bounce_bytes = options_.bounce_bytes_per_device,
+          .probe_deadline_ns = options_.probe_deadline_ns,
+          .keep_empty_ns = options_.keep_empty_ns,
+          .check_data = options_.check_data,
+          .health = {.quarantine_after = options_.quarantine_after,
+                     .probe_every_ns = options_.probe_every_ns,
+                     .retry_ns = options_.retry_ns}};
+}
+
+// Nothing is sent any more, then nothing is under way any more, then nothing is open any more.
+NvmeStore::~NvmeStore() {
+  for (const auto& device : devices_)
+    device->Stop();
+  index_.Stop();
+  const bool idle = box_->Close(std::chrono::nanoseconds(options_.stop_ns));
+  for (const auto& device : devices_)
+    device->CloseFiles(idle);
+}
+
+// ---- The start
+
+Status NvmeStore::Restore(const std::function<void(const StoredPage&)>& visit) {
+  Index& index = index_.index();
+  std::vector<StoredPage> orphans;
+  uint64_t last_serial = 0;
+  Status dropped;
+  const auto drop = [&] {
+    if (dropped.ok()) dropped = index.Erase(orphans, false);
+    orphans.clear();
+  };
+  auto unreadable = index.Visit([&](const IndexEntry& entry) {
+    last_serial = std::max(last_serial, entry.page.serial);
+    if (Claim(entry.page)) return visit(entry.page);
+    ++orphans_;
+    orphans.push_back(entry.page);
+    if (orphans.size() >= kOrphansOfBatch) drop();
+  });
+  if (!unreadable) return WithCure(std::move(unreadable).error());
+  // Their slots count as free from here on, so no entry may go on pointing there.
+  drop();
+  RETURN_IF_ERROR(dropped);
+  orphans_ += unreadable->size();
+  if (!unreadable->empty()) RETURN_IF_ERROR(index.Drop(*unreadable));
+  if (options_.durability == Durability::kPower) RETURN_IF_ERROR(index.Sync());
+  ASSIGN_OR_RETURN(next_serial_, index.ReserveSerials(kSerialsOfLife, last_serial));
+  end_of_serials_ = next_serial_ + kSerialsOfLife;
+  return index_.Start();
+}
+
+bool NvmeStore::Claim(const StoredPage& page) {
+  Device* const device = DeviceOf(page.place);
+  if (device == nullptr) return false;
+  // What is on a device that is off is known and missed, and there again when the device is.
+  if (device->off()) return true;
+  return device->space().Take(FromPlaceId(page.place), page.bytes) == SlotSpace::Taken::kOk;
+}
+
+// ---- Places
+
+Device* NvmeStore::DeviceOf(PlaceId place) const {
+  const size_t device = FromPlaceId(place).device;
+  return device < devices_.size() ? devices_[device].get() : nullptr;
+}
+
+std::vector<PlaceId> NvmeStore::Allocate(uint32_t bytes, size_t count) {
+  std::vector<PlaceId> places;
+  if (bytes == 0 || bytes > kMaxPageBytes || !index_.healthy()) return places;
+  std::vector<Device*> devices;
+  for (size_t i = 0; i < devices_.size(); ++i) {
+    Device* const device = devices_[(next_device_ + i) % devices_.size()].get();
+    if (device->writable()) devices.push_back(device);
+  }
+  if (devices.empty()) return places;
+  next_device_ = (next_device_ + 1) % devices_.size();
+  // A run of neighbours on each, so that a batch is read from all of them at once; then, whoever
+  // has room.
+  const size_t share = (count + devices.size() - 1) / devices.size();
+  for (const size_t most : {share, count}) {
+    for (Device* const device : devices) {
+      const size_t want = std::min(most, count - places.size());
+      if (want == 0) return places;
+      const auto got = device->Allocate(SlotBytes(bytes), want);
+      places.insert(places.end(), got.begin(), got.end());
+    }
+  }
+  return places;
+}
+
+void NvmeStore::Free(PlaceId place) {
+  Device* const device = DeviceOf(place);
+  TERRACE_CHECK(device != nullptr);
+  // A page of a device that was off at the start has no slot in the books.
+  if (!device->space().IsTaken(FromPlaceId(place))) return;
+  device->space().Free(FromPlaceId(place), clock_.Now());
+}
+
+uint64_t NvmeStore::free_bytes() const {
+  uint64_t bytes = 0;
+  for (const auto& device : devices_)
+    bytes += device->writable() ? device->space().free_bytes() : 0;
+  return bytes;
+}
+
+uint64_t NvmeStore::capacity_bytes() const {
+  uint64_t bytes = 0;
+  for (const auto& device : devices_)
+    bytes += device->space().capacity_bytes();
+  return bytes;
+}
+
+bool NvmeStore::Readable(PlaceId place) const {
+  const Device* const device = DeviceOf(place);
+  return device != nullptr && device->readable();
+}
+
+// ---- Reads
+
+void NvmeStore::Read(std::vector<PageRead> pages, MonotonicNs deadline,
+                     std::function<void(size_t, ReadFault, Status)> done,
+                     std::function<void(size_t)> ended) {
+  const auto call = std::make_shared<ReadCall>(ReadCall{std::move(done), std::move(ended)});
+  for (size_t i = 0; i < pages.size(); ++i) {
+    const PageRead& read = pages[i];
+    Device* const device = DeviceOf(read.page.place);
+    const auto transfer = ReadTransfer(read, deadline, call, i);
+    const bool there = device != nullptr && transfer->file != nullptr;
+    if (there && device->TakesReads()) {
+      device->Enqueue(transfer);
+      continue;
+    }
+    const bool refused = there || (device != nullptr && !device->readable());
+    transfer->fault = refused ? ReadFault::kRefused : ReadFault::kIo;
+    transfer->status = Status(Code::kUnavailable, "page " + read.page.name.key.Hex() +
+                                                      ": its device is not read from now");
+    box_->Push([transfer] {
+      transfer->answered(*transfer);
+      transfer->ended(*transfer);
+    });
+  }
+  for (const auto& device : devices_)
+    device->Pump();
+}
+
+std::shared_ptr<Transfer> NvmeStore::ReadTransfer(const PageRead& read, MonotonicNs deadline,
+                                                  const std::shared_ptr<ReadCall>& call, size_t i) {
+  TERRACE_CHECK(read.into.size() == read.page.bytes);
+  auto transfer = std::make_shared<Transfer>();
+  transfer->kind = Transfer::Kind::kRead;
+  if (const Device* const device = DeviceOf(read.page.place)) {
+    const Place place = FromPlaceId(read.page.place);
+    // The slot of a page of that size, and of none else.
+    if (device->space().SlotBytesOf(place.file) == SlotBytes(read.page.bytes)) {
+      transfer->file = device->FileOf(place.file);
+    }
+  }
+  transfer->header = {.store = uuid_, .page = read.page, .data_crc = 0};
+  transfer->memory = read.into;
+  transfer->deadline = deadline;
+  transfer->answered = [this, call, i](Transfer& done) {
+    ++faults_[static_cast<size_t>(done.fault)];
+    call->done(i, done.fault, done.status);
+  };
+  transfer->ended = [call, i](Transfer&) { call->ended(i); };
+  return transfer;
+}
+
+// ---- Writes
+
+void NvmeStore::Write(std::vector<PageWrite> pages, MonotonicNs deadline,
+                      std::function<void(size_t, Result<uint64_t>)> done,
+                      std::function<void(size_t)> ended) {
+  const auto call = std::make_shared<WriteCall>(WriteCall{std::move(done), std::move(ended)});
+  for (size_t i = 0; i < pages.size(); ++i) {
+    const auto writing = std::make_shared<Writing>();
+    writing->call = call;
+    writing->i = i;
+    writing->entry.page = pages[i].page;
+    const Status refused = CheckWrite(pages[i]);
+    ++waiting_;
+    if (!refused.ok()) {
+      box_->Push([this, writing, refused] {
+        AnswerWrite(*writing, refused);
+        EndWrite(*writing);
+      });
+      continue;
+    }
+    writing->entry.page.serial = next_serial_++;
+    DeviceOf(pages[i].page.place)->Enqueue(WriteTransfer(pages[i], deadline, writing));
+  }
+  for (const auto& device : devices_)
+    device->Pump();
+}
+
+Status NvmeStore::CheckWrite(const PageWrite& write) const {
+  const StoredPage& page = write.page;
+  const Device* const device = DeviceOf(page.place);
+  // Of Allocate, for pages of that size: whatever else comes is a bug of the caller.
+  TERRACE_CHECK(device != nullptr && device->space().IsTaken(FromPlaceId(page.place)));
+  TERRACE_CHECK(device->space().SlotBytesOf(FromPlaceId(page.place).file) == SlotBytes(page.bytes));
+  TERRACE_CHECK(write.bytes.size() == page.bytes);
+  if (waiting_ >= options_.waiting_writes) {
+    return {Code::kExhausted, std::to_string(waiting_) + " pages wait to be written"};
+  }
+  if (!device->writable()) return {Code::kUnavailable, "the device takes no writes now"};
+  if (next_serial_ >= end_of_serials_) return {Code::kExhausted, "no serial is left"};
+  return {};
+}
+
+std::shared_ptr<Transfer> NvmeStore::WriteTransfer(const PageWrite& write, MonotonicNs deadline,
+                                                   const std::shared_ptr<Writing>& writing) {
+  auto transfer = std::make_shared<Transfer>();
+  transfer->kind = Transfer::Kind::kWrite;
+  transfer->file = DeviceOf(write.page.place)->FileOf(FromPlaceId(write.page.place).file);
+  transfer->header = {.store = uuid_, .page = writing->entry.page, .data_crc = 0};
+  transfer->memory = {const_cast<uint8_t*>(write.bytes.data()), write.bytes.size()};
+  transfer->deadline = deadline;
+  transfer->answered = [this, writing](Transfer& done) {
+    writing->entry.data_crc = done.header.data_crc;
+    if (!done.status.ok()) return AnswerWrite(*writing, done.status);
+    Written(writing);
+  };
+  transfer->ended = [this, writing](Transfer&) { EndWrite(*writing); };
+  return transfer;
+}
+
+// The bytes are in the slot; for kPower they go to the device before the index may say so.
+void NvmeStore::Written(const std::shared_ptr<Writing>& writing) {
+  const Place place = FromPlaceId(writing->entry.page.place);
+  const FileId file{place.device, place.file};
+  if (options_.durability != Durability::kPower) {
+    dirty_.insert(file);
+    return PutIntoIndex(writing);
+  }
+  SyncFile(file, [this, writing](const Status& status) {
+    if (!status.ok()) return AnswerWrite(*writing, status);
+    PutIntoIndex(writing);
+  });
+}
+
+void NvmeStore::PutIntoIndex(const std::shared_ptr<Writing>& writing) {
+  index_.Put(writing->entry, [this, writing](const Status& status) {
+    // Whether it is in the log all the same is not known.
+    if (!status.ok()) doubtful_.push_back(writing->entry.page);
+    writing->frees = false;
+    AnswerWrite(*writing, status);
+  });
+}
+
+void NvmeStore::AnswerWrite(Writing& writing, const Status& status) {
+  --waiting_;
+  writing.answered = true;
+  if (status.ok()) {
+    writing.call->done(writing.i, writing.entry.page.serial);
+  } else {
+    writing.call->done(writing.i, status);
+  }
+  Settle(writing);
+}
+
+void NvmeStore::EndWrite(Writing& writing) {
+  writing.io_ended = true;
+  Settle(writing);
+}
+
+// A slot that a late write may still go into is not given to another page.
+void NvmeStore::Settle(const Writing& writing) {
+  if (!writing.answered || !writing.io_ended) return;
+  if (writing.frees) Free(writing.entry.page.place);
+  writing.call->ended(writing.i);
+}
+
+void NvmeStore::EraseDoubtful() {
+  if (doubtful_.empty() || erasing_doubtful_ || !index_.healthy()) return;
+  erasing_doubtful_ = true;
+  const auto pages = std::make_shared<std::vector<StoredPage>>(std::exchange(doubtful_, {}));
+  Erase(*pages, [this, pages](const Status& status) {
+    erasing_doubtful_ = false;
+    if (!status.ok()) doubtful_.insert(doubtful_.end(), pages->begin(), pages->end());
+  });
+}
+
+// ---- Syncs
+
+void NvmeStore::SyncFile(FileId file, IndexQueue::Done done) {
+  FileSync& sync = syncs_[file];
+  sync.next.push_back(std::move(done));
+  if (!sync.running) StartSync(file);
+}
+
+void NvmeStore::StartSync(FileId file) {
+  FileSync& sync = syncs_.at(file);
+  sync.running = true;
+  const auto covered = std::make_shared<std::vector<IndexQueue::Done>>(std::move(sync.next));
+  sync.next.clear();
+  auto transfer = std::make_shared<Transfer>();
+  transfer->kind = Transfer::Kind::kSync;
+  transfer->file = devices_[file.device]->FileOf(file.file);
+  transfer->deadline = clock_.Now() + options_.sync_deadline_ns;
+  transfer->answered = [this, file, covered](Transfer& done) {
+    FileSync& now = syncs_.at(file);
+    now.running = false;
+    if (now.next.empty()) {
+      syncs_.erase(file);
+    } else {
+      StartSync(file);
+    }
+    for (const IndexQueue::Done& tell : *covered)
+      tell(done.status);
+  };
+  Device& device = *devices_[file.device];
+  if (transfer->file != nullptr && device.readable()) {
+    device.Enqueue(transfer);
+    return device.Pump();
+  }
+  // A file that is gone held no page any more: there is nothing to be made durable.
+  if (transfer->file != nullptr) {
+    transfer->status = Status(Code::kUnavailable, "the device takes no writes now");
+  }
+  box_->Push([transfer] { transfer->answered(*transfer); });
+}
+
+void NvmeStore::Flush(std::function<void(Status)> done) {
+  struct Flushing {
+    size_t left = 0;
+    Status first;
+    std::function<void(Status)> done;
+  };
+  const auto flushing = std::make_shared<Flushing>();
+  flushing->done = std::move(done);
+  const auto one_less = [this, flushing](const Status& status) {
+    if (flushing->first.ok()) flushing->first = status;
+    if (--flushing->left > 0) return;
+    if (!flushing->first.ok()) return flushing->done(flushing->first);
+    index_.Sync(flushing->done);
+  };
+  const std::set<FileId> files = std::exchange(dirty_, {});
+  flushing->left = files.size() + 1;
+  for (const FileId file : files) {
+    SyncFile(file, [this, file, one_less](const Status& status) {
+      if (!status.ok()) dirty_.insert(file);
+      one_less(status);
+    });
+  }
+  box_->Push([one_less] { one_less({}); });
+}
+
+// ---- The rest
+
+void NvmeStore::Erase(std::vector<StoredPage> pages, std::function<void(Status)> done) {
+  const auto erased = std::make_shared<std::vector<StoredPage>>(pages);
+  index_.Erase(std::move(pages), [this, erased, done = std::move(done)](const Status& status) {
+    // After a failure the entries may still be there, and the slots are theirs.
+    if (status.ok()) {
+      for (const StoredPage& page : *erased)
+        Free(page.place);
+    }
+    done(status);
+  });
+}
+
+void NvmeStore::Turn() {
+  for (const auto& device : devices_)
+    device->Turn();
+  EraseDoubtful();
+}
+
+PageStoreReport NvmeStore::Report() const {
+  PageStoreReport report;
+  report.io = io_.Report().engine;
+  report.durability = options_.durability;
+  for (const auto& device : devices_) {
+    report.devices.push_back(device->Report());
+    DeviceReport& last = report.devices.back();
+    if (last.state != DeviceState::kServing || index_.healthy()) continue;
+    last.state = DeviceState::kReadOnly;
+    last.why = index_.why();
+  }
+  std::copy(std::begin(faults_), std::end(faults_), std::begin(report.faults));
+  report.orphans = orphans_;
+  report.index_bytes = index_.bytes_on_disk();
+  report.waiting = waiting_;
+  return report;
+}
+
+}  // namespace
+}  // namespace terrace::nvme
+
+namespace terrace {
+
+Result<std::unique_ptr<PageStore>> OpenNvmeStore(const NvmeStoreOptions& options, DiskIo& io,
+                                                 Executor& owner, const Clock& clock) {
+  std::vector<std::string> paths;
+  for (const NvmeDirectory& directory : options.directories)
+    paths.push_back(directory.path);
+  ASSIGN_OR_RETURN(nvme::StoreDirectories directories, nvme::OpenDirectories(paths, {}, clock));
+  const std::string index_path = paths[0] + "/" + std::string(nvme::kIndexName);
+  auto index = nvme::OpenIndex(index_path, directories.store);
+  if (!index) return nvme::WithCure(std::move(index).error());
+  auto store = std::make_unique<nvme::NvmeStore>(options, std::move(directories), *std::move(index),
+                                                 io, owner, clock);
+  store->Start();
+  return std::unique_ptr<PageStore>(std::move(store));
+}
+
+}  // namespace terrace
