@@ -29,6 +29,9 @@ namespace terrace {
 struct SimPageStoreOptions {
   uint64_t capacity_bytes = 1u << 30;
   Durability durability = Durability::kProcess;
+  // Bytes that change while they are written are written as they are at the end, for tests that
+  // show what an engine would read back that lets it happen.
+  bool trusting = false;
 };
 
 class SimPageStore final : public PageStore {
@@ -83,6 +86,7 @@ class SimPageStore final : public PageStore {
 
   size_t pages() const { return pages_.size(); }
   bool Has(const StoredName& name) const;
+  bool Corrupted(const StoredName& name) const;
   uint64_t read_calls() const { return read_calls_; }
   uint64_t write_calls() const { return write_calls_; }
   uint64_t turns() const { return turns_; }
