@@ -1,8 +1,9 @@
 // From the store back into memory: flights, their waiters, faults, and pages that are held.
+#include "daemon/engine/store/promote.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "daemon/engine/store/promote.h"
 #include "tests/engine/store_world.h"
 
 namespace terrace {

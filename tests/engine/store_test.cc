@@ -396,6 +396,25 @@ TEST(StoreBounds, RoomIsMadeAheadOfNeed) {
   EXPECT_EQ(w.world.engine->CheckInvariants(), Status());
 }
 
+TEST(StoreBounds, WithoutAPlaceOfItsSizeTheOldestOfThatSizeLeaves) {
+  // Some room is left, of which no place of this size can be made.
+  EngineOptions options = StoreWorld::Options();
+  options.store.high_percent = 100;
+  options.store.low_percent = 100;
+  StoreWorld w(options, {.capacity_bytes = 4 * (kPage + SimPageStore::kHeaderBytes) + 4096});
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 5);
+  w.world.Settle();
+  EXPECT_EQ(w.store.pages(), 3u);
+  EXPECT_EQ(w.Unspilled(Unspilled::kPlace), 1u);
+  const auto persisted = client.Persist(space, {4});
+  w.world.Settle();
+  EXPECT_THAT(***persisted, ElementsAre(Code::kOk)) << "the oldest has left for it";
+  EXPECT_FALSE(w.store.Has(client.NameOf(space, 0)));
+  EXPECT_EQ(w.world.engine->CheckInvariants(), Status());
+}
+
 // ---- Restart
 
 TEST_F(StoreTest, WhatWasStoredIsFoundAfterACrash) {

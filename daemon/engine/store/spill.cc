@@ -237,6 +237,9 @@ void Spill::Start(const std::vector<Ready>& ready) {
     while (end < ready.size() && ready[end].bytes == bytes)
       ++end;
     const std::vector<PlaceId> places = parts_.store.Allocate(bytes, end - first);
+    if (places.size() < end - first) {
+      parts_.stored.WantPlaces(bytes, end - first - places.size());
+    }
     for (size_t i = first; i < end; ++i) {
       if (i - first >= places.size()) {
         NoPlace(ready[i]);

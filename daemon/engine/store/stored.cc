@@ -13,6 +13,8 @@ namespace {
 constexpr uint64_t kVictimLooks = 16;
 // Records looked at a turn for pages of spaces that are served no more.
 constexpr ItemId kSweepStep = 4096;
+// Among so many of the oldest those of a wanted size are looked for.
+constexpr uint64_t kPlaceLooks = 16384;
 constexpr MonotonicNs kRetryNs = kNsPerSecond;
 constexpr size_t kFirstHeads = 8;
 
@@ -350,6 +352,7 @@ void Stored::StartErasing(ItemId id) {
 bool Stored::Turn(const Watermarks& marks) {
   const bool sweeping = Sweep();
   MakeRoom(marks);
+  MakePlaces();
   SendErasures();
   return sweeping;
 }
@@ -386,6 +389,28 @@ void Stored::MakeRoom(const Watermarks& marks) {
     if (!Idle(records_[id])) return Policy::Verdict::kSkip;
     victims.push_back(id);
     used -= std::min(used, store_.PlaceBytes(records_[id].bytes));
+    return Policy::Verdict::kTake;
+  });
+  for (const ItemId id : victims)
+    Erase(id, StoredErasure::kRoom);
+}
+
+void Stored::WantPlaces(uint32_t bytes, size_t count) {
+  size_t& wanted = wanted_places_[bytes];
+  wanted = std::min(wanted + count, kErasedATurn);
+}
+
+// A device has its places by size: it may have room and none of this size.
+void Stored::MakePlaces() {
+  if (wanted_places_.empty() || BacklogFull()) return;
+  std::map<uint32_t, size_t> wanted = std::exchange(wanted_places_, {});
+  std::vector<ItemId> victims;
+  policy_->Victims(kPlaceLooks, clock_.Now(), [&](ItemId id) {
+    if (wanted.empty() || victims.size() == kErasedATurn) return Policy::Verdict::kStop;
+    const auto of_size = wanted.find(records_[id].bytes);
+    if (of_size == wanted.end() || !Idle(records_[id])) return Policy::Verdict::kSkip;
+    victims.push_back(id);
+    if (--of_size->second == 0) wanted.erase(of_size);
     return Policy::Verdict::kTake;
   });
   for (const ItemId id : victims)

@@ -125,6 +125,9 @@ class Stored {
     uint64_t low_bytes = 0;
   };
   bool Turn(const Watermarks& marks);
+  // There was no place for so many pages of that size, though there is room: in the next turn as
+  // many of that size leave, at most kErasedATurn.
+  void WantPlaces(uint32_t bytes, size_t count);
   // Called when something may go on that waited for the journal or an erasure.
   void SetOnProgress(std::function<void()> on_progress) { on_progress_ = std::move(on_progress); }
 
@@ -168,6 +171,7 @@ class Stored {
     return record.state == StoredState::kStored && record.reads == 0;
   }
   void MakeRoom(const Watermarks& marks);
+  void MakePlaces();
   bool Sweep();
   void SendErasures();
   void Erased(const std::vector<ItemId>& ids, const Status& status);
@@ -193,13 +197,14 @@ class Stored {
   size_t doomed_spaces_ = 0;
   std::map<std::string, std::array<Amount, kItemClasses>> totals_;  // By tenant.
 
-  std::deque<ItemId> to_erase_;  // In state kErasing, not sent yet.
-  uint64_t erasing_ = 0;         // Sent.
-  uint64_t erasing_bytes_ = 0;   // Of all in state kErasing: room that is coming.
-  uint64_t used_bytes_ = 0;      // Of all records.
-  MonotonicNs retry_at_ = 0;     // After a failed erasure.
-  bool making_room_ = false;     // From above the high watermark until below the low one.
-  ItemId sweep_ = 0;             // Where the search for pages of doomed spaces goes on.
+  std::deque<ItemId> to_erase_;               // In state kErasing, not sent yet.
+  uint64_t erasing_ = 0;                      // Sent.
+  uint64_t erasing_bytes_ = 0;                // Of all in state kErasing: room that is coming.
+  uint64_t used_bytes_ = 0;                   // Of all records.
+  MonotonicNs retry_at_ = 0;                  // After a failed erasure.
+  std::map<uint32_t, size_t> wanted_places_;  // Of the next turn, by page bytes.
+  bool making_room_ = false;  // From above the high watermark until below the low one.
+  ItemId sweep_ = 0;          // Where the search for pages of doomed spaces goes on.
   std::array<Amount, kStoredErasures> erased_ = {};
 };
 
