@@ -396,6 +396,18 @@ TEST(StoreBounds, RoomIsMadeAheadOfNeed) {
   EXPECT_EQ(w.world.engine->CheckInvariants(), Status());
 }
 
+TEST_F(StoreTest, NothingLeavesADeviceBecauseItTakesNoWrite) {
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 2);
+  w.world.Settle();
+  client.PutChain(space, 2, 2);
+  w.store.SetState(DeviceState::kReadOnly);  // While they wait.
+  w.world.Settle();
+  EXPECT_EQ(w.Unspilled(Unspilled::kPlace), 2u);
+  EXPECT_EQ(w.store.pages(), 2u);
+}
+
 TEST(StoreBounds, WithoutAPlaceOfItsSizeTheOldestOfThatSizeLeaves) {
   // Some room is left, of which no place of this size can be made.
   EngineOptions options = StoreWorld::Options();

@@ -237,7 +237,8 @@ void Spill::Start(const std::vector<Ready>& ready) {
     while (end < ready.size() && ready[end].bytes == bytes)
       ++end;
     const std::vector<PlaceId> places = parts_.store.Allocate(bytes, end - first);
-    if (places.size() < end - first) {
+    // A device that takes no write now has no place for anything, whatever leaves it.
+    if (places.size() < end - first && parts_.store.free_bytes() > 0) {
       parts_.stored.WantPlaces(bytes, end - first - places.size());
     }
     for (size_t i = first; i < end; ++i) {
