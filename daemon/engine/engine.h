@@ -27,6 +27,7 @@
 #include "daemon/engine/tenant_index.h"
 #include "daemon/policy/policy.h"
 #include "proto/shared_memory.h"
+#include "tiers/page_store.h"
 #include "tiers/tier.h"
 
 namespace terrace {
@@ -41,6 +42,24 @@ struct ClientLimits {
   uint32_t grant_deadline_max_ms = 600'000;
 };
 
+// How the store is used. Percentages are of its capacity.
+struct StoreOptions {
+  uint64_t write_bytes_per_day = 0;  // 0: no limit.
+  uint64_t write_burst_bytes = uint64_t{64} << 30;
+  uint32_t high_percent = 95;  // Above it pages leave the store until it is below the other.
+  uint32_t low_percent = 90;
+  uint32_t max_queued_pages = 8192;   // That wait to be written,
+  uint32_t max_writing_pages = 1024;  // that are written,
+  uint64_t max_writing_bytes = 256u << 20;
+  uint32_t max_reading_pages = 4096;  // and that are read.
+  uint64_t max_reading_bytes = uint64_t{1} << 30;
+  uint32_t write_deadline_ms = 10'000;
+  uint32_t read_deadline_ms = 2'000;
+  uint32_t prefetch_deadline_ms = 1'000;  // Where a request names none.
+  uint32_t prefetch_deadline_max_ms = 60'000;
+  uint64_t sketch_counters = 1u << 20;  // Two bytes each.
+};
+
 struct EngineOptions : ClientLimits {
   uint64_t host_capacity_bytes = 0;
   uint64_t slab_bytes = 64u << 20;  // Aimed at; a slab holds whole pages, at least one.
@@ -48,6 +67,7 @@ struct EngineOptions : ClientLimits {
       64u << 20;  // Of weights; doubled, up to 512 MiB, for sets of over 253 blocks.
   uint64_t huge_page_bytes = 2u << 20;   // The unit in which memory is best taken and given back.
   uint64_t pretouch_bytes = UINT64_MAX;  // How much unused capacity is kept as pre-touched blanks.
+  StoreOptions store;
 };
 
 struct EngineParts {
@@ -56,6 +76,7 @@ struct EngineParts {
   WeightSources* sources = nullptr;
   Journal* journal = nullptr;
   DirectoryMemory* directory_memory = nullptr;
+  PageStore* page_store = nullptr;  // Null: pages live in memory alone.
   std::unique_ptr<Policy> host_policy;
   // Makes a tenant's index; empty: MakeTenantIndex(*directory_memory).
   std::function<Result<std::unique_ptr<TenantIndex>>()> make_index;
@@ -105,6 +126,11 @@ struct GrantSpec {
   uint32_t part = 0;
   uint32_t deadline_ms = 0;
   std::span<const Digest> keys;
+  // The keys are a chain, each extending the one before it, the first `parent` (zero: none), with
+  // `position` pages before it. Kept with the pages that go to the store; nothing depends on it.
+  bool chain = false;
+  Digest parent = {};
+  uint32_t position = 0;
 };
 struct GrantGiven {
   Code code = Code::kOk;
@@ -115,6 +141,37 @@ struct ArenaFacts {
   ArenaId id = 0;
   uint64_t bytes = 0;
   uint32_t page_bytes = 0;
+};
+
+struct PrefetchSpec {
+  uint32_t slot = 0;
+  uint32_t epoch = 0;
+  uint32_t part = 0;
+  std::span<const Digest> keys =
+      {};                    // A chain from its first page on: nothing behind a gap is of use.
+  uint32_t deadline_ms = 0;  // 0: the default.
+  // If less than this fraction of the keys is there, in memory or stored, nothing is fetched.
+  double min_fraction = 0;
+  // What computing a page takes the client: no more is fetched than comes sooner. 0: not told.
+  uint32_t recompute_us_per_page = 0;
+};
+struct Prefetched {
+  // One a key. kOk: in memory, and stays until the client pinned it or the deadline. kNotFound:
+  // nowhere, behind a gap, or not worth it. kDataLoss: it was stored and did not check out.
+  // kDeadlineExceeded; kExhausted: no memory, or more than the client's pin budget; kUnavailable:
+  // the device does not answer; kStale: space or generation ended meanwhile.
+  std::vector<Code> codes;
+  uint32_t worth = 0;  // Keys from the first on that were worth having.
+};
+struct PersistSpec {
+  uint32_t slot = 0;
+  uint32_t epoch = 0;
+  uint32_t part = 0;
+  std::span<const Digest> keys;
+};
+struct Demoted {
+  uint64_t pages = 0;
+  uint64_t bytes = 0;
 };
 
 struct ModelSpec {
@@ -196,6 +253,23 @@ class Engine {
   // Takes out what nobody holds: at least `bytes` (0: all), but at most `limit` pages and blocks,
   // so that who wants more can do it in steps. A step that evicts nothing is the last.
   virtual Evicted Evict(uint64_t bytes, uint64_t limit) = 0;
+
+  // ---- Stored pages. Without a store nothing is stored: Prefetch answers by what is in memory,
+  // the others `unavailable`.
+  // Brings pages into memory. `done` comes when each key has its answer, or at the deadline.
+  virtual void Prefetch(ClientId client, const PrefetchSpec& spec,
+                        std::function<void(Result<Prefetched>)> done) = 0;
+  // Answers when each page is durable as the store promises it, which writes it if need be: kOk;
+  // kNotFound: neither in memory nor stored; kExhausted: the store is full, or wrote enough for
+  // today; kUnavailable; kStale. `mismatch`: the store promises nothing.
+  virtual void Persist(ClientId client, const PersistSpec& spec,
+                       std::function<void(Result<std::vector<Code>>)> done) = 0;
+  // Takes pages out of memory that nobody holds, the least used first, at least `bytes` (0: all),
+  // each when it is stored. What cannot be stored stays. `exhausted` while another is under way.
+  virtual void Demote(uint64_t bytes, std::function<void(Result<Demoted>)> done) = 0;
+  // What was acknowledged before survives the loss of power when `done` is called.
+  virtual void Flush(std::function<void(Status)> done) = 0;
+
   // nullopt: not an arena of the client's tenant.
   virtual std::optional<ArenaFacts> FindArena(ClientId client, ArenaId arena) const = 0;
 

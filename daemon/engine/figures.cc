@@ -1,5 +1,7 @@
 // The figures of HostEngine: what Summary counts for all, by tenant and space. The owner thread
 // pays for them at every scrape, so nothing here looks at pages, slots or shared memory.
+#include <algorithm>
+
 #include "daemon/engine/host_engine.h"
 
 namespace terrace {
@@ -24,6 +26,7 @@ EngineFigures HostEngine::Figures() const {
   figures.evictions_pinned = evictor_.found_pinned();
   figures.host = host_.Report();
   figures.weights = weights_.Figures();
+  if (store_ != nullptr) figures.store = store_->Figures();
   for (int reason = 0; reason < kEvictionReasons; ++reason)
     figures.weights.evicted[reason] = evictor_.evicted_blocks()[reason];
   figures.tenants.reserve(catalog_.tenants().size());
@@ -33,6 +36,8 @@ EngineFigures HostEngine::Figures() const {
     told.spaces = tenant->spaces.size();
     told.directory_capacity = tenant->index->capacity();
     told.pages = tenant->counts;
+    const auto* stored = store_ == nullptr ? nullptr : store_->TotalsOf(tenant->name);
+    if (stored != nullptr) std::copy(stored->begin(), stored->end(), told.stored);
     const Evictor::ByReason evicted = evictor_.evicted_of(tenant->id);
     for (int reason = 0; reason < kEvictionReasons; ++reason)
       told.evicted[reason] = evicted[reason];
@@ -70,6 +75,7 @@ void HostEngine::AddPageFigures(std::vector<TenantFigures>* tenants) const {
     add(SlotState::kGranted, &told.granted);
     add(SlotState::kAbandoned, &told.abandoned);
     add(SlotState::kLimbo, &told.limbo);
+    add(SlotState::kFilling, &told.filling);
     told.free.extents += of->ready_slots;
     told.free.bytes += of->resident_bytes - busy_bytes;
   }

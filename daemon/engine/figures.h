@@ -10,7 +10,10 @@
 #include <vector>
 
 #include "base/digest.h"
+#include "daemon/engine/store/admission.h"
 #include "daemon/engine/tenant_index.h"
+#include "daemon/policy/policy.h"
+#include "tiers/page_store.h"
 #include "tiers/tier.h"
 
 namespace terrace {
@@ -24,6 +27,16 @@ enum class EvictionReason : uint8_t {
   kOperator,  // Somebody asked for it.
 };
 inline constexpr int kEvictionReasons = 5;
+
+// Why a page left the store.
+enum class StoredErasure : uint8_t {
+  kRoom,     // For others.
+  kDropped,  // By a client.
+  kStale,    // Of a generation, or of a model, that is no more.
+  kUnknown,  // Found at the start, and nobody knows what it means.
+  kFault,    // It did not check out.
+};
+inline constexpr int kStoredErasures = 5;
 
 struct Amount {
   uint64_t extents = 0;
@@ -46,6 +59,9 @@ struct PageCounts {
   uint64_t expired_grants = 0;
   uint64_t dropped = 0;  // By their writers.
   uint64_t reused = 0;   // Read at least once while they were there, as far as rings tell.
+  // With a store only: brought back to memory from it; and evicted though it did not have them.
+  Amount promoted;
+  Amount evicted_unstored;
 };
 
 struct TenantFigures {
@@ -61,8 +77,11 @@ struct TenantFigures {
   Amount granted;
   Amount abandoned;
   Amount limbo;
+  Amount filling;  // Being read from the store.
   Amount free;
   PageCounts pages;
+  // In the store, by ItemClass: what their places take.
+  Amount stored[kItemClasses];
   Amount evicted[kEvictionReasons];
   ChannelTotals lookups;
 };
@@ -91,6 +110,41 @@ struct WeightsFigures {
   Amount evicted[kEvictionReasons];
 };
 
+// The store, as the engine uses it; zeros where there is none.
+struct StoreFigures {
+  bool present = false;
+  PageStoreReport store;
+  uint64_t capacity_bytes = 0;
+  uint64_t free_bytes = 0;      // Of devices that are written to.
+  uint64_t used_bytes = 0;      // The sum of what all stored pages take: of tenants, and the next.
+  Amount absent[kItemClasses];  // Of tenants that are not in the configuration, by ItemClass.
+  uint64_t pages = 0;
+  uint64_t spaces = 0;
+  uint64_t catalog_bytes = 0;
+  // Since the start.
+  Amount spilled;
+  Amount promoted;
+  Amount erased[kStoredErasures];
+  uint64_t unspilled[kUnspilled] = {};  // Pages that were not written, by why.
+  uint64_t faults[kReadFaults] = {};    // Pages that were not served, by why.
+  uint64_t prefetched_keys = 0;         // Asked for,
+  uint64_t prefetched_in_memory = 0;    // and there already.
+  uint64_t stale_reads = 0;             // Space or generation ended while they were read.
+  // Now.
+  uint64_t queued_pages = 0;
+  uint64_t writing_pages = 0;
+  uint64_t writing_bytes = 0;
+  uint64_t erasing_pages = 0;
+  uint64_t reading_pages = 0;
+  uint64_t reading_bytes = 0;
+  uint64_t requests = 0;  // Of prefetches that are not answered.
+  uint64_t holds = 0;
+  uint64_t held_bytes = 0;
+  uint64_t write_budget_bytes = 0;  // Left; UINT64_MAX: no limit.
+  uint64_t fetch_latency_ns = 0;    // Moving averages.
+  uint64_t fetch_bytes_per_second = 0;
+};
+
 struct EngineFigures {
   // Beyond so many, spaces are counted and not told one by one.
   static constexpr size_t kMaxSpaces = 2048;
@@ -102,6 +156,7 @@ struct EngineFigures {
   std::vector<TenantFigures> tenants;
   std::vector<SpaceFigures> spaces;
   WeightsFigures weights;
+  StoreFigures store;
 };
 
 }  // namespace terrace

@@ -22,6 +22,8 @@ struct GrantRecord {
   SlotRef slot;
   PageName name;
   uint32_t page_tokens = 0;
+  uint32_t position = 0;
+  Digest parent;
   uint32_t generation_index = 0;
   uint64_t generation = 0;  // When it was granted.
   MonotonicNs deadline = 0;

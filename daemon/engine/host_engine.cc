@@ -37,6 +37,14 @@ Status CheckOptions(const EngineOptions& options) {
   if (options.huge_page_bytes < 4096 || options.huge_page_bytes % 4096 != 0) {
     return refuse("huge_page_bytes is not a multiple of 4096");
   }
+  const StoreOptions& store = options.store;
+  if (store.low_percent > store.high_percent || store.high_percent > 100) {
+    return refuse("store.low_percent is above store.high_percent, or that above 100");
+  }
+  if (store.prefetch_deadline_ms == 0 ||
+      store.prefetch_deadline_ms > store.prefetch_deadline_max_ms) {
+    return refuse("store.prefetch_deadline_ms is not between 1 and its maximum");
+  }
   return CheckLimits(options);
 }
 
@@ -77,10 +85,26 @@ HostEngine::HostEngine(const EngineOptions& options, EngineParts parts, EngineEv
                                                       .memory = &blocks_}),
       access_(*parts.journal) {
   weight_blocks_.SetWeights(&weights_);
+  if (parts.page_store != nullptr) MakeStore(parts);
   memory_.RaiseReserve();
 }
 
 HostEngine::~HostEngine() = default;
+
+void HostEngine::MakeStore(EngineParts& parts) {
+  store_ = std::make_unique<StoreTier>(options_.store, StoreTier::Parts{.store = *parts.page_store,
+                                                                        .journal = *parts.journal,
+                                                                        .catalog = catalog_,
+                                                                        .memory = memory_,
+                                                                        .host = host_,
+                                                                        .residents = residents_,
+                                                                        .placement = placement_,
+                                                                        .evictor = evictor_,
+                                                                        .clock = clock_});
+  evictor_.SetStore(&store_->copies());
+  pins_.SetWatcher(store_.get());
+  placement_.SetWatcher(store_.get());
+}
 
 // ---- Tenants and clients
 
@@ -119,6 +143,7 @@ void HostEngine::ClientGone(ClientId id) {
   catalog_.ClientGone(tenant, id);
   clients_.Remove(id);
   weights_.ClientGone(id);
+  if (store_ != nullptr) store_->ClientGone(id);
 }
 
 // ---- Spaces
@@ -129,14 +154,19 @@ Result<SpaceGiven> HostEngine::OpenSpace(ClientId id, const SpaceSpec& spec) {
   ASSIGN_OR_RETURN(const Space* space,
                    catalog_.Open(tenant, id, spec,
                                  [this](const std::string& name) { return weights_.Knows(name); }));
+  if (store_ != nullptr) store_->SpaceOpened(*space);
   return GivenOf(tenant, *space);
 }
 
 Result<SpaceGiven> HostEngine::OpenSpaceById(ClientId id, const Digest& space_id) {
   ASSIGN_OR_RETURN(const Client* client, clients_.Serving(id));
   Tenant& tenant = catalog_.At(client->spec.tenant);
-  ASSIGN_OR_RETURN(const Space* space, catalog_.OpenById(tenant, id, space_id));
-  return GivenOf(tenant, *space);
+  const Result<Space*> space = catalog_.OpenById(tenant, id, space_id);
+  if (space) return GivenOf(tenant, **space);
+  const bool absent = space.error().code() == Code::kNotFound && store_ != nullptr;
+  const SpaceSpec* stored = absent ? store_->SpecOf(tenant.name, space_id) : nullptr;
+  if (stored == nullptr) return space.error();
+  return OpenSpace(id, SpaceSpec(*stored));
 }
 
 Status HostEngine::CloseSpace(ClientId id, uint32_t slot, uint32_t epoch) {
@@ -172,7 +202,18 @@ Status HostEngine::Restore() {
   std::vector<std::string> names;
   for (const ModelReport& model : weights_.Models())
     names.push_back(model.name);
-  return access_.Restore(names, &restore_problems_);
+  RETURN_IF_ERROR(access_.Restore(names, &restore_problems_));
+  if (store_ == nullptr) return {};
+  // Without it the daemon serves from memory: what is stored is not needed for that.
+  const Status restored = store_->Restore(&restore_problems_);
+  if (!restored.ok()) {
+    restore_problems_.push_back("the store is not used: " + restored.message());
+    evictor_.SetStore(nullptr);
+    pins_.SetWatcher(nullptr);
+    placement_.SetWatcher(nullptr);
+    store_.reset();
+  }
+  return {};
 }
 
 void HostEngine::AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done) {
@@ -266,6 +307,7 @@ bool HostEngine::Turn() {
   std::vector<Placement::Gone> gone;
   more |= placement_.Turn(&gone);
   more |= weights_.Turn();
+  if (store_ != nullptr) more |= store_->Turn();
   std::map<TenantId, std::vector<ArenaId>> gone_of;
   for (const Placement::Gone& arena : gone)
     gone_of[arena.tenant].push_back(arena.arena);
@@ -275,6 +317,7 @@ bool HostEngine::Turn() {
     events_.ArenasGone(tenant, arenas);
   for (const auto& [client, why] : pins_.TakeCut()) {
     AbandonGrants(client);
+    if (store_ != nullptr) store_->ClientGone(client);
     events_.ClientCut(client, why);
   }
   return more;

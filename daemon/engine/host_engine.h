@@ -10,6 +10,7 @@
 //   Evictor     one pass of eviction
 //   Placement   how a slot or room is got; reserve, give-back
 //   Weights     models and their blocks
+//   StoreTier   what is stored below memory, and the ways there and back; where there is a store
 #pragma once
 
 #include <memory>
@@ -26,6 +27,7 @@
 #include "daemon/engine/placement/pins.h"
 #include "daemon/engine/placement/placement.h"
 #include "daemon/engine/placement/residents.h"
+#include "daemon/engine/store/store_tier.h"
 #include "daemon/engine/weights/access.h"
 #include "daemon/engine/weights/weights.h"
 
@@ -56,6 +58,12 @@ class HostEngine final : public Engine {
   Result<uint32_t> Drop(ClientId client, uint32_t slot, uint32_t epoch, uint32_t part,
                         std::span<const Digest> keys) override;
   Evicted Evict(uint64_t bytes, uint64_t limit) override;
+  void Prefetch(ClientId client, const PrefetchSpec& spec,
+                std::function<void(Result<Prefetched>)> done) override;
+  void Persist(ClientId client, const PersistSpec& spec,
+               std::function<void(Result<std::vector<Code>>)> done) override;
+  void Demote(uint64_t bytes, std::function<void(Result<Demoted>)> done) override;
+  void Flush(std::function<void(Status)> done) override;
   std::optional<ArenaFacts> FindArena(ClientId client, ArenaId arena) const override;
 
   void AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done) override;
@@ -91,6 +99,9 @@ class HostEngine final : public Engine {
   // The space, if the client has it open.
   Result<Space*> OpenedSpace(const Client& client, uint32_t slot, uint32_t epoch);
   SpaceGiven GivenOf(const Tenant& tenant, const Space& space) const;
+  // What a prefetch comes to where there is no store.
+  static Prefetched FoundInMemory(const Tenant& tenant, const PrefetchSpec& spec);
+  void MakeStore(EngineParts& parts);
   Code CommitOne(Client& client, uint64_t id, uint32_t valid_tokens);
   PageCounts& CountsOf(const Client& client) { return catalog_.At(client.spec.tenant).counts; }
   void AddPageFigures(std::vector<TenantFigures>* tenants) const;
@@ -122,7 +133,8 @@ class HostEngine final : public Engine {
   Blocks blocks_;
   Weights weights_;
   AccessLists access_;
-  uint64_t abandoned_grants_ = 0;  // Now.
+  std::unique_ptr<StoreTier> store_;  // Null: there is none.
+  uint64_t abandoned_grants_ = 0;     // Now.
   std::vector<std::string> restore_problems_;
 };
 

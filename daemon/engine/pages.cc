@@ -13,6 +13,16 @@ Status CheckBatch(size_t count) {
                                             std::to_string(kMaxBatch) + " are allowed");
 }
 
+uint32_t PositionOf(const GrantSpec& spec, size_t index) {
+  return spec.chain ? spec.position + static_cast<uint32_t>(index) : 0;
+}
+
+// The key that the `index`-th extends.
+Digest ParentOf(const GrantSpec& spec, size_t index) {
+  if (!spec.chain) return {};
+  return index == 0 ? spec.parent : spec.keys[index - 1];
+}
+
 }  // namespace
 
 Status HostEngine::Grant(ClientId id, const GrantSpec& spec, std::vector<GrantGiven>* given) {
@@ -54,6 +64,8 @@ Status HostEngine::Grant(ClientId id, const GrantSpec& spec, std::vector<GrantGi
                                 .slot = slots[n],
                                 .name = {spec.slot, spec.epoch, spec.part, spec.keys[wanting[n]]},
                                 .page_tokens = space->spec.layout.page_tokens,
+                                .position = PositionOf(spec, wanting[n]),
+                                .parent = ParentOf(spec, wanting[n]),
                                 .generation_index = space->generation_index,
                                 .generation = index.generation(space->generation_index),
                                 .deadline = deadline});
@@ -101,12 +113,17 @@ Code HostEngine::CommitOne(Client& client, uint64_t id, uint32_t valid_tokens) {
   const PageName name = grant->name;
   const bool stale = tenant.FindSpace(name.space_slot, name.space_epoch) == nullptr ||
                      tenant.index->generation(grant->generation_index) != grant->generation;
-  const uint32_t tokens = valid_tokens == 0 ? grant->page_tokens : valid_tokens;
+  const PageFacts facts = {.valid_tokens = valid_tokens == 0 ? grant->page_tokens : valid_tokens,
+                           .position = grant->position,
+                           .generation = grant->generation,
+                           .committed_ms = clock_.WallMs(),
+                           .parent = grant->parent};
   // The writer has said that it is done: whatever becomes of the page, the grant ends here.
   const SlotRef slot = EndGrant(client, id);
-  const Code code = stale ? Code::kStale : residents_.Link(slot, name, tokens).code();
+  const Code code = stale ? Code::kStale : residents_.Link(slot, name, facts).code();
   if (code == Code::kOk) {
     tenant.counts.committed.Add(slot.slab->shape().page_bytes);
+    if (store_ != nullptr) store_->Committed(slot);
     return code;
   }
   memory_.Free(slot);
@@ -155,19 +172,21 @@ Result<uint32_t> HostEngine::Drop(ClientId id, uint32_t slot, uint32_t epoch, ui
                                   std::span<const Digest> keys) {
   ASSIGN_OR_RETURN(const Client* client, clients_.Writing(id));
   RETURN_IF_ERROR(CheckBatch(keys.size()));
-  RETURN_IF_ERROR(OpenedSpace(*client, slot, epoch).status());
+  ASSIGN_OR_RETURN(const Space* space, OpenedSpace(*client, slot, epoch));
   const TenantId tenant = client->spec.tenant;
   uint32_t dropped = 0;
   for (const Digest& key : keys) {
     const std::optional<LinkedPage> page =
         catalog_.At(tenant).index->Find({slot, epoch, part, key});
+    const bool stored = store_ != nullptr && store_->Drop(*space, part, key);
+    if (page || stored) ++dropped;
     if (!page) continue;
     const std::optional<SlotRef> place = memory_.FindSlot(tenant, shm::ExtentOf(page->handle));
     TERRACE_CHECK(place.has_value());
     residents_.Unlink(*place);
     // Freed by the next scan, of which a turn or an eviction makes one, unless somebody reads it.
     pins_.AddLimbo(*place);
-    ++dropped;
+    if (store_ != nullptr) store_->DroppedFromMemory(*place);
   }
   CountsOf(*client).dropped += dropped;
   return dropped;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/digest.h"
+#include "daemon/engine/figures.h"
 #include "daemon/engine/layout.h"
 #include "daemon/engine/tenant_index.h"
 #include "tiers/tier.h"
@@ -15,10 +16,11 @@ namespace terrace {
 // Promise 6: used_bytes is the sum over extents; hits by tier + misses = lookups.
 struct StatusReport {
   uint64_t host_capacity_bytes = 0;
-  uint64_t used_bytes = 0;     // Resident in slabs and blocks: the sum of the next five.
+  uint64_t used_bytes = 0;     // Resident in slabs and blocks: the sum of the next six.
   uint64_t linked_bytes = 0;   // Pages that can be found.
   uint64_t granted_bytes = 0;  // Being written, abandoned grants included.
-  uint64_t limbo_bytes = 0;    // Invalidated, still pinned.
+  uint64_t limbo_bytes = 0;    // Invalidated, still pinned or in transfer.
+  uint64_t filling_bytes = 0;  // Being read from the store.
   uint64_t free_bytes = 0;     // Resident slots without a page.
   uint64_t block_bytes = 0;    // Weights.
   uint64_t held_gone_bytes =
@@ -40,6 +42,7 @@ struct StatusReport {
   uint64_t directory_growths = 0;
   ChannelTotals lookups;  // All tenants.
   HostReport host;
+  StoreFigures store;
   std::string policy;
   // Registered models that could not be read back at the start, one sentence each.
   std::vector<std::string> restore_problems;

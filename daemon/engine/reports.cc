@@ -25,8 +25,9 @@ StatusReport HostEngine::Summary() const {
   report.granted_bytes =
       Of(books.bytes, SlotState::kGranted) + Of(books.bytes, SlotState::kAbandoned);
   report.limbo_bytes = Of(books.bytes, SlotState::kLimbo);
-  report.free_bytes =
-      books.slab_bytes - report.linked_bytes - report.granted_bytes - report.limbo_bytes;
+  report.filling_bytes = Of(books.bytes, SlotState::kFilling);
+  report.free_bytes = books.slab_bytes - report.linked_bytes - report.granted_bytes -
+                      report.limbo_bytes - report.filling_bytes;
   report.block_bytes = books.block_bytes;
   report.pages = Of(books.slots, SlotState::kLinked);
   report.grants = grants_.all().size();
@@ -50,6 +51,7 @@ StatusReport HostEngine::Summary() const {
   report.held_gone_bytes = weights.let_go_bytes;
   report.evicted_blocks = weights.evicted_blocks;
   report.host = host_.Report();
+  if (store_ != nullptr) report.store = store_->Figures();
   report.policy = policy_->name();
   report.restore_problems = restore_problems_;
   return report;
@@ -143,6 +145,7 @@ Status HostEngine::CheckInvariants() const {
   RETURN_IF_ERROR(residents_.CheckInvariants());
   RETURN_IF_ERROR(weights_.CheckInvariants());
   RETURN_IF_ERROR(CheckGrants());
+  if (store_ != nullptr) RETURN_IF_ERROR(store_->CheckInvariants());
   const HostBooks& books = memory_.books();
   if (weights_.totals().resident_bytes != books.block_bytes) {
     return Status(Code::kInternal, "weights have other bytes resident than the budget is charged");
@@ -159,13 +162,23 @@ Status HostEngine::CheckFigures() const {
   const WeightsFigures& weights = figures.weights;
   uint64_t bytes = weights.held.bytes + weights.idle.bytes + weights.gone.bytes;
   for (const TenantFigures& tenant : figures.tenants) {
-    for (const Amount* amount :
-         {&tenant.linked, &tenant.granted, &tenant.abandoned, &tenant.limbo, &tenant.free})
+    for (const Amount* amount : {&tenant.linked, &tenant.granted, &tenant.abandoned, &tenant.limbo,
+                                 &tenant.filling, &tenant.free})
       bytes += amount->bytes;
   }
-  if (bytes == figures.used_bytes) return {};
-  return Status(Code::kInternal, "figures: " + std::to_string(bytes) + " bytes of extents, " +
-                                     std::to_string(figures.used_bytes) + " used");
+  if (bytes != figures.used_bytes) {
+    return Status(Code::kInternal, "figures: " + std::to_string(bytes) + " bytes of extents, " +
+                                       std::to_string(figures.used_bytes) + " used");
+  }
+  uint64_t stored = 0;
+  for (int of = 0; of < kItemClasses; ++of) {
+    stored += figures.store.absent[of].bytes;
+    for (const TenantFigures& tenant : figures.tenants)
+      stored += tenant.stored[of].bytes;
+  }
+  if (stored == figures.store.used_bytes) return {};
+  return Status(Code::kInternal, "figures: " + std::to_string(stored) + " bytes stored, " +
+                                     std::to_string(figures.store.used_bytes) + " used");
 }
 
 Status HostEngine::CheckGrants() const {

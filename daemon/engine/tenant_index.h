@@ -124,6 +124,7 @@ class TenantIndex {
       const std::function<void(ClientId client, std::span<const uint64_t> extents)>& pinned) = 0;
   // Reads at most `limit` ring records; handles and slots are unchecked.
   struct RingVisit {
+    ClientId client = 0;
     shm::RingKind kind = shm::RingKind::kTouch;
     uint32_t space_slot = 0;
     uint32_t part = 0;

@@ -16,6 +16,7 @@ namespace terrace {
 using ItemId = uint32_t;
 
 enum class ItemClass : uint8_t { kWeights, kKv, kObject };
+inline constexpr int kItemClasses = 3;
 
 struct ItemTraits {
   ItemClass item_class = ItemClass::kKv;

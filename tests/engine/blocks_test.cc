@@ -230,7 +230,7 @@ TEST_F(BlocksTest, AModelWhoseDaemonWasKilledBeforeItsListWasWrittenIsThereAndCl
   ASSERT_EQ(world.journal.RunPending(1), 1u);
   ASSERT_EQ(world.journal.pending(), 1u);
   EXPECT_FALSE(added.has_value()) << "it is not said to be durable before both are";
-  world.KillAndStart(/*reached_disk=*/0);
+  world.Restart();
 
   const std::vector<ModelReport> models = world.engine->Models();
   ASSERT_EQ(models.size(), 1u);

@@ -22,6 +22,7 @@
 #include "tests/heart/plain_memory.h"
 #include "tiers/sim/sim_host_tier.h"
 #include "tiers/sim/sim_journal.h"
+#include "tiers/sim/sim_page_store.h"
 #include "tiers/sim/sim_weight_sources.h"
 
 namespace terrace {
@@ -89,21 +90,37 @@ inline KvLayout LayoutOf(uint32_t bytes, uint32_t page_tokens = 16) {
 struct EngineWorld {
   static constexpr uint32_t kPage = 16384;
 
-  explicit EngineWorld(EngineOptions given = SmallOptions())
-      : options(given), tier({.blank_bytes = 1u << 20, .blanks_per_step = 1}) {
+  // `given_store` outlives the world.
+  explicit EngineWorld(EngineOptions given = SmallOptions(), SimPageStore* given_store = nullptr)
+      : options(given),
+        tier({.blank_bytes = 1u << 20, .blanks_per_step = 1}),
+        page_store(given_store) {
     Start();
   }
 
-  // The daemon was killed, with these many of the waiting writes of its journal on the disk, and
-  // starts again. Its clients are those of the old one.
-  void KillAndStart(size_t reached_disk) {
-    journal.Crash(reached_disk);
-    sources.DropPending();
+  // The daemon dies and is started again: of the store's and the journal's pending writes the
+  // oldest so many reached the disk. Clients are to be made anew.
+  void Restart(size_t stored = 0, size_t journalled = 0) {
     engine.reset();
+    sources.DropPending();
+    journal.Crash(journalled);
+    if (page_store != nullptr) page_store->Crash(stored);
     Start();
   }
+  // Turns, and completes what they asked for, until nothing more comes of it.
+  void Settle() {
+    for (int turn = 0; turn < 50; ++turn) {
+      clock.Advance(10 * kNsPerMs);
+      (void)engine->Turn();
+      const size_t ran = journal.RunPending() + (page_store ? page_store->RunPending() : 0);
+      if (ran == 0 && turn > 2) return;
+    }
+  }
+
+ private:
   void Start() {
     EngineParts parts;
+    parts.page_store = page_store;
     parts.clock = &clock;
     parts.host = &tier;
     parts.sources = &sources;
@@ -115,6 +132,7 @@ struct EngineWorld {
     engine = *std::move(made);
   }
 
+ public:
   // 16 pages of kPage, slabs of 4 of them, "huge pages" of 2.
   static EngineOptions SmallOptions() {
     EngineOptions options;
@@ -129,6 +147,7 @@ struct EngineWorld {
   EngineOptions options;
   ManualClock clock;
   SimHostTier tier;
+  SimPageStore* const page_store;
   SimWeightSources sources;
   SimJournal journal;
   PlainDirectory directories;

@@ -210,19 +210,21 @@ class ChannelsOn {
     const uint64_t end = tail + std::min(limit, head - tail);
     const uint64_t visited = end - tail;
     for (; tail != end; ++tail) {
-      if (!VisitRecord(ring.records[tail % shm::kRingRecords], visitor)) ++member.skipped;
+      const shm::RingRecord& record = ring.records[tail % shm::kRingRecords];
+      if (!VisitRecord(member.client, record, visitor)) ++member.skipped;
     }
     Atomics::Store(ring.tail, tail, std::memory_order_release);
     return visited;
   }
 
-  static bool VisitRecord(const shm::RingRecord& record,
+  static bool VisitRecord(ClientId client, const shm::RingRecord& record,
                           const std::function<void(const RingVisit&)>& visitor) {
     constexpr auto kRelaxed = std::memory_order_relaxed;
     const uint64_t tag = Atomics::Load(record.tag, kRelaxed);
     const auto kind = static_cast<shm::RingKind>(tag & 0xff);
     if (kind != shm::RingKind::kTouch && kind != shm::RingKind::kMiss) return false;
     RingVisit visit;
+    visit.client = client;
     visit.kind = kind;
     visit.space_slot = static_cast<uint32_t>(tag >> 8) & 0xffffff;
     visit.part = shm::HighOf(tag);

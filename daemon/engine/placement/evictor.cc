@@ -6,6 +6,14 @@ namespace terrace {
 
 using Verdict = Policy::Verdict;
 
+namespace {
+
+// So many pages that the store does not have are passed over for some that it has: enough to find
+// some among pages of one age, and a tenth of a millisecond at most.
+constexpr size_t kPassedOver = 256;
+
+}  // namespace
+
 EvictionDone Evictor::Pass(const EvictionGoal& goal) {
   goal_ = goal;
   chosen_pages_.clear();
@@ -13,10 +21,16 @@ EvictionDone Evictor::Pass(const EvictionGoal& goal) {
   scanned_.clear();
   own_slots_ = 0;
   freed_bytes_ = 0;
+  passed_over_.clear();
+  passing_over_ = goal.unstored == Unstored::kLast;
+  deferred_pages_ = 0;
+  deferred_slots_ = 0;
+  deferred_bytes_ = 0;
   if (Satisfied()) return {};
   // Each item is offered at most once, so the walk is bounded by what is resident; what is in use
   // goes to the newest end, so that the next walk meets others first.
   residents_.policy().Victims(UINT64_MAX, clock_.Now(), [this](ItemId id) { return Offer(id); });
+  TakePassedOver();
   if (Useful()) return CarryOut();
   for (const SlotRef& slot : chosen_pages_)
     slot->victim = false;
@@ -25,11 +39,13 @@ EvictionDone Evictor::Pass(const EvictionGoal& goal) {
 
 bool Evictor::Satisfied() const {
   if (goal_.of == nullptr) {
-    return freed_bytes_ >= goal_.wanted ||
-           chosen_pages_.size() + chosen_blocks_.size() >= goal_.limit;
+    return freed_bytes_ + deferred_bytes_ >= goal_.wanted ||
+           chosen_pages_.size() + chosen_blocks_.size() + deferred_pages_ >= goal_.limit;
   }
   const SlabShape& shape = goal_.of->shape;
-  return own_slots_ + Elsewhere() / shape.BytesOf(0, 1) * shape.grain_slots >= goal_.wanted;
+  return own_slots_ + deferred_slots_ +
+             (Elsewhere() + deferred_bytes_) / shape.BytesOf(0, 1) * shape.grain_slots >=
+         goal_.wanted;
 }
 
 uint64_t Evictor::Elsewhere() const {
@@ -50,7 +66,7 @@ Verdict Evictor::Offer(ItemId id) {
 
 Verdict Evictor::OfferBlock(ArenaId arena) {
   if (blocks_.Held(arena)) return Verdict::kInUse;
-  if (goal_.own_only) return Verdict::kSkip;
+  if (goal_.own_only || goal_.unstored == Unstored::kKeep) return Verdict::kSkip;
   chosen_blocks_.push_back(arena);
   freed_bytes_ += memory_.BlockBytes(arena).value_or(0);
   return Verdict::kTake;
@@ -58,7 +74,60 @@ Verdict Evictor::OfferBlock(ArenaId arena) {
 
 Verdict Evictor::OfferPage(SlotRef slot) {
   if (slot->victim) return Verdict::kTake;
+  if (slot->transfers > 0) {
+    // To be written is no use of a page: it keeps its place in the policy's order.
+    if (goal_.unstored == Unstored::kWriteFirst || goal_.unstored == Unstored::kKeep) Defer(slot);
+    return Verdict::kSkip;
+  }
   if (!Evictable(slot)) return Verdict::kInUse;
+  if (store_ != nullptr && goal_.unstored != Unstored::kAsOthers && !store_->Has(slot)) {
+    if (const std::optional<Verdict> decided = DecideUnstored(slot)) return *decided;
+  }
+  return TakeForGoal(slot);
+}
+
+std::optional<Verdict> Evictor::DecideUnstored(SlotRef slot) {
+  // Not for others: nothing of theirs is of use.
+  const bool useful = !goal_.own_only || slot.slab->owner() == goal_.of;
+  if (!useful) return Verdict::kSkip;
+  if (goal_.unstored == Unstored::kLast) {
+    if (!passing_over_) return std::nullopt;
+    if (passed_over_.size() < kPassedOver) {
+      passed_over_.push_back(slot);
+      return Verdict::kSkip;
+    }
+    TakePassedOver();
+    if (Satisfied()) return Verdict::kStop;
+    return std::nullopt;
+  }
+  const bool keep = goal_.unstored == Unstored::kKeep;
+  if (store_->Save(slot, /*regardless=*/keep)) {
+    Defer(slot);
+    return Verdict::kSkip;
+  }
+  if (keep) return Verdict::kSkip;
+  return std::nullopt;
+}
+
+void Evictor::Defer(SlotRef slot) {
+  ++deferred_pages_;
+  if (slot.slab->owner() == goal_.of) {
+    ++deferred_slots_;
+  } else {
+    deferred_bytes_ += slot.slab->shape().page_bytes;
+  }
+}
+
+void Evictor::TakePassedOver() {
+  passing_over_ = false;
+  for (const SlotRef& slot : passed_over_) {
+    if (Satisfied()) break;
+    if (!slot->victim) (void)TakeForGoal(slot);
+  }
+  passed_over_.clear();
+}
+
+Verdict Evictor::TakeForGoal(SlotRef slot) {
   if (slot.slab->owner() == goal_.of) {
     TakePage(slot);
     ++own_slots_;
@@ -76,7 +145,8 @@ Verdict Evictor::OfferPage(SlotRef slot) {
 bool Evictor::Evictable(SlotRef slot) {
   const TenantId tenant = slot.slab->tenant();
   if (scanned_.insert(tenant).second) pins_.Scan(tenant);
-  return slot->state == SlotState::kLinked && !pins_.Pinned(slot);
+  return slot->state == SlotState::kLinked && slot->transfers == 0 && slot->holds == 0 &&
+         !pins_.Pinned(slot);
 }
 
 bool Evictor::GrainEvictable(Slab& slab, uint32_t grain) {
@@ -139,6 +209,7 @@ EvictionDone Evictor::CarryOut() {
       if (!residents_.Relink(slot).ok()) pins_.AddLimbo(slot);
       continue;
     }
+    if (store_ != nullptr && !store_->Has(slot)) store_->Lost(slot);
     memory_.Free(slot);
     ++done.pages;
     done.bytes += slot.slab->shape().page_bytes;

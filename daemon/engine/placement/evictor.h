@@ -10,6 +10,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <set>
 #include <vector>
 
@@ -27,6 +28,27 @@ class BlockOwner {
   virtual bool Held(ArenaId arena) const = 0;
   // It is not held. HostMemory and Residents know nothing of it afterwards.
   virtual void Evict(ArenaId arena) = 0;
+};
+
+// What the store has of pages in memory, and whether it may take them.
+class StoredCopies {
+ public:
+  virtual ~StoredCopies() = default;
+  // Of a linked page, or of one unlinked a moment ago.
+  virtual bool Has(SlotRef slot) const = 0;
+  // Has the page written, or is about it already: it will leave memory without loss later. False
+  // if it is not worth it or, with `regardless` of that, if it cannot be.
+  virtual bool Save(SlotRef slot, bool regardless) = 0;
+  // The page left memory and the store does not have it.
+  virtual void Lost(SlotRef slot) = 0;
+};
+
+// What becomes of pages that the store does not have. Without a store all are alike.
+enum class Unstored : uint8_t {
+  kAsOthers,
+  kLast,        // They go after those that it has, among the few next in the policy's order.
+  kWriteFirst,  // They are written and go in a later pass; at once if they are not worth it.
+  kKeep,        // Likewise, and stay if they cannot be written.
 };
 
 struct EvictionGoal {
@@ -47,6 +69,7 @@ struct EvictionGoal {
   EvictionReason reason = EvictionReason::kPages;  // For the count.
   // Without `of`: no more pages and blocks than this.
   uint64_t limit = UINT64_MAX;
+  Unstored unstored = Unstored::kAsOthers;
 };
 
 struct EvictionDone {
@@ -60,9 +83,13 @@ class Evictor {
   Evictor(HostMemory& memory, Residents& residents, Pins& pins, BlockOwner& blocks,
           const Clock& clock)
       : memory_(memory), residents_(residents), pins_(pins), blocks_(blocks), clock_(clock) {}
+  // Null: there is no store.
+  void SetStore(StoredCopies* store) { store_ = store; }
 
   EvictionDone Pass(const EvictionGoal& goal);
 
+  // Pages that the last pass left for a later one because they are being written to the store.
+  uint64_t deferred_pages() const { return deferred_pages_; }
   uint64_t evicted_pages() const { return evicted_pages_; }
   uint64_t found_pinned() const { return found_pinned_; }
   // Since the start, by EvictionReason.
@@ -76,6 +103,12 @@ class Evictor {
   Policy::Verdict Offer(ItemId id);
   Policy::Verdict OfferBlock(ArenaId arena);
   Policy::Verdict OfferPage(SlotRef slot);
+  Policy::Verdict TakeForGoal(SlotRef slot);
+  // What to do about a page that can be evicted but is not in the store; nullopt: evict it.
+  std::optional<Policy::Verdict> DecideUnstored(SlotRef slot);
+  void Defer(SlotRef slot);
+  // Evicts after all what was passed over, as far as it takes.
+  void TakePassedOver();
   bool Satisfied() const;
   // Memory that `of` can get from elsewhere once the choice is carried out.
   uint64_t Elsewhere() const;
@@ -95,6 +128,7 @@ class Evictor {
   Pins& pins_;
   BlockOwner& blocks_;
   const Clock& clock_;
+  StoredCopies* store_ = nullptr;
 
   // Of the pass that is running.
   EvictionGoal goal_;
@@ -102,7 +136,12 @@ class Evictor {
   std::vector<ArenaId> chosen_blocks_;
   std::set<TenantId> scanned_;
   uint64_t own_slots_ = 0;
-  uint64_t freed_bytes_ = 0;  // Memory that can be taken back.
+  uint64_t freed_bytes_ = 0;          // Memory that can be taken back.
+  std::vector<SlotRef> passed_over_;  // In the policy's order.
+  bool passing_over_ = false;
+  uint64_t deferred_pages_ = 0;
+  uint64_t deferred_slots_ = 0;  // Of those: of the class,
+  uint64_t deferred_bytes_ = 0;  // and of others.
 
   uint64_t evicted_pages_ = 0;
   std::vector<ByReason> evicted_of_;  // By tenant.

@@ -135,6 +135,7 @@ void HostMemory::SetState(SlotRef slot, SlotState state) {
 }
 
 void HostMemory::Free(SlotRef slot) {
+  TERRACE_CHECK(slot->transfers == 0 && slot->holds == 0);
   SetState(slot, slot->sequence == shm::kMaxSequence ? SlotState::kRetired : SlotState::kEmpty);
 }
 

@@ -43,6 +43,7 @@ std::map<ClientId, Pins::Holding> Pins::ReadPins(Tenant& tenant) {
   std::map<ClientId, Holding> holdings;
   Holding* holding = nullptr;
   ClientId of_client = 0;
+  bool waiting = false;
   At(tenant.id).floor = next_stamp_;
   const auto counts =
       tenant.index->ScanPins([&](ClientId client, std::span<const uint64_t> extents) {
@@ -50,7 +51,9 @@ std::map<ClientId, Pins::Holding> Pins::ReadPins(Tenant& tenant) {
           holding = &holdings[client];
           of_client = client;
           ++next_stamp_;
+          waiting = watcher_ != nullptr && watcher_->Waiting(client);
         }
+        if (waiting) watcher_->Pinned(client, extents);
         for (size_t i = 0; i < extents.size(); ++i) {
           // Pins lie anywhere in memory: what is stamped next is fetched meanwhile.
           if (i + kPrefetchAhead < extents.size()) {
@@ -102,10 +105,11 @@ void Pins::AddLimbo(SlotRef slot) {
   At(slot.slab->tenant()).limbo.push_back(slot);
 }
 
-// Each page is freed once, and those that stay are at most as many as the pins just read.
+// Each page is freed once, and those that stay are at most as many as the pins just read and the
+// transfers under way.
 void Pins::FreeLimbo(OfTenant& of) {
   std::erase_if(of.limbo, [&](const SlotRef& slot) {
-    if (Pinned(slot)) return false;
+    if (Pinned(slot) || slot->transfers > 0 || slot->holds > 0) return false;
     memory_.Free(slot);
     return true;
   });

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -20,10 +21,25 @@
 
 namespace terrace {
 
+// Who wants to know what clients do with pages that were fetched for them.
+class PageWatcher {
+ public:
+  virtual ~PageWatcher() = default;
+  // Whether pages are held for the client.
+  virtual bool Waiting(ClientId client) const = 0;
+  // A scan found these extents pinned by a client that is waiting.
+  virtual void Pinned(ClientId client, std::span<const uint64_t> extents) = 0;
+  // A ring's record, of any client.
+  virtual void Told(TenantId tenant, const TenantIndex::RingVisit& visit) = 0;
+};
+
 class Pins {
  public:
   Pins(Catalog& catalog, HostMemory& memory, Clients& clients, const Clock& clock)
       : catalog_(catalog), memory_(memory), clients_(clients), clock_(clock) {}
+
+  // Null: nobody.
+  void SetWatcher(PageWatcher* watcher) { watcher_ = watcher; }
 
   void Scan(TenantId tenant);
   // At the last scan of the slot's tenant.
@@ -35,7 +51,8 @@ class Pins {
   // Pins of all tenants, each at its last scan: what a scan costs.
   uint64_t total() const;
 
-  // A slot in kLimbo, out of the directory: it is freed by the first scan that finds no pin on it.
+  // A slot in kLimbo, out of the directory: it is freed by the first scan that finds no pin on it
+  // and no transfer of it under way, and nobody who holds it.
   void AddLimbo(SlotRef slot);
   // Scans tenants with pages in limbo, each at most as often as keeps the scans cheap.
   void TurnLimbo();
@@ -70,6 +87,7 @@ class Pins {
   HostMemory& memory_;
   Clients& clients_;
   const Clock& clock_;
+  PageWatcher* watcher_ = nullptr;
   std::vector<OfTenant> tenants_;  // By id.
   uint64_t next_stamp_ = 1;
   std::vector<std::pair<ClientId, Status>> cut_;

@@ -71,12 +71,14 @@ bool Placement::Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses, Evicti
   if (got()) return true;
   const uint64_t limbo = pins_.limbo_pages();
   DrainRings(kRingRecordsAPass);
-  evictor_.Pass({.of = &of,
-                 .wanted = std::max(slots, Batch(of)),
-                 .have_bytes = static_cast<int64_t>(memory_.capacity() + IdleBytes(&of)) -
-                               static_cast<int64_t>(memory_.books().used()),
-                 .own_only = tier_refuses,
-                 .reason = reason});
+  evictor_.Pass(
+      {.of = &of,
+       .wanted = std::max(slots, Batch(of)),
+       .have_bytes = static_cast<int64_t>(memory_.capacity() + IdleBytes(&of)) -
+                     static_cast<int64_t>(memory_.books().used()),
+       .own_only = tier_refuses,
+       .reason = reason,
+       .unstored = reason == EvictionReason::kReserve ? Unstored::kWriteFirst : Unstored::kLast});
   if (of.ready_slots == 0) {
     punch(Take::kAll);
     // Own grains that are idle although no slot is ready hold memory that the tier would neither
@@ -99,8 +101,10 @@ bool Placement::MakeRoom(uint64_t bytes) {
     if (missing > idle) {
       const uint64_t limbo = pins_.limbo_pages();
       DrainRings(kRingRecordsAPass);
-      const EvictionDone done = evictor_.Pass(
-          {.wanted = missing - idle, .all_or_nothing = true, .reason = EvictionReason::kWeights});
+      const EvictionDone done = evictor_.Pass({.wanted = missing - idle,
+                                               .all_or_nothing = true,
+                                               .reason = EvictionReason::kWeights,
+                                               .unstored = Unstored::kLast});
       if (done.pages + done.blocks == 0) {
         pins_.SettleLimbo();
         if (pins_.limbo_pages() == limbo) return false;
@@ -127,6 +131,15 @@ EvictionDone Placement::Evict(uint64_t bytes, uint64_t limit) {
     done.bytes += more.bytes;
   }
   return done;
+}
+
+EvictionDone Placement::Demote(uint64_t bytes, uint64_t limit) {
+  DrainRings(kRingRecordsAPass);
+  return evictor_.Pass({.wanted = bytes == 0 ? UINT64_MAX : bytes,
+                        .any_page = true,
+                        .reason = EvictionReason::kOperator,
+                        .limit = limit,
+                        .unstored = Unstored::kKeep});
 }
 
 uint64_t Placement::PunchOthers(const SlabClass* spare, uint64_t bytes, Take take) {
@@ -186,6 +199,7 @@ uint64_t Placement::DrainRings(uint64_t limit) {
     drained += tenant->index->DrainRings(limit - drained, [&](const TenantIndex::RingVisit& visit) {
       const bool hit = visit.kind == shm::RingKind::kTouch;
       if (hit) residents_.Touch(tenant->id, visit.handle);
+      if (watcher_ != nullptr) watcher_->Told(tenant->id, visit);
       if (visit.space_slot >= tenant->reads.size()) return;
       SpaceReads& reads = tenant->reads[visit.space_slot];
       ++(hit ? reads.hits : reads.misses);
@@ -242,7 +256,8 @@ bool Placement::KeepReserve() {
     const bool tier_refuses = memory_.room() >= of->shape.BytesOf(0, 1);
     if (Reclaim(*of, reserve - of->ready_slots, tier_refuses, EvictionReason::kReserve))
       return true;
-    reserve_futile_until_ = clock_.Now() + kFutileNs;
+    // What is being written first will be there soon.
+    if (evictor_.deferred_pages() == 0) reserve_futile_until_ = clock_.Now() + kFutileNs;
     return false;
   }
   return false;
@@ -273,7 +288,9 @@ bool Placement::Shrink() {
   uint64_t punched = PunchOthers(nullptr, step, Take::kAll);
   if (punched < step) {
     DrainRings(kRingRecordsAPass);
-    evictor_.Pass({.wanted = step - punched, .reason = EvictionReason::kCapacity});
+    evictor_.Pass({.wanted = step - punched,
+                   .reason = EvictionReason::kCapacity,
+                   .unstored = Unstored::kLast});
     punched += PunchOthers(nullptr, step - punched, Take::kAll);
   }
   return memory_.books().used() < used && memory_.books().used() > memory_.capacity();

@@ -31,12 +31,18 @@ class Placement {
         evictor_(evictor),
         clock_(clock) {}
 
+  // Null: nobody.
+  void SetWatcher(PageWatcher* watcher) { watcher_ = watcher; }
+
   // Up to `count` slots, in state kGranted; fewer when no more can be had.
   std::vector<SlotRef> Allocate(SlabClass& of, uint64_t count);
   // Makes the budget have `bytes` of room; false if that cannot be.
   bool MakeRoom(uint64_t bytes);
   // Evicts pages and blocks until `bytes` of them are gone; 0: all that nobody holds.
   EvictionDone Evict(uint64_t bytes, uint64_t limit);
+  // One pass over pages that lets go of up to `limit` of them, and `bytes` (0: all), which are in
+  // the store; others are written first and go in a later pass. What the store does not take stays.
+  EvictionDone Demote(uint64_t bytes, uint64_t limit);
 
   // A bounded amount of background work; true if more is waiting. Arenas that were released since
   // the last call are in `gone`.
@@ -73,6 +79,7 @@ class Placement {
   Pins& pins_;
   Evictor& evictor_;
   const Clock& clock_;
+  PageWatcher* watcher_ = nullptr;
   MonotonicNs decayed_at_ = 0;
   MonotonicNs vacant_looked_at_ = 0;
   MonotonicNs reserve_futile_until_ = 0;

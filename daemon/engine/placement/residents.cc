@@ -26,7 +26,7 @@ void Residents::EraseItem(ItemId id) {
   free_.push_back(id);
 }
 
-Status Residents::Link(SlotRef slot, const PageName& name, uint32_t valid_tokens) {
+Status Residents::Link(SlotRef slot, const PageName& name, const PageFacts& facts) {
   TERRACE_CHECK(IsBusy(slot->state) && slot->state != SlotState::kLinked);
   if (slot->sequence == shm::kMaxSequence) {
     return Status(Code::kExhausted, "the slot's sequence numbers are used up");
@@ -38,11 +38,12 @@ Status Residents::Link(SlotRef slot, const PageName& name, uint32_t valid_tokens
   RETURN_IF_ERROR(tenant.index->Link({.name = name,
                                       .handle = slot.slab->HandleOf(slot.index),
                                       .bytes = bytes,
-                                      .valid_tokens = valid_tokens,
+                                      .valid_tokens = facts.valid_tokens,
                                       .tier = shm::Tier::kHost}));
   slot->name = name;
-  slot->valid_tokens = valid_tokens;
+  slot->facts = facts;
   slot->read = false;
+  slot->queued = false;
   memory_.SetState(slot, SlotState::kLinked);
   slot->item = NewItem({.slot = slot}, {.item_class = ItemClass::kKv, .bytes = bytes});
   if (Space* space = tenant.FindSpace(name.space_slot, name.space_epoch)) {
@@ -52,10 +53,10 @@ Status Residents::Link(SlotRef slot, const PageName& name, uint32_t valid_tokens
 }
 
 Status Residents::Relink(SlotRef slot) {
-  const PageName name = slot->name;
-  const bool read = slot->read;
-  RETURN_IF_ERROR(Link(slot, name, slot->valid_tokens));
-  slot->read = read;
+  const Slot before = *slot;
+  RETURN_IF_ERROR(Link(slot, before.name, before.facts));
+  slot->read = before.read;
+  slot->queued = before.queued;
   return {};
 }
 

@@ -33,7 +33,7 @@ class Residents {
 
   // Puts a busy slot into the directory under its next sequence. On failure the slot is as it was:
   // kAlreadyExists, or kExhausted when the directory or the slot's sequence numbers are full.
-  Status Link(SlotRef slot, const PageName& name, uint32_t valid_tokens);
+  Status Link(SlotRef slot, const PageName& name, const PageFacts& facts);
   // A page taken out a moment ago, whose bytes nobody touched: under its old name again.
   Status Relink(SlotRef slot);
   // Out of the directory, into kLimbo.

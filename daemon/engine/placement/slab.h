@@ -40,23 +40,36 @@ enum class SlotState : uint8_t {
   kEmpty,      // No page. Has memory if its grain is resident.
   kGranted,    // A client writes it.
   kAbandoned,  // The grant's deadline passed, but its writer may still write.
+  kFilling,    // A page is being read into it from the store.
   kLinked,     // In the directory.
   kLimbo,      // Out of the directory, but somebody may have it pinned.
   kRetired,    // Its sequence numbers are used up: never given out again.
 };
-inline constexpr int kSlotStates = 6;
+inline constexpr int kSlotStates = 7;
 constexpr bool IsBusy(SlotState state) {
   return state != SlotState::kEmpty && state != SlotState::kRetired;
 }
 
-struct Slot {
-  PageName name;  // While linked.
+// What is told of a page beside its name, and goes with it to the store and back.
+struct PageFacts {
   uint32_t valid_tokens = 0;
-  uint32_t sequence = 0;  // Of its last stay in the directory.
-  ItemId item = 0;        // While linked.
+  uint32_t position = 0;  // Pages before it in its chain.
+  uint64_t generation = 0;
+  int64_t committed_ms = 0;  // Unix time.
+  Digest parent;             // The key that it extends; zero: none, or not told.
+};
+
+struct Slot {
+  PageName name;           // While linked, and after it until the slot is free.
+  PageFacts facts;         // Likewise.
+  uint32_t sequence = 0;   // Of its last stay in the directory.
+  ItemId item = 0;         // While linked.
+  uint16_t transfers = 0;  // Of the store, out of its memory or into it, that have not ended.
+  uint16_t holds = 0;      // Somebody waits for the page, or it waits to be written: it stays.
   SlotState state = SlotState::kEmpty;
   bool victim = false;  // Chosen by the eviction that is running.
   bool read = false;    // Since it was committed, as far as rings tell.
+  bool queued = false;  // To be written to the store.
 };
 
 struct SlabClass;

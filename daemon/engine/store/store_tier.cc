@@ -1,0 +1,223 @@
+#include "daemon/engine/store/store_tier.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace terrace {
+namespace {
+
+constexpr MonotonicNs kStoreTurnNs = 100 * kNsPerMs;
+// Pages looked at and let go by one step of a demotion.
+constexpr uint64_t kDemotedAStep = 512;
+// So long without a page that left, and a demotion is over: the device does not answer.
+constexpr MonotonicNs kDemotionStallNs = 30 * kNsPerSecond;
+
+}  // namespace
+
+StoreTier::StoreTier(const StoreOptions& options, const Parts& parts)
+    : parts_(parts),
+      sketch_(options.sketch_counters),
+      stored_(parts.store, parts.journal, parts.clock),
+      spill_(options, {.stored = stored_,
+                       .catalog = parts.catalog,
+                       .memory = parts.memory,
+                       .host = parts.host,
+                       .store = parts.store,
+                       .sketch = sketch_,
+                       .clock = parts.clock}),
+      promote_(options,
+               {.stored = stored_,
+                .catalog = parts.catalog,
+                .memory = parts.memory,
+                .host = parts.host,
+                .store = parts.store,
+                .sketch = sketch_,
+                .clock = parts.clock},
+               parts.residents, parts.placement, holds_) {
+  stored_.SetOnProgress([this] { (void)spill_.Pump(); });
+}
+
+void StoreTier::SpaceOpened(const Space& space) {
+  const StoredSpace* stored = stored_.FindSpace(space.id);
+  if (stored != nullptr && stored->record.spec.model != space.spec.model) {
+    stored_.DoomSpace(space.id);
+  }
+}
+
+const SpaceSpec* StoreTier::SpecOf(const std::string& tenant, const Digest& space) const {
+  const StoredSpace* stored = stored_.FindSpace(space);
+  const bool served = stored != nullptr && !stored->doomed && stored->pages > 0;
+  return served && stored->record.tenant == tenant ? &stored->record.spec : nullptr;
+}
+
+bool StoreTier::Drop(const Space& space, uint32_t part, const Digest& key) {
+  const ItemId id = stored_.Find(space.id, part, key);
+  if (id == kNoRecord || stored_.at(id).doomed) return false;
+  stored_.Erase(id, StoredErasure::kDropped);
+  return true;
+}
+
+void StoreTier::Told(TenantId, const TenantIndex::RingVisit& visit) {
+  sketch_.Add(SketchItem(visit.key[0], visit.part));
+  if (visit.kind == shm::RingKind::kTouch) {
+    holds_.Release(visit.client, shm::ExtentOf(visit.handle));
+  }
+}
+
+// ---- Making pages durable
+
+void StoreTier::Persist(const Tenant& tenant, const Space& space, const PersistSpec& spec,
+                        Persisted done) {
+  if (parts_.store.Report().durability == Durability::kNone) {
+    return done(Status(Code::kMismatch, "the store promises no durability"));
+  }
+  if (persists_ == kMaxPersists) {
+    return done(Status(Code::kExhausted, "too many requests wait for pages to be durable already"));
+  }
+  ++persists_;
+  struct Request {
+    std::vector<Code> codes;
+    size_t left = 0;
+    Persisted done;
+  };
+  const auto request = std::make_shared<Request>();
+  request->codes.assign(spec.keys.size(), Code::kNotFound);
+  request->left = spec.keys.size() + 1;  // One for this call, so that none answers before it ends.
+  request->done = std::move(done);
+  const auto answer = [this, request](size_t index, Code code) {
+    if (index < request->codes.size()) request->codes[index] = code;
+    if (--request->left > 0) return;
+    --persists_;
+    request->done(std::move(request->codes));
+  };
+  const uint64_t generation = tenant.index->generation(space.generation_index);
+  // Backwards, since each goes to the head of the queue.
+  for (size_t i = spec.keys.size(); i-- > 0;) {
+    if (stored_.Serves(stored_.Find(space.id, spec.part, spec.keys[i]), generation)) {
+      answer(i, Code::kOk);
+      continue;
+    }
+    const auto page = tenant.index->Find({spec.slot, spec.epoch, spec.part, spec.keys[i]});
+    if (!page) {
+      answer(i, Code::kNotFound);
+      continue;
+    }
+    const auto slot = parts_.memory.FindSlot(tenant.id, shm::ExtentOf(page->handle));
+    spill_.Persist(*slot, [answer, i](Code code) { answer(i, code); });
+  }
+  (void)spill_.Pump();
+  answer(spec.keys.size(), Code::kOk);
+}
+
+void StoreTier::Demote(uint64_t bytes, std::function<void(Result<Demoted>)> done) {
+  if (demotion_ != nullptr) {
+    return done(Status(Code::kExhausted, "pages are being demoted already"));
+  }
+  demotion_ = std::make_unique<Demotion>();
+  demotion_->wanted = bytes;
+  demotion_->progress = parts_.clock.Now();
+  demotion_->done = std::move(done);
+}
+
+// True if the next step need not wait for the store.
+bool StoreTier::StepDemotion() {
+  if (demotion_ == nullptr) return false;
+  Demotion& under_way = *demotion_;
+  const uint64_t left = under_way.wanted == 0 ? 0 : under_way.wanted - under_way.so_far.bytes;
+  const EvictionDone done = parts_.placement.Demote(left, kDemotedAStep);
+  under_way.so_far.pages += done.pages;
+  under_way.so_far.bytes += done.bytes;
+  const MonotonicNs now = parts_.clock.Now();
+  if (done.pages > 0) under_way.progress = now;
+  const bool enough = under_way.wanted != 0 && under_way.so_far.bytes >= under_way.wanted;
+  const bool nothing = done.pages == 0 && parts_.evictor.deferred_pages() == 0;
+  if (!enough && !nothing && now < under_way.progress + kDemotionStallNs) return done.pages > 0;
+  const std::unique_ptr<Demotion> over = std::move(demotion_);
+  over->done(over->so_far);
+  return false;
+}
+
+// ---- Time
+
+void StoreTier::ClientGone(ClientId client) {
+  promote_.ClientGone(client);
+  holds_.ClientGone(client);
+}
+
+bool StoreTier::Turn() {
+  const MonotonicNs now = parts_.clock.Now();
+  if (now >= turned_at_ + kStoreTurnNs) {
+    turned_at_ = now;
+    parts_.store.Turn();
+  }
+  holds_.Turn(now);
+  bool more = promote_.Turn();
+  more |= StepDemotion();
+  more |= stored_.Turn(spill_.watermarks());
+  more |= spill_.Pump();
+  return more;
+}
+
+// ---- Figures
+
+const std::array<Amount, kItemClasses>* StoreTier::TotalsOf(const std::string& tenant) const {
+  const auto found = stored_.totals().find(tenant);
+  return found == stored_.totals().end() ? nullptr : &found->second;
+}
+
+StoreFigures StoreTier::Figures() {
+  StoreFigures figures;
+  figures.present = true;
+  figures.store = parts_.store.Report();
+  figures.capacity_bytes = parts_.store.capacity_bytes();
+  figures.free_bytes = parts_.store.free_bytes();
+  figures.used_bytes = stored_.used_bytes();
+  for (const auto& [tenant, totals] : stored_.totals()) {
+    if (parts_.catalog.Find(tenant) != nullptr) continue;
+    for (int of = 0; of < kItemClasses; ++of) {
+      figures.absent[of].extents += totals[of].extents;
+      figures.absent[of].bytes += totals[of].bytes;
+    }
+  }
+  figures.pages = stored_.pages();
+  figures.spaces = stored_.spaces();
+  figures.catalog_bytes = stored_.bytes();
+  figures.spilled = spill_.spilled();
+  figures.promoted = promote_.promoted();
+  std::copy(stored_.erased().begin(), stored_.erased().end(), figures.erased);
+  std::copy(spill_.unspilled().begin(), spill_.unspilled().end(), figures.unspilled);
+  std::copy(promote_.faults().begin(), promote_.faults().end(), figures.faults);
+  figures.prefetched_keys = promote_.asked_keys();
+  figures.prefetched_in_memory = promote_.found_in_memory();
+  figures.stale_reads = promote_.stale_reads();
+  figures.queued_pages = spill_.queued_pages();
+  figures.writing_pages = spill_.writing_pages();
+  figures.writing_bytes = spill_.writing_bytes();
+  figures.erasing_pages = stored_.erasing();
+  figures.reading_pages = promote_.reading_pages();
+  figures.reading_bytes = promote_.reading_bytes();
+  figures.requests = promote_.requests();
+  figures.holds = holds_.count();
+  figures.held_bytes = holds_.bytes();
+  figures.write_budget_bytes = spill_.budget_left();
+  figures.fetch_latency_ns = promote_.speed().latency_ns();
+  figures.fetch_bytes_per_second = promote_.speed().bytes_per_second();
+  return figures;
+}
+
+Status StoreTier::CheckInvariants() const {
+  RETURN_IF_ERROR(stored_.CheckInvariants());
+  RETURN_IF_ERROR(promote_.CheckInvariants());
+  uint64_t transfers = 0;
+  for (const auto& slab : parts_.memory.slabs_by_arena()) {
+    if (slab == nullptr) continue;
+    for (uint32_t i = 0; i < slab->shape().slots; ++i)
+      transfers += slab->slot(i).transfers;
+  }
+  if (transfers != spill_.writing_pages() + promote_.reading_pages()) {
+    return Status(Code::kInternal, "slots in transfer are not the pages read and written");
+  }
+  return {};
+}
+
+}  // namespace terrace

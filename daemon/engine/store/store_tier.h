@@ -1,0 +1,104 @@
+// StoreTier: what the engine has of the store, when it is given one: the catalogue of what is
+// stored, the way there (Spill), the way back (Promote) and the pages held on it (Holds).
+//
+// Owned by the engine; owner thread only. The parts know each other as in this list, the later the
+// earlier. Limits: kMaxPersists requests to make pages durable wait at a time.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "daemon/engine/clients.h"
+#include "daemon/engine/placement/pins.h"
+#include "daemon/engine/placement/placement.h"
+#include "daemon/engine/placement/residents.h"
+#include "daemon/engine/store/holds.h"
+#include "daemon/engine/store/promote.h"
+#include "daemon/engine/store/spill.h"
+#include "daemon/engine/store/stored.h"
+#include "daemon/policy/sketch.h"
+#include "tiers/page_store.h"
+
+namespace terrace {
+
+class StoreTier final : public PageWatcher {
+ public:
+  static constexpr size_t kMaxPersists = 4096;
+
+  struct Parts {
+    PageStore& store;
+    Journal& journal;
+    Catalog& catalog;
+    HostMemory& memory;
+    HostTier& host;
+    Residents& residents;
+    Placement& placement;
+    Evictor& evictor;
+    const Clock& clock;
+  };
+  StoreTier(const StoreOptions& options, const Parts& parts);
+
+  // Once and before anything else.
+  Status Restore(std::vector<std::string>* problems) { return stored_.Restore(problems); }
+  // Its copies there are of another model: nothing of them is served.
+  void SpaceOpened(const Space& space);
+  // What it is, if it is the tenant's and has stored pages.
+  const SpaceSpec* SpecOf(const std::string& tenant, const Digest& space) const;
+
+  StoredCopies& copies() { return spill_; }
+  void Committed(SlotRef slot) { spill_.Offer(slot); }
+  // The page leaves the store, and if it is in memory nobody waits for it there. Whether it was
+  // stored, or about to be.
+  bool Drop(const Space& space, uint32_t part, const Digest& key);
+  void DroppedFromMemory(SlotRef slot) { holds_.Forget(slot); }
+  void Prefetch(const Client& client, const Space& space, const PrefetchSpec& spec,
+                Promote::Done done) {
+    promote_.Prefetch(client, space, spec, std::move(done));
+  }
+  using Persisted = std::function<void(Result<std::vector<Code>>)>;
+  void Persist(const Tenant& tenant, const Space& space, const PersistSpec& spec, Persisted done);
+  void Demote(uint64_t bytes, std::function<void(Result<Demoted>)> done);
+  void Flush(std::function<void(Status)> done) { parts_.store.Flush(std::move(done)); }
+  void ClientGone(ClientId client);
+  bool Turn();
+
+  // ---- PageWatcher
+  bool Waiting(ClientId client) const override { return holds_.Waiting(client); }
+  void Pinned(ClientId client, std::span<const uint64_t> extents) override {
+    holds_.Pinned(client, extents);
+  }
+  void Told(TenantId tenant, const TenantIndex::RingVisit& visit) override;
+
+  // ---- Figures
+  StoreFigures Figures();
+  // What the tenant's pages take of the store, by class.
+  const std::array<Amount, kItemClasses>* TotalsOf(const std::string& tenant) const;
+  Status CheckInvariants() const;
+
+ private:
+  struct Demotion {
+    uint64_t wanted = 0;  // 0: all.
+    Demoted so_far;
+    MonotonicNs progress = 0;  // When the last page left.
+    std::function<void(Result<Demoted>)> done;
+  };
+  bool StepDemotion();
+
+  const Parts parts_;
+  FrequencySketch sketch_;
+  Stored stored_;
+  Spill spill_;
+  Holds holds_;
+  Promote promote_;
+  std::unique_ptr<Demotion> demotion_;  // While one is under way.
+  size_t persists_ = 0;                 // That are not answered.
+  MonotonicNs turned_at_ = 0;           // When the store had its last turn.
+};
+
+}  // namespace terrace

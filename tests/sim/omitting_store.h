@@ -1,0 +1,98 @@
+// OmittingStore and OmittingJournal: what is below the engine, falsified so that the engine works
+// as if it did not wait for one thing that it waits for. Everything else is passed on.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tiers/sim/sim_journal.h"
+#include "tiers/sim/sim_page_store.h"
+
+namespace terrace {
+
+// The thing that is not waited for.
+enum class StoreOmission : uint8_t {
+  kNothing,
+  kEndOfWrite,   // The device still reads the bytes, and their slot counts as free to go.
+  kEndOfRead,    // A read is overdue, and its slot is used although the device still writes to it.
+  kSpaceRecord,  // Pages are written before what they mean is on record.
+};
+
+class OmittingStore final : public PageStore {
+ public:
+  OmittingStore(StoreOmission omission, SimPageStore& store) : omission_(omission), store_(store) {}
+
+  Status Restore(const std::function<void(const StoredPage&)>& visit) override {
+    return store_.Restore(visit);
+  }
+  std::vector<PlaceId> Allocate(uint32_t bytes, size_t count) override {
+    return store_.Allocate(bytes, count);
+  }
+  void Release(PlaceId place) override { store_.Release(place); }
+  uint64_t PlaceBytes(uint32_t bytes) const override { return store_.PlaceBytes(bytes); }
+  uint64_t free_bytes() const override { return store_.free_bytes(); }
+  uint64_t capacity_bytes() const override { return store_.capacity_bytes(); }
+  bool Readable(PlaceId place) const override { return store_.Readable(place); }
+  void Write(std::vector<PageWrite> pages, MonotonicNs deadline,
+             std::function<void(size_t, Result<uint64_t>)> done,
+             std::function<void(size_t)> ended) override {
+    if (omission_ != StoreOmission::kEndOfWrite) {
+      return store_.Write(std::move(pages), deadline, std::move(done), std::move(ended));
+    }
+    const size_t count = pages.size();
+    store_.Write(std::move(pages), deadline, std::move(done), [](size_t) {});
+    for (size_t i = 0; i < count; ++i)
+      ended(i);
+  }
+  void Read(std::vector<PageRead> pages, MonotonicNs deadline,
+            std::function<void(size_t, ReadFault, Status)> done,
+            std::function<void(size_t)> ended) override {
+    if (omission_ != StoreOmission::kEndOfRead) {
+      return store_.Read(std::move(pages), deadline, std::move(done), std::move(ended));
+    }
+    const auto at_once = [done, ended](size_t i, ReadFault fault, Status status) {
+      done(i, fault, std::move(status));
+      ended(i);
+    };
+    store_.Read(std::move(pages), deadline, at_once, [](size_t) {});
+  }
+  void Erase(std::vector<StoredPage> pages, std::function<void(Status)> done) override {
+    store_.Erase(std::move(pages), std::move(done));
+  }
+  void Flush(std::function<void(Status)> done) override { store_.Flush(std::move(done)); }
+  void Turn() override { store_.Turn(); }
+  PageStoreReport Report() const override { return store_.Report(); }
+
+ private:
+  const StoreOmission omission_;
+  SimPageStore& store_;
+};
+
+class OmittingJournal final : public Journal {
+ public:
+  OmittingJournal(StoreOmission omission, SimJournal& journal)
+      : omission_(omission), journal_(journal) {}
+
+  Result<std::vector<Record>> Load(std::string_view prefix) override {
+    return journal_.Load(prefix);
+  }
+  void Put(std::string key, std::string value, std::function<void(Status)> done) override {
+    if (omission_ != StoreOmission::kSpaceRecord) {
+      return journal_.Put(std::move(key), std::move(value), std::move(done));
+    }
+    journal_.Put(std::move(key), std::move(value), [](const Status&) {});
+    done({});
+  }
+  void Delete(std::string key, std::function<void(Status)> done) override {
+    journal_.Delete(std::move(key), std::move(done));
+  }
+
+ private:
+  const StoreOmission omission_;
+  SimJournal& journal_;
+};
+
+}  // namespace terrace
