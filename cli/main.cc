@@ -39,6 +39,7 @@ CLI::App* AddVerb(CLI::App& app, const char* name, const char* description) {
 void AddReportVerbs(CLI::App& app, Arguments& arguments) {
   AddVerb(app, "status", "Memory, tiers, lookups and limits of the daemon");
   AddVerb(app, "models", "Registered models and what of them is in memory");
+  AddVerb(app, "tiers", "What each tier holds, how its devices are, what the store wrote and read");
   AddVerb(app, "spaces", "Where KV pages live: layouts and how many pages");
   AddVerb(app, "clients", "Who is connected, with what they pin and hold");
   CLI::App* pages = AddVerb(app, "pages", "Pages that can be found now");
@@ -101,6 +102,11 @@ void AddPageVerbs(CLI::App& app, Arguments& arguments) {
   CLI::Option* bytes = evict->add_option("--bytes", arguments.bytes, "At least SIZE");
   CLI::Option* all = evict->add_flag("--all", arguments.all, "All of it");
   bytes->excludes(all);
+  CLI::App* demote =
+      AddVerb(app, "demote", "Takes pages that nobody holds out of memory, once they are stored");
+  CLI::Option* demoted = demote->add_option("--bytes", arguments.bytes, "At least SIZE");
+  demoted->excludes(demote->add_flag("--all", arguments.all, "All of them"));
+  AddVerb(app, "flush", "Waits until all that is stored survives the loss of power");
 }
 
 int UsageError(const Invocation& invocation, std::string_view message) {
@@ -112,14 +118,17 @@ bool OneChosen(const PageChoice& page) {
 }
 
 int RunPageVerb(const std::string& verb, Invocation& invocation, const Arguments& arguments) {
-  if (verb == "evict") {
-    if (arguments.all) return Evict(invocation, 0);
+  if (verb == "flush") return Flush(invocation);
+  if (verb == "evict" || verb == "demote") {
+    const auto run = verb == "evict" ? &Evict : &Demote;
+    if (arguments.all) return run(invocation, 0);
     const auto bytes = ParseSize(arguments.bytes);
-    if (arguments.bytes.empty()) return UsageError(invocation, "evict needs --bytes SIZE or --all");
+    if (arguments.bytes.empty())
+      return UsageError(invocation, verb + " needs --bytes SIZE or --all");
     if (!bytes || *bytes == 0) {
       return UsageError(invocation, "--bytes: '" + arguments.bytes + "' is not a size");
     }
-    return Evict(invocation, *bytes);
+    return run(invocation, *bytes);
   }
   if (!OneChosen(arguments.page)) {
     return UsageError(invocation, verb + " needs --key HEX or --tokens LIST");
@@ -133,6 +142,7 @@ int RunVerb(const CLI::App& app, Invocation& invocation, const Arguments& argume
   const std::string name = verb->get_name();
   if (name == "status") return ShowStatus(invocation);
   if (name == "models") return ShowModels(invocation);
+  if (name == "tiers") return ShowTiers(invocation);
   if (name == "spaces") return ShowSpaces(invocation);
   if (name == "clients") return ShowClients(invocation);
   if (name == "pages") return ShowPages(invocation, arguments.space, arguments.limit);

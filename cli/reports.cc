@@ -230,11 +230,78 @@ std::string DescribePages(const Json& report, uint32_t limit) {
                              : "there may be more: choose a space with --space, or --limit\n");
 }
 
+std::string DescribeDevices(const Json& tier) {
+  Table table(
+      {"device", "state", ">used", ">capacity", ">read", ">written", ">in flight", ">errors"});
+  std::string why;
+  for (const Json& device : tier.value("devices", Json::array())) {
+    const std::string path = Printable(Text(device, "/path"));
+    table.Add({path, Text(device, "/state"), Bytes(device, "/allocated_bytes"),
+               Bytes(device, "/capacity_bytes"), Bytes(device, "/read_bytes"),
+               Bytes(device, "/written_bytes"), Count(device, "/in_flight"),
+               HumanCount(Number(device, "/read_errors") + Number(device, "/write_errors") +
+                          Number(device, "/overdue"))});
+    if (const std::string text = Text(device, "/why"); !text.empty())
+      why += "  " + path + ": " + Printable(text) + "\n";
+  }
+  return table.Text() + why;
+}
+
+std::string DescribeTenantsOf(const Json& tier) {
+  Table table({"tenant", "class", ">bytes"});
+  for (const auto& [tenant, classes] : tier.value("tenants", Json::object()).items()) {
+    for (const auto& [name, amount] : classes.items()) {
+      const uint64_t bytes = amount.is_object() ? Number(amount, "/bytes") : amount.get<uint64_t>();
+      table.Add({Printable(tenant), name, HumanBytes(bytes)});
+    }
+  }
+  return table.empty() ? "" : table.Text();
+}
+
+std::string DescribeStore(const Json& tier) {
+  std::string text = "  pages       " + Count(tier, "/pages") + " of " + Count(tier, "/spaces") +
+                     " spaces, durable against the end of the " + Text(tier, "/durability") + "\n";
+  text += "  written     " + Bytes(tier, "/spilled/bytes") + " in " +
+          Count(tier, "/spilled/pages") + " pages, " + Count(tier, "/queued_pages") + " waiting, " +
+          Count(tier, "/writing_pages") + " under way\n";
+  if (tier.contains("write_budget_bytes")) {
+    text += "  budget      " + Bytes(tier, "/write_budget_bytes") + " may be written now\n";
+  }
+  text += "  brought up  " + Bytes(tier, "/promoted/bytes") + " in " +
+          Count(tier, "/promoted/pages") + " pages, " + Count(tier, "/reading_pages") +
+          " under way\n";
+  const auto list = [&](const char* label, const char* member) {
+    const std::string some = NotZero(tier.value(member, Json::object()));
+    if (!some.empty()) text += std::string(label) + some + "\n";
+  };
+  list("  not stored  ", "unspilled");
+  list("  faults      ", "faults");
+  text += "  by          " + Printable(Text(tier, "/io")) + "; index " +
+          Bytes(tier, "/index_bytes") + " on disk, " + Bytes(tier, "/catalog_bytes") +
+          " in memory\n";
+  return text + DescribeDevices(tier);
+}
+
+std::string DescribeTiers(const Json& report) {
+  std::string text;
+  for (const Json& tier : report.at("tiers")) {
+    text += Text(tier, "/tier") + "  " + Bytes(tier, "/used_bytes") + " of " +
+            Bytes(tier, "/capacity_bytes") + " in use\n";
+    if (tier.contains("devices")) text += DescribeStore(tier);
+    text += DescribeTenantsOf(tier);
+  }
+  return text;
+}
+
 }  // namespace
 
 int ShowStatus(Invocation& invocation) {
   return Show(invocation, {"status"}, DescribeStatus);
 }
+int ShowTiers(Invocation& invocation) {
+  return Show(invocation, {"tiers"}, DescribeTiers);
+}
+
 int ShowModels(Invocation& invocation) {
   return Show(invocation, {"models"}, DescribeModels);
 }

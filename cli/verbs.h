@@ -11,6 +11,7 @@ namespace terrace::cli {
 
 // ---- reports.cc
 int ShowStatus(Invocation& invocation);
+int ShowTiers(Invocation& invocation);
 int ShowModels(Invocation& invocation);
 int ShowSpaces(Invocation& invocation);
 int ShowClients(Invocation& invocation);
@@ -45,6 +46,8 @@ int PutPage(Invocation& invocation, const PageChoice& choice, const std::string&
 // `file` empty: standard output.
 int GetPage(Invocation& invocation, const PageChoice& choice, const std::string& file);
 int Evict(Invocation& invocation, uint64_t bytes);
+int Demote(Invocation& invocation, uint64_t bytes);
+int Flush(Invocation& invocation);
 
 // The daemon need not run.
 int ShowVersion(Invocation& invocation);

@@ -107,6 +107,31 @@ struct EvictReply {
   static auto Fields(auto& m) { return std::tie(m.pages, m.blocks, m.bytes); }
 };
 
+struct Demote {
+  static constexpr wire::Type kType = wire::Type::kDemote;
+  using Reply = struct DemoteReply;
+  uint64_t bytes = 0;
+  static auto Fields(auto& m) { return std::tie(m.bytes); }
+};
+
+struct DemoteReply {
+  static constexpr wire::Type kType = wire::Type::kDemoteReply;
+  uint64_t pages = 0;
+  uint64_t bytes = 0;
+  static auto Fields(auto& m) { return std::tie(m.pages, m.bytes); }
+};
+
+struct Flush {
+  static constexpr wire::Type kType = wire::Type::kFlush;
+  using Reply = struct FlushReply;
+  static auto Fields(auto&) { return std::tie(); }
+};
+
+struct FlushReply {
+  static constexpr wire::Type kType = wire::Type::kFlushReply;
+  static auto Fields(auto&) { return std::tie(); }
+};
+
 struct Report {
   static constexpr wire::Type kType = wire::Type::kReport;
   using Reply = struct ReportReply;

@@ -42,7 +42,7 @@ Status Fetch::Wait(Deadline deadline) {
   }
   codes_.reserve(count_);
   for (const uint32_t code : reply->codes)
-    codes_.push_back(PageCodeOf(code));
+    codes_.push_back(messages::PageCodeOf(code));
   worth_ = reply->worth;
   return outcome_;
 }

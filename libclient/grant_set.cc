@@ -50,7 +50,7 @@ Status GrantSet::Take(const messages::GrantReply& reply, size_t count) {
     return {Code::kDataLoss, "the daemon answered for another number of pages"};
   }
   for (size_t i = 0; i < count; ++i) {
-    pages_[i].code = PageCodeOf(reply.codes[i]);
+    pages_[i].code = messages::PageCodeOf(reply.codes[i]);
     pages_[i].handle = reply.handles[i];
   }
   return {};
@@ -114,7 +114,7 @@ Status GrantSet::Commit(std::span<const uint32_t> valid_tokens, Deadline deadlin
   std::vector<uint64_t> over;
   for (size_t i = 0; i < pages.size(); ++i) {
     Page& page = *pages[i];
-    page.code = PageCodeOf(answer.reply.codes[i]);
+    page.code = messages::PageCodeOf(answer.reply.codes[i]);
     // What was refused is the writer's until it gives it back.
     if (page.code == Code::kOk || page.code == Code::kAlreadyExists ||
         page.code == Code::kNotFound) {

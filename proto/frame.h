@@ -24,7 +24,7 @@ static_assert(kProtocolVersionMin >= shm::kLayoutVersion);
 // HelloReply.capabilities (of these, what the daemon does). Bits of later releases are ignored.
 enum Capability : uint64_t {
   kModelAccessCapability = 1 << 0,  // The verb ModelAccess.
-  kStoreCapability = 1 << 1,        // The verbs Prefetch and Persist.
+  kStoreCapability = 1 << 1,        // The verbs Prefetch, Persist, Demote, Flush.
 };
 inline constexpr uint64_t kCapabilities = kModelAccessCapability | kStoreCapability;
 
@@ -82,8 +82,10 @@ enum class Type : uint16_t {
   kPrefetchReply = 45,
   kPersist = 46,
   kPersistReply = 47,
-  kTierControl = 48,
-  kTierControlReply = 49,
+  kDemote = 48,
+  kDemoteReply = 49,
+  kFlush = 50,
+  kFlushReply = 51,
 
   kProgressEvent = 101,      // Of a load that this connection asked for; carries the request's id.
   kGrantExpiredEvent = 103,  // Grants whose deadline passed: abort them to give the memory back.

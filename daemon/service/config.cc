@@ -199,6 +199,37 @@ Field AutoOrNever(std::string_view path, Choice Config::*member) {
           }};
 }
 
+Field DurabilityField() {
+  static constexpr std::string_view kNames[] = {"none", "process", "power"};
+  return {{"store.durability", "one of \"none\", \"process\", \"power\""},
+          [](Config& config, std::string_view text) {
+            for (size_t i = 0; i < std::size(kNames); ++i) {
+              if (text != kNames[i]) continue;
+              config.durability = static_cast<Durability>(i);
+              return true;
+            }
+            return false;
+          },
+          [](const Config& config) {
+            return TomlString(kNames[static_cast<size_t>(config.durability)]);
+          }};
+}
+
+Field WritePerDayField() {
+  return {{"store.write_per_day", "a size such as \"2TiB\", or \"unlimited\""},
+          [](Config& config, std::string_view text) {
+            const auto bytes = text == "unlimited" ? std::optional<uint64_t>(0) : ParseSize(text);
+            if (!bytes || (*bytes == 0 && text != "unlimited")) return false;
+            config.write_bytes_per_day = *bytes;
+            return true;
+          },
+          [](const Config& config) {
+            return TomlString(config.write_bytes_per_day == 0
+                                  ? "unlimited"
+                                  : SizeText(config.write_bytes_per_day));
+          }};
+}
+
 Field PinnedBytesField() {
   return {{"limits.pinned_bytes", "a size such as \"8GiB\", or 0 for half the host capacity"},
           [](Config& config, std::string_view text) {
@@ -251,6 +282,9 @@ std::vector<Field> MakeFields() {
   fields.push_back(PretouchField());
   fields.push_back(AutoOrNever("host.huge_pages", &Config::huge_pages));
   fields.push_back(AutoOrNever("host.lock", &Config::lock));
+  fields.push_back(DurabilityField());
+  fields.push_back(WritePerDayField());
+  fields.push_back(AutoOrNever("store.io_uring", &Config::io_uring));
   fields.push_back(MetricsListenField());
   AddLimits(&fields);
   return fields;

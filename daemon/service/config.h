@@ -2,8 +2,8 @@
 //
 // One table of fields serves the TOML file and the command line alike: a field has a path
 // ("host.capacity"), a default, and a check whose message names the path. Unknown fields are
-// refused. The tables [[socket]] and [[peer]] have fields of their own, in the file only. Read at
-// the start of the daemon and at a reload; a value.
+// refused. The tables [[socket]], [[peer]] and [[nvme]] have fields of their own, in the file only.
+// Read at the start of the daemon and at a reload; a value.
 #pragma once
 
 #include <sys/types.h>
@@ -16,6 +16,7 @@
 
 #include "base/status.h"
 #include "daemon/service/log.h"
+#include "tiers/page_store.h"
 
 namespace terrace {
 
@@ -57,6 +58,16 @@ struct PeerConfig {
   friend bool operator==(const PeerConfig&, const PeerConfig&) = default;
 };
 
+// [[nvme]]: a directory of the page store, best on a device of its own.
+struct NvmeConfig {
+  std::string path;
+  uint64_t capacity_bytes = 0;
+
+  friend bool operator==(const NvmeConfig&, const NvmeConfig&) = default;
+};
+
+enum class IoUringChoice : uint8_t { kAuto, kNever };
+
 struct Config {
   // [daemon]
   std::string socket;  // Empty: the user's default, see DefaultSocketPath.
@@ -73,6 +84,10 @@ struct Config {
   LockChoice lock = LockChoice::kAuto;
   // [metrics]
   std::string metrics_listen;  // As ParseListenAddress takes it; empty: off.
+  // [store]
+  Durability durability = Durability::kProcess;
+  uint64_t write_bytes_per_day = 0;  // 0: no limit.
+  IoUringChoice io_uring = IoUringChoice::kAuto;
   // [limits]
   uint32_t clients = 1024;
   uint32_t clients_per_process = 64;
@@ -90,6 +105,7 @@ struct Config {
   // Without any socket the daemon is in user mode: see SocketsOf.
   std::vector<SocketConfig> sockets;
   std::vector<PeerConfig> peers;
+  std::vector<NvmeConfig> nvme;  // None: there is no page store.
 };
 
 struct ConfigField {
@@ -102,11 +118,12 @@ const std::vector<ConfigField>& ConfigFields();
 // Sets one field from the text that a TOML value or an option has: strings without their quotes,
 // numbers and booleans as written. The error names the field, what it takes and what it got.
 Status SetConfigField(Config* config, std::string_view path, std::string_view text);
-// The fields of the two tables, as "socket.path", and those of one of their rows
+// The fields of the tables, as "socket.path", and those of one of their rows
 // (config_tables.cc).
 const std::vector<ConfigField>& ConfigTableFields();
 Status SetSocketField(SocketConfig* socket, std::string_view key, std::string_view text);
 Status SetPeerField(PeerConfig* peer, std::string_view key, std::string_view text);
+Status SetNvmeField(NvmeConfig* nvme, std::string_view key, std::string_view text);
 // What no field can check alone. To be called when all are set.
 Status CheckConfig(const Config& config);
 // The fields whose text differs, in the table's order.

@@ -1,4 +1,4 @@
-// The tables [[socket]] and [[peer]] of a configuration.
+// The tables [[socket]], [[peer]] and [[nvme]] of a configuration.
 #include <grp.h>
 #include <pwd.h>
 
@@ -8,6 +8,7 @@
 
 #include "daemon/service/config.h"
 #include "daemon/service/config_text.h"
+#include "daemon/service/size_text.h"
 
 namespace terrace {
 
@@ -15,6 +16,8 @@ namespace {
 
 constexpr size_t kMaxSockets = 64;
 constexpr size_t kMaxPeers = 1024;
+constexpr size_t kMaxNvme = 64;
+constexpr uint64_t kMinNvmeBytes = 64u << 20;
 constexpr size_t kMaxTenantName = 64;
 constexpr size_t kMaxUserName = 256;
 constexpr uint32_t kNobodyId = UINT32_MAX;  // (uid_t)-1: "leave it as it is" to chown.
@@ -155,6 +158,28 @@ const std::vector<RowField<PeerConfig>>& PeerFields() {
   return fields;
 }
 
+const std::vector<RowField<NvmeConfig>>& NvmeFields() {
+  using Row = NvmeConfig;
+  static const std::vector<RowField<Row>> fields = {
+      {{"nvme.path", kExpectedPath},
+       [](Row& row, std::string_view text) {
+         if (!IsAbsolutePath(text)) return false;
+         row.path = text;
+         return true;
+       },
+       [](const Row& row) { return TomlString(row.path); }},
+      {{"nvme.capacity", "a size such as \"400GiB\", at least 64MiB"},
+       [](Row& row, std::string_view text) {
+         const auto bytes = ParseSize(text);
+         if (!bytes || *bytes < kMinNvmeBytes) return false;
+         row.capacity_bytes = *bytes;
+         return true;
+       },
+       [](const Row& row) { return TomlString(SizeText(row.capacity_bytes)); }},
+  };
+  return fields;
+}
+
 std::string_view KeyOf(const ConfigField& field) {
   return field.path.substr(field.path.find('.') + 1);
 }
@@ -213,6 +238,20 @@ Status CheckPeer(const PeerConfig& peer) {
   return {};
 }
 
+Status CheckNvme(const std::vector<NvmeConfig>& tables) {
+  if (tables.size() > kMaxNvme) {
+    return Wrong("nvme: " + std::to_string(tables.size()) + " tables, at most " +
+                 std::to_string(kMaxNvme));
+  }
+  std::set<std::string> paths;
+  for (const NvmeConfig& nvme : tables) {
+    if (nvme.path.empty()) return Wrong("nvme.path: every [[nvme]] needs one");
+    if (nvme.capacity_bytes == 0) return Wrong("nvme.capacity: " + nvme.path + " needs one");
+    if (!paths.insert(nvme.path).second) return Wrong("nvme.path: " + nvme.path + " twice");
+  }
+  return {};
+}
+
 }  // namespace
 
 std::string TomlString(std::string_view text) {
@@ -251,6 +290,8 @@ const std::vector<ConfigField>& ConfigTableFields() {
       list.push_back(field.field);
     for (const auto& field : PeerFields())
       list.push_back(field.field);
+    for (const auto& field : NvmeFields())
+      list.push_back(field.field);
     return list;
   }();
   return fields;
@@ -264,7 +305,12 @@ Status SetPeerField(PeerConfig* peer, std::string_view key, std::string_view tex
   return SetField("peer", PeerFields(), peer, key, text);
 }
 
+Status SetNvmeField(NvmeConfig* nvme, std::string_view key, std::string_view text) {
+  return SetField("nvme", NvmeFields(), nvme, key, text);
+}
+
 Status CheckConfigTables(const Config& config) {
+  RETURN_IF_ERROR(CheckNvme(config.nvme));
   if (config.sockets.empty() && !config.peers.empty()) {
     return Wrong("peer: without a [[socket]] nobody is told from anybody: add one");
   }
@@ -310,6 +356,8 @@ std::string ConfigTablesText(const Config& config) {
     text += RowText("socket", SocketFields(), socket);
   for (const PeerConfig& peer : config.peers)
     text += RowText("peer", PeerFields(), peer);
+  for (const NvmeConfig& nvme : config.nvme)
+    text += RowText("nvme", NvmeFields(), nvme);
   return text;
 }
 

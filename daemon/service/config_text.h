@@ -20,7 +20,7 @@ bool IsAbsolutePath(std::string_view text);
 std::optional<mode_t> SocketModeOf(std::string_view text);
 std::string SocketModeText(mode_t mode);
 
-// The parts of CheckConfig and ConfigText that are about [[socket]] and [[peer]].
+// The parts of CheckConfig and ConfigText that are about the tables.
 Status CheckConfigTables(const Config& config);
 std::string ConfigTablesText(const Config& config);
 

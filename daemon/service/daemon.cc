@@ -13,6 +13,7 @@
 #include "daemon/service/size_text.h"
 #include "tiers/host/host_tier.h"
 #include "tiers/journal/journal.h"
+#include "tiers/nvme/nvme_store.h"
 #include "tiers/source/weight_files.h"
 
 namespace terrace {
@@ -20,8 +21,11 @@ namespace terrace {
 namespace {
 
 constexpr MonotonicNs kCapacityEvery = 5 * kNsPerSecond;
+constexpr uint32_t kInFlightPerDevice = 64;
 constexpr int kMostThreads = 8;  // Of a pool.
 constexpr unsigned kStopLimitS = 10;
+constexpr MonotonicNs kSpillLimit = 6 * kNsPerSecond;  // Within kStopLimitS.
+constexpr std::chrono::milliseconds kSpillLookEvery{20};
 
 int Threads() {
   return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMostThreads);
@@ -62,7 +66,9 @@ uint64_t ResidentBytes(const HostReport& report) {
 Daemon::~Daemon() {
   metrics_.reset();
   listeners_.clear();
-  read_pool_.reset();  // Waits for reads that are running: they write into the engine's blocks.
+  // These wait for reads that are running, which write into the engine's memory.
+  read_pool_.reset();
+  store_.reset();
   engine_.reset();
 }
 
@@ -119,6 +125,25 @@ Status Daemon::StartTiers() {
   return {};
 }
 
+Status Daemon::StartStore() {
+  if (config_.nvme.empty()) return {};
+  DiskIoOptions io;
+  io.allow_io_uring = config_.io_uring == IoUringChoice::kAuto;
+  io.depth = kInFlightPerDevice * static_cast<uint32_t>(config_.nvme.size());
+  ASSIGN_OR_RETURN(disk_io_, StartDiskIo(io, clock_));
+  NvmeStoreOptions options;
+  for (const NvmeConfig& nvme : config_.nvme) {
+    RETURN_IF_ERROR(MakePrivateFolder(nvme.path).WithContext("nvme.path"));
+    options.directories.push_back({.path = nvme.path, .capacity_bytes = nvme.capacity_bytes});
+  }
+  options.durability = config_.durability;
+  options.in_flight_per_device = kInFlightPerDevice;
+  ASSIGN_OR_RETURN(store_, OpenNvmeStore(options, *disk_io_, loop_, clock_));
+  Log(LogLevel::kInfo, "store-open",
+      {{"directories", config_.nvme.size()}, {"io", store_->Report().io}});
+  return {};
+}
+
 Status Daemon::StartEngine() {
   ServiceOptions service;
   service.limits = ServiceLimitsNow();
@@ -131,6 +156,7 @@ Status Daemon::StartEngine() {
   options.slab_bytes = config_.slab_bytes;
   options.block_bytes = config_.block_bytes;
   options.pretouch_bytes = config_.pretouch_bytes;
+  options.store.write_bytes_per_day = config_.write_bytes_per_day;
   static_cast<ClientLimits&>(options) = ClientLimitsNow();
   EngineParts parts;
   parts.clock = &clock_;
@@ -138,6 +164,7 @@ Status Daemon::StartEngine() {
   parts.sources = sources_.get();
   parts.journal = journal_drain_.get();
   parts.directory_memory = &directory_memory_;
+  parts.page_store = store_.get();
   parts.host_policy = MakeLru();
   ASSIGN_OR_RETURN(engine_, MakeEngine(options, std::move(parts), *service_));
   service_->OnSweep([this] { Sweep(); });
@@ -180,6 +207,7 @@ Status Daemon::Start() {
   RETURN_IF_ERROR(FillDefaults());
   RETURN_IF_ERROR(StartMetrics());
   RETURN_IF_ERROR(StartTiers());
+  RETURN_IF_ERROR(StartStore());
   RETURN_IF_ERROR(StartEngine());
   RETURN_IF_ERROR(Listen());
   for (const std::string& problem : engine_->Summary().restore_problems) {
@@ -317,7 +345,17 @@ void Daemon::Stop(int signal) {
   LimitStop();
   listeners_.clear();
   if (metrics_ != nullptr) metrics_->SetStage(MetricsServer::Stage::kStopping);
-  service_->Stop([this] { journal_drain_->WhenIdle([this] { loop_.Stop(); }); });
+  service_->Stop([this] {
+    DrainStore(clock_.Now(), [this] { journal_drain_->WhenIdle([this] { loop_.Stop(); }); });
+  });
+}
+
+void Daemon::DrainStore(MonotonicNs since, std::function<void()> idle) {
+  const StoreFigures now = engine_->Summary().store;
+  const bool waits = now.queued_pages + now.writing_pages + now.erasing_pages > 0;
+  if (!waits || clock_.Now() > since + kSpillLimit) return idle();
+  drain_ = loop_.NewTimer([this, since, idle] { DrainStore(since, idle); });
+  drain_.Start(kSpillLookEvery);
 }
 
 }  // namespace terrace

@@ -22,6 +22,8 @@
 #include "daemon/service/service.h"
 #include "daemon/service/systemd/activation.h"
 #include "daemon/service/systemd/notify.h"
+#include "tiers/io/disk_io.h"
+#include "tiers/page_store.h"
 #include "tiers/tier.h"
 
 namespace terrace {
@@ -55,6 +57,7 @@ class Daemon {
  private:
   Status FillDefaults();
   Status StartTiers();
+  Status StartStore();
   Status StartEngine();
   Status Listen();
   Result<std::unique_ptr<Listener>> ListenOn(const SocketConfig& socket,
@@ -70,6 +73,8 @@ class Daemon {
   QueueFigures Queues() const;
   void Sweep();
   void Stop(int signal);
+  // Calls `idle` when no page waits to be written to the store, or kSpillLimit later.
+  void DrainStore(MonotonicNs since, std::function<void()> idle);
 
   ServiceLimits ServiceLimitsNow() const;
   ClientLimits ClientLimitsNow() const;
@@ -90,7 +95,7 @@ class Daemon {
   Notifier notifier_;
   const SystemClock clock_;
   // In the order in which they depend on each other: each outlives those below it, but for the pool
-  // that reads files, which ends before the engine into whose blocks it reads.
+  // that reads files and the store, which end before the engine into whose memory they read.
   OwnerLoop loop_;
   std::unique_ptr<HostCapacity> capacity_;
   std::unique_ptr<WorkerPool> touch_pool_;
@@ -100,6 +105,8 @@ class Daemon {
   MemfdDirectory directory_memory_;
   std::unique_ptr<WorkerPool> read_pool_;
   std::unique_ptr<WeightSources> sources_;
+  std::unique_ptr<DiskIo> disk_io_;
+  std::unique_ptr<PageStore> store_;  // Null: none is configured. Ends before the engine.
   std::unique_ptr<Service> service_;
   std::unique_ptr<Engine> engine_;
   std::vector<std::unique_ptr<Listener>> listeners_;
@@ -107,6 +114,7 @@ class Daemon {
   std::unique_ptr<MetricsServer> metrics_;
   bool stopping_ = false;
   OwnerLoop::Timer alive_;
+  OwnerLoop::Timer drain_;   // While stopping.
   std::string status_line_;  // As last told.
   int changes_applied_ = 0;  // By the reload that is under way, or the last one.
   int changes_left_ = 0;     // Likewise: those that need a restart.

@@ -69,6 +69,10 @@ Status Daemon::Apply(Config next) {
   const std::vector<FieldChange> changes = ChangesBetween(configured_, next);
   for (const FieldChange& change : changes)
     TellChange(change.path, change.from, change.to, change.reloads);
+  if (next.nvme != configured_.nvme) {
+    TellChange("nvme", std::to_string(configured_.nvme.size()) + " tables",
+               std::to_string(next.nvme.size()) + " tables", false);
+  }
   TakeReloadable(next, &configured_);
   TakeReloadable(next, &config_);
   service_->SetLimits(ServiceLimitsNow());

@@ -12,7 +12,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::array<std::string_view, 44> kRequestNames = {"",
+constexpr std::array<std::string_view, 52> kRequestNames = {"",
                                                             "error",
                                                             "hello",
                                                             "hello_reply",
@@ -55,7 +55,15 @@ constexpr std::array<std::string_view, 44> kRequestNames = {"",
                                                             "close_space",
                                                             "close_space_reply",
                                                             "model_access",
-                                                            "model_access_reply"};
+                                                            "model_access_reply",
+                                                            "prefetch",
+                                                            "prefetch_reply",
+                                                            "persist",
+                                                            "persist_reply",
+                                                            "demote",
+                                                            "demote_reply",
+                                                            "flush",
+                                                            "flush_reply"};
 constexpr std::array<const char*, shm::kTiers> kTierNames = {"device", "host", "nvme", "remote"};
 constexpr std::array<const char*, shm::kMisses> kMissNames = {
     "absent", "beyond", "stale", "busy", "budget", "disconnected", "unmapped"};
@@ -170,6 +178,107 @@ Json Version(const ModelVersionReport& version) {
           {"files", std::move(files)}};
 }
 
+constexpr std::array<const char*, kItemClasses> kClassNames = {"weights", "kv", "object"};
+constexpr std::array<const char*, kReadFaults> kFaultNames = {
+    "none", "io", "overdue", "header", "name", "stale", "data", "refused"};
+constexpr std::array<const char*, kUnspilled> kUnspilledNames = {
+    "none", "device", "queue", "rare", "budget", "place", "space", "gone", "failed"};
+constexpr std::array<const char*, kStoredErasures> kErasureNames = {"room", "dropped", "stale",
+                                                                    "unknown", "fault"};
+
+Json AmountOf(const Amount& amount) {
+  return {{"pages", amount.extents}, {"bytes", amount.bytes}};
+}
+
+Json ByClass(const Amount (&amounts)[kItemClasses]) {
+  Json json = Json::object();
+  for (int i = 0; i < kItemClasses; ++i) {
+    if (amounts[i].extents != 0) json[kClassNames[i]] = AmountOf(amounts[i]);
+  }
+  return json;
+}
+
+template <size_t n, typename Counts>
+Json NotZero(const std::array<const char*, n>& names, const Counts& counts) {
+  Json json = Json::object();
+  for (size_t i = 0; i < n; ++i) {
+    if (counts[i] != 0) json[names[i]] = counts[i];
+  }
+  return json;
+}
+
+const char* StateName(DeviceState state) {
+  switch (state) {
+    case DeviceState::kServing:
+      return "serving";
+    case DeviceState::kReadOnly:
+      return "read_only";
+    case DeviceState::kQuarantined:
+      return "quarantined";
+    case DeviceState::kOff:
+      break;
+  }
+  return "off";
+}
+
+Json DeviceJson(const DeviceReport& device) {
+  return {{"path", device.path},
+          {"state", StateName(device.state)},
+          {"why", device.why},
+          {"capacity_bytes", device.capacity_bytes},
+          {"allocated_bytes", device.allocated_bytes},
+          {"file_bytes", device.file_bytes},
+          {"reads", device.reads},
+          {"writes", device.writes},
+          {"read_bytes", device.read_bytes},
+          {"written_bytes", device.written_bytes},
+          {"read_errors", device.read_errors},
+          {"write_errors", device.write_errors},
+          {"overdue", device.overdue},
+          {"in_flight", device.in_flight}};
+}
+
+Json StoreTierJson(const EngineFigures& figures) {
+  constexpr std::array<const char*, 3> kDurabilities = {"none", "process", "power"};
+  const StoreFigures& store = figures.store;
+  Json json = {{"tier", "nvme"},
+               {"capacity_bytes", store.capacity_bytes},
+               {"used_bytes", store.used_bytes},
+               {"free_bytes", store.free_bytes},
+               {"pages", store.pages},
+               {"spaces", store.spaces},
+               {"io", store.store.io},
+               {"durability", kDurabilities[static_cast<size_t>(store.store.durability)]},
+               {"index_bytes", store.store.index_bytes},
+               {"catalog_bytes", store.catalog_bytes},
+               {"tenants", Json::object()},
+               {"absent_tenants", ByClass(store.absent)},
+               {"spilled", AmountOf(store.spilled)},
+               {"promoted", AmountOf(store.promoted)},
+               {"erased", Json::object()},
+               {"unspilled", NotZero(kUnspilledNames, store.unspilled)},
+               {"faults", NotZero(kFaultNames, store.faults)},
+               {"queued_pages", store.queued_pages},
+               {"writing_pages", store.writing_pages},
+               {"reading_pages", store.reading_pages},
+               {"erasing_pages", store.erasing_pages},
+               {"requests", store.requests},
+               {"held_bytes", store.held_bytes},
+               {"fetch_latency_ns", store.fetch_latency_ns},
+               {"fetch_bytes_per_second", store.fetch_bytes_per_second},
+               {"devices", Json::array()}};
+  // Without a limit there is no budget to tell.
+  if (store.write_budget_bytes != UINT64_MAX) json["write_budget_bytes"] = store.write_budget_bytes;
+  for (const TenantFigures& tenant : figures.tenants)
+    json["tenants"][tenant.name] = ByClass(tenant.stored);
+  for (int i = 0; i < kStoredErasures; ++i) {
+    if (store.erased[i].extents != 0) json["erased"][kErasureNames[i]] = AmountOf(store.erased[i]);
+  }
+  for (const DeviceReport& device : store.store.devices)
+    json["devices"].push_back(DeviceJson(device));
+  return json;
+}
+
 }  // namespace
 
 std::string_view FrameTypeName(size_t type) {
@@ -259,6 +368,19 @@ std::string ClientsJson(const std::vector<ClientReport>& clients) {
                     {"lookups", Lookups(client.lookups)}});
   }
   return Dump({{"clients", std::move(list)}});
+}
+
+std::string TiersJson(const EngineFigures& figures) {
+  Json tiers = Json::array();
+  Json host = {{"tier", "host"},
+               {"capacity_bytes", figures.host_capacity_bytes},
+               {"used_bytes", figures.used_bytes},
+               {"tenants", Json::object()}};
+  for (const TenantFigures& tenant : figures.tenants)
+    host["tenants"][tenant.name] = {{"kv", tenant.linked.bytes}};
+  tiers.push_back(std::move(host));
+  if (figures.store.present) tiers.push_back(StoreTierJson(figures));
+  return Dump({{"tiers", std::move(tiers)}});
 }
 
 std::string PagesJson(const std::vector<PageReport>& pages) {

@@ -44,6 +44,7 @@ std::string StatusJson(const StatusReport& engine, const ServiceReport& service)
 std::string ModelsJson(const std::vector<ModelReport>& models);
 std::string SpacesJson(const std::vector<SpaceReport>& spaces);
 std::string ClientsJson(const std::vector<ClientReport>& clients);
+std::string TiersJson(const EngineFigures& figures);
 std::string PagesJson(const std::vector<PageReport>& pages);
 
 // "grant", "commit_reply": the name of a type in the frame counters; empty for numbers without one.

@@ -109,6 +109,12 @@ class Verbs {
   Status OnDrop(Caller& caller, Frame& frame);
   Status TakeKeys(const std::string& bytes);
 
+  // verbs_store.cc
+  Status OnPrefetch(Caller& caller, Frame& frame);
+  Status OnPersist(Caller& caller, Frame& frame);
+  Status OnDemote(Caller& caller, Frame& frame);
+  Status OnFlush(Caller& caller, Frame& frame);
+
   // verbs_weights.cc
   Status OnModelAdd(Caller& caller, Frame& frame);
   Status OnModelRemove(Caller& caller, Frame& frame);

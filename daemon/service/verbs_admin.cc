@@ -85,8 +85,12 @@ Result<std::string> Verbs::ReportFor(const Identity& identity, const wire::Repor
     return PagesJson(engine.Pages(request.space(), request.limit() == 0 ? 100 : request.limit(),
                                   all ? 0 : identity.tenant));
   }
+  if (request.what() == "tiers") {
+    if (!all) return Status(Code::kPermissionDenied, "what: the tiers are the operator's to see");
+    return TiersJson(engine.Figures());
+  }
   return Status(Code::kInvalidArgument,
-                "what: expected status, models, spaces, clients or pages, got '" +
+                "what: expected status, models, spaces, clients, pages or tiers, got '" +
                     request.what().substr(0, 64) + "'");
 }
 

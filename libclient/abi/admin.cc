@@ -197,3 +197,28 @@ kvc_code kvc_evict(kvc_client* client, uint64_t bytes, int32_t timeout_ms, kvc_e
                  evicted);
   });
 }
+
+kvc_code kvc_demote(kvc_client* client, uint64_t bytes, int32_t timeout_ms, kvc_demoted* demoted,
+                    kvc_error* error) {
+  return Run(error, [&]() -> Status {
+    if (client == nullptr) return Invalid("client is NULL");
+    Client& core = *Of(client)->client;
+    RETURN_IF_ERROR(CheckClient(core));
+    ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
+    ASSIGN_OR_RETURN(const auto answer, core.Call(messages::Demote{.bytes = bytes}, deadline));
+    if (demoted == nullptr) return {};
+    return Write(
+        kvc_demoted{.struct_size = 0, .pages = answer.reply.pages, .bytes = answer.reply.bytes},
+        demoted);
+  });
+}
+
+kvc_code kvc_flush(kvc_client* client, int32_t timeout_ms, kvc_error* error) {
+  return Run(error, [&]() -> Status {
+    if (client == nullptr) return Invalid("client is NULL");
+    Client& core = *Of(client)->client;
+    RETURN_IF_ERROR(CheckClient(core));
+    ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
+    return core.Call(messages::Flush{}, deadline).status();
+  });
+}

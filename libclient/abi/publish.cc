@@ -27,7 +27,7 @@ Status CheckBatch(const kvc_client* client, const kvc_space* space, const kvc_ke
 }
 
 // Of the daemon life that `now` is of.
-Result<client::SpaceRef> RefOf(const client::Space& space, const client::Contact& now) {
+Result<SpaceRef> RefOf(const client::Space& space, const client::Contact& now) {
   const client::Binding& binding = space.binding();
   if (binding.life_epoch == now.life->epoch()) return binding.ref();
   return Status(Code::kStale, "the space could not be opened again after a reconnect");
@@ -104,7 +104,7 @@ kvc_code kvc_persist(kvc_client* client, const kvc_space* space, const kvc_key* 
     RETURN_IF_ERROR(CheckWriter(core));
     ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
     ASSIGN_OR_RETURN(const client::Contact now, core.contact());
-    ASSIGN_OR_RETURN(const client::SpaceRef at, RefOf(*Of(space)->space, now));
+    ASSIGN_OR_RETURN(const SpaceRef at, RefOf(*Of(space)->space, now));
     const messages::Persist request{
         .slot = at.slot,
         .epoch = at.epoch,
@@ -178,7 +178,7 @@ kvc_code kvc_drop(kvc_client* client, const kvc_space* space, const kvc_key* key
     RETURN_IF_ERROR(CheckWriter(core));
     ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
     ASSIGN_OR_RETURN(const client::Contact now, core.contact());
-    ASSIGN_OR_RETURN(const client::SpaceRef at, RefOf(*Of(space)->space, now));
+    ASSIGN_OR_RETURN(const SpaceRef at, RefOf(*Of(space)->space, now));
     const messages::Drop request{
         .slot = at.slot,
         .epoch = at.epoch,

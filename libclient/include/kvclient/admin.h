@@ -82,6 +82,21 @@ typedef struct kvc_evicted {
 KVC_API kvc_code kvc_evict(kvc_client* client, uint64_t bytes, int32_t timeout_ms,
                            kvc_evicted* evicted, kvc_error* error);
 
+typedef struct kvc_demoted {
+  size_t struct_size;
+  uint64_t pages;
+  uint64_t bytes;
+} kvc_demoted;
+/* Takes pages out of memory that nobody holds, the least used first, at least `bytes` of them (0:
+ * all), each when it is in the page store. What cannot be stored stays in memory.
+ * KVC_UNAVAILABLE: the daemon has no page store. KVC_EXHAUSTED: another call is at it. */
+KVC_API kvc_code kvc_demote(kvc_client* client, uint64_t bytes, int32_t timeout_ms,
+                            kvc_demoted* demoted, kvc_error* error);
+
+/* Returns when every page that was durable before (kvc_persist) survives the loss of power too,
+ * whatever the daemon's `store.durability`. */
+KVC_API kvc_code kvc_flush(kvc_client* client, int32_t timeout_ms, kvc_error* error);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,86 @@
+// Verbs on the page store.
+#include "daemon/service/verb_messages.h"
+
+namespace terrace {
+
+Status Verbs::OnPrefetch(Caller& caller, Frame& frame) {
+  ASSIGN_OR_RETURN(const wire::Prefetch request, ParseFrame<wire::Prefetch>(frame));
+  RETURN_IF_ERROR(TakeKeys(request.keys()));
+  if (request.min_percent() > 100) {
+    return {Code::kInvalidArgument, "min_percent: " + std::to_string(request.min_percent())};
+  }
+  PrefetchSpec spec;
+  spec.slot = request.slot();
+  spec.epoch = request.epoch();
+  spec.part = request.part();
+  spec.keys = messages_->keys;
+  spec.deadline_ms = request.deadline_ms();
+  spec.min_fraction = request.min_percent() / 100.0;
+  spec.recompute_us_per_page = request.recompute_us();
+  const Ticket ticket = Begin(caller, frame.header.request);
+  parts_.engine->Prefetch(
+      ticket.client, spec, [this, ticket](const Result<Prefetched>& prefetched) {
+        Caller* waiting = Finish(ticket);
+        if (waiting == nullptr) return;
+        if (!prefetched) return waiting->connection.SendError(ticket.request, prefetched.error());
+        wire::PrefetchReply reply;
+        for (const Code code : prefetched->codes)
+          reply.add_codes(static_cast<uint32_t>(code));
+        reply.set_worth(prefetched->worth);
+        waiting->connection.Send(wire::Type::kPrefetchReply, ticket.request, reply);
+      });
+  return {};
+}
+
+Status Verbs::OnPersist(Caller& caller, Frame& frame) {
+  ASSIGN_OR_RETURN(const wire::Persist request, ParseFrame<wire::Persist>(frame));
+  RETURN_IF_ERROR(TakeKeys(request.keys()));
+  PersistSpec spec;
+  spec.slot = request.slot();
+  spec.epoch = request.epoch();
+  spec.part = request.part();
+  spec.keys = messages_->keys;
+  const Ticket ticket = Begin(caller, frame.header.request);
+  parts_.engine->Persist(
+      ticket.client, spec, [this, ticket](const Result<std::vector<Code>>& codes) {
+        Caller* waiting = Finish(ticket);
+        if (waiting == nullptr) return;
+        if (!codes) return waiting->connection.SendError(ticket.request, codes.error());
+        wire::PersistReply reply;
+        for (const Code code : *codes)
+          reply.add_codes(static_cast<uint32_t>(code));
+        waiting->connection.Send(wire::Type::kPersistReply, ticket.request, reply);
+      });
+  return {};
+}
+
+Status Verbs::OnDemote(Caller& caller, Frame& frame) {
+  RETURN_IF_ERROR(CheckAdmin(caller, "Demote"));
+  ASSIGN_OR_RETURN(const wire::Demote request, ParseFrame<wire::Demote>(frame));
+  const Ticket ticket = Begin(caller, frame.header.request);
+  parts_.engine->Demote(request.bytes(), [this, ticket](const Result<Demoted>& demoted) {
+    Caller* waiting = Finish(ticket);
+    if (waiting == nullptr) return;
+    if (!demoted) return waiting->connection.SendError(ticket.request, demoted.error());
+    wire::DemoteReply reply;
+    reply.set_pages(demoted->pages);
+    reply.set_bytes(demoted->bytes);
+    waiting->connection.Send(wire::Type::kDemoteReply, ticket.request, reply);
+  });
+  return {};
+}
+
+Status Verbs::OnFlush(Caller& caller, Frame& frame) {
+  RETURN_IF_ERROR(CheckAdmin(caller, "Flush"));
+  RETURN_IF_ERROR(ParseFrame<wire::Flush>(frame).status());
+  const Ticket ticket = Begin(caller, frame.header.request);
+  parts_.engine->Flush([this, ticket](const Status& flushed) {
+    Caller* waiting = Finish(ticket);
+    if (waiting == nullptr) return;
+    if (!flushed.ok()) return waiting->connection.SendError(ticket.request, flushed);
+    waiting->connection.Send(wire::Type::kFlushReply, ticket.request, wire::FlushReply());
+  });
+  return {};
+}
+
+}  // namespace terrace
