@@ -6,6 +6,8 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <map>
 
 #include "base/mutex.h"
@@ -332,6 +334,47 @@ TEST_F(NvmeHealthTest, AFullFileSystemServesWhatItHas) {
   EXPECT_GT(pages.size(), 90U);
   for (const StoredPage& page : pages)
     ASSERT_EQ(open->Read(page).bytes, BytesOf(page, 1));
+  open.reset();
+}
+
+TEST_F(NvmeHealthTest, APageThatTheIndexDidNotTakeLeavesNothing) {
+  const SmallFileSystem small(a, "size=24m");
+  if (!small) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);
+  options.directories[0].capacity_bytes = 1u << 20;
+  Open();
+  const StoredPage before = PageOn(1, 1);
+  const uint64_t allocated = open->allocated();
+  {
+    std::ofstream filler(a + "/filler", std::ios::binary);
+    const std::string zeros(1u << 20, 'x');
+    while (filler.write(zeros.data(), static_cast<std::streamsize>(zeros.size())).flush()) {
+    }
+  }
+  // RocksDB may have room left in what it has preallocated: until it has not.
+  std::vector<StoredPage> left;
+  bool full = false;
+  for (uint64_t id = 10; id < 60'000 && !full; ++id) {
+    const auto written = open->Write(PageOf(id, 1), 1);
+    full = !written.status.ok();
+    if (full) break;
+    left.push_back(written.page);
+    full = !open->Erase(left).ok();  // Then they are still there.
+    if (!full) left.clear();
+  }
+  ASSERT_TRUE(full);
+  // Opened anew, the index may have found a little room again.
+  const auto more = open->Write(PageOf(70'000, 1), 1);
+  if (more.status.ok()) left.push_back(more.page);
+  std::filesystem::remove(a + "/filler");
+  EXPECT_EQ(open->Read(before).bytes, BytesOf(before, 1));
+  // Its slot comes back when its entry is known to be gone.
+  EXPECT_TRUE(open->Run([&] {
+    open->store->Turn();
+    if (!left.empty() && open->Erase(left).ok()) left.clear();
+    return open->allocated() == allocated;
+  }));
+  const Status after = open->Write(PageOf(70'001, 4096), 1).status;
+  EXPECT_TRUE(after.ok()) << after.ToString();
   open.reset();
 }
 

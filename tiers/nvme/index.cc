@@ -115,6 +115,23 @@ bool IsOurRecord(const rocksdb::Slice& key) {
   return key == kOwnerKey || key == kSerialsKey;
 }
 
+Result<std::unique_ptr<rocksdb::DB>> OpenDatabase(const std::string& directory,
+                                                  const rocksdb::Options& options) {
+  rocksdb::DB* opened = nullptr;
+  const rocksdb::Status status = rocksdb::DB::Open(options, directory, &opened);
+  if (status.ok()) return std::unique_ptr<rocksdb::DB>(opened);
+  if (status.ToString().find("lock") != std::string::npos && status.IsIOError()) {
+    return Status(Code::kUnavailable, directory + ": is in use: " + status.ToString());
+  }
+  // A part that is missing, or of a shape that RocksDB does not know, is damage as well: the marker
+  // of the directory says that it is ours.
+  const bool damaged =
+      status.IsInvalidArgument() || status.IsNotFound() || status.IsNotSupported() ||
+      (status.IsIOError() && status.subcode() == rocksdb::Status::SubCode::kPathNotFound);
+  if (damaged) return Status(Code::kDataLoss, directory + ": " + status.ToString());
+  return FromRocks(status, directory);
+}
+
 class RocksIndex final : public Index {
  public:
   RocksIndex(std::unique_ptr<rocksdb::DB> db, std::string directory)
@@ -122,6 +139,7 @@ class RocksIndex final : public Index {
 
   Result<std::vector<std::string>> Visit(
       const std::function<void(const IndexEntry&)>& visit) override {
+    if (db_ == nullptr) return Closed();
     rocksdb::ReadOptions options;
     options.total_order_seek = true;
     options.fill_cache = false;
@@ -141,6 +159,7 @@ class RocksIndex final : public Index {
   }
 
   Result<std::optional<IndexEntry>> Find(const StoredName& name) override {
+    if (db_ == nullptr) return Closed();
     const auto key = EncodeIndexKey(name);
     rocksdb::PinnableSlice value;
     const rocksdb::Status got =
@@ -157,29 +176,34 @@ class RocksIndex final : public Index {
       const auto value = EncodeIndexValue(entry);
       RETURN_IF_ERROR(FromRocks(batch.Put(ToSlice(key), ToSlice(value)), directory_));
     }
-    return FromRocks(db_->Write(WithSync(sync), &batch), directory_);
+    return Write(batch, sync);
   }
 
   Status Erase(std::span<const StoredPage> pages, bool sync) override {
     rocksdb::WriteBatch batch;
     for (const StoredPage& page : pages) {
       ASSIGN_OR_RETURN(const std::optional<IndexEntry> entry, Find(page.name));
-      if (!entry || entry->page.serial != page.serial || entry->page.place != page.place) continue;
+      const bool replaced =
+          entry && (entry->page.serial != page.serial || entry->page.place != page.place);
+      if (replaced) continue;
+      // Also where none is found: a write that failed may be in the log, and be there at the next
+      // start, unless a delete comes after it.
       const auto key = EncodeIndexKey(page.name);
       RETURN_IF_ERROR(FromRocks(batch.Delete(ToSlice(key)), directory_));
     }
     if (batch.Count() == 0) return sync ? Sync() : Status();
-    return FromRocks(db_->Write(WithSync(sync), &batch), directory_);
+    return Write(batch, sync);
   }
 
   Status Drop(std::span<const std::string> keys) override {
     rocksdb::WriteBatch batch;
     for (const std::string& key : keys)
       RETURN_IF_ERROR(FromRocks(batch.Delete(key), directory_));
-    return FromRocks(db_->Write(WithSync(true), &batch), directory_);
+    return Write(batch, true);
   }
 
   Result<uint64_t> ReserveSerials(uint64_t count, uint64_t beyond) override {
+    if (db_ == nullptr) return Closed();
     std::string text;
     const rocksdb::Status got = db_->Get(rocksdb::ReadOptions(), kSerialsKey, &text);
     if (!got.IsNotFound()) RETURN_IF_ERROR(FromRocks(got, directory_));
@@ -189,16 +213,25 @@ class RocksIndex final : public Index {
       return Status(Code::kDataLoss, directory_ + ": the record of serials is damaged");
     }
     next = std::max(next, beyond + 1);
-    RETURN_IF_ERROR(
-        FromRocks(db_->Put(WithSync(true), kSerialsKey, std::to_string(next + count)), directory_));
+    rocksdb::WriteBatch batch;
+    RETURN_IF_ERROR(FromRocks(batch.Put(kSerialsKey, std::to_string(next + count)), directory_));
+    RETURN_IF_ERROR(Write(batch, true));
     return next;
   }
 
-  Status Sync() override { return FromRocks(db_->FlushWAL(true), directory_); }
+  Status Sync() override {
+    if (db_ == nullptr) return Closed();
+    return CloseIfFailed(db_->FlushWAL(true));
+  }
 
-  Status Resume() override { return FromRocks(db_->Resume(), directory_); }
+  Status Resume() override {
+    if (db_ != nullptr) return {};
+    ASSIGN_OR_RETURN(db_, OpenDatabase(directory_, IndexOptions()));
+    return {};
+  }
 
   uint64_t bytes_on_disk() override {
+    if (db_ == nullptr) return 0;
     uint64_t tables = 0;
     uint64_t unflushed = 0;
     (void)db_->GetIntProperty(rocksdb::DB::Properties::kTotalSstFilesSize, &tables);
@@ -207,26 +240,23 @@ class RocksIndex final : public Index {
   }
 
  private:
-  const std::unique_ptr<rocksdb::DB> db_;
+  Status Closed() const { return {Code::kUnavailable, directory_ + ": is closed after an error"}; }
+
+  Status Write(rocksdb::WriteBatch& batch, bool sync) {
+    if (db_ == nullptr) return Closed();
+    return CloseIfFailed(db_->Write(WithSync(sync), &batch));
+  }
+
+  // After an error of its log RocksDB 7.8 with assertions, as Debian builds it, aborts the process
+  // when it mends itself or is asked to (DB::Resume). So it is closed at once and opened anew.
+  Status CloseIfFailed(const rocksdb::Status& status) {
+    if (!status.ok()) db_.reset();
+    return FromRocks(status, directory_);
+  }
+
+  std::unique_ptr<rocksdb::DB> db_;  // Null after a failed write, until Resume.
   const std::string directory_;
 };
-
-Result<std::unique_ptr<rocksdb::DB>> OpenDatabase(const std::string& directory,
-                                                  const rocksdb::Options& options) {
-  rocksdb::DB* opened = nullptr;
-  const rocksdb::Status status = rocksdb::DB::Open(options, directory, &opened);
-  if (status.ok()) return std::unique_ptr<rocksdb::DB>(opened);
-  if (status.ToString().find("lock") != std::string::npos && status.IsIOError()) {
-    return Status(Code::kUnavailable, directory + ": is in use: " + status.ToString());
-  }
-  // A part that is missing, or of a shape that RocksDB does not know, is damage as well: the marker
-  // of the directory says that it is ours.
-  const bool damaged =
-      status.IsInvalidArgument() || status.IsNotFound() || status.IsNotSupported() ||
-      (status.IsIOError() && status.subcode() == rocksdb::Status::SubCode::kPathNotFound);
-  if (damaged) return Status(Code::kDataLoss, directory + ": " + status.ToString());
-  return FromRocks(status, directory);
-}
 
 }  // namespace
 

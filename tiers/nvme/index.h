@@ -40,7 +40,8 @@ class Index {
   virtual Result<uint64_t> ReserveSerials(uint64_t count, uint64_t beyond) = 0;
   // What was written before is on the device.
   virtual Status Sync() = 0;
-  // After a failed write: takes writes again if the file system does.
+  // After a failed write everything is `unavailable` until this succeeded. What had failed may be
+  // there then.
   virtual Status Resume() = 0;
   virtual uint64_t bytes_on_disk() = 0;
 };
