@@ -249,7 +249,8 @@ std::string DescribeDevices(const Json& tier) {
 
 std::string DescribeTenantsOf(const Json& tier) {
   Table table({"tenant", "class", ">bytes"});
-  for (const auto& [tenant, classes] : tier.value("tenants", Json::object()).items()) {
+  const Json tenants = tier.value("tenants", Json::object());
+  for (const auto& [tenant, classes] : tenants.items()) {
     for (const auto& [name, amount] : classes.items()) {
       const uint64_t bytes = amount.is_object() ? Number(amount, "/bytes") : amount.get<uint64_t>();
       table.Add({Printable(tenant), name, HumanBytes(bytes)});

@@ -9,12 +9,14 @@
 #include "daemon/service/options.h"
 #include "daemon/service/systemd/activation.h"
 #include "daemon/service/systemd/notify.h"
+#include "tiers/nvme/fsck.h"
 
 namespace terrace {
 namespace {
 
 constexpr int kExitCannotStart = 1;
 constexpr int kExitUsage = 2;
+constexpr int kExitFindings = 3;
 
 int Fail(const Status& why, int exit_code) {
   std::fprintf(stderr, "terraced: %s\n", why.message().c_str());
@@ -34,6 +36,47 @@ int PrintHostCheck(const Config& config) {
                 std::string(finding.subject).c_str(), finding.text.c_str());
   }
   return 0;
+}
+
+// 0: clean, or mended; 1: it could not be looked at; 3: there were findings.
+int CheckStore(const Config& config, const FsckChoice& choice) {
+  if (config.nvme.empty()) {
+    return Fail({Code::kInvalidArgument, "the configuration has no [[nvme]]"}, kExitUsage);
+  }
+  FsckOptions options;
+  for (const NvmeConfig& nvme : config.nvme)
+    options.directories.push_back(nvme.path);
+  options.read_data = choice.read_data;
+  options.repair = choice.repair;
+  const SystemClock clock;
+  const Result<FsckReport> report = FsckNvmeStore(options, clock);
+  if (!report) return Fail(report.error(), kExitCannotStart);
+  const auto line = [](const char* what, uint64_t count) {
+    std::printf("%-40s %llu\n", what, static_cast<unsigned long long>(count));
+  };
+  if (!report->index_damage.empty()) {
+    std::printf("the index is damaged: %s\n", report->index_damage.c_str());
+  }
+  line("pages in the index", report->entries);
+  line("whose slot holds that page", report->good);
+  line("bytes of their slots", report->good_bytes);
+  line("on a device that is off", report->on_off_device);
+  line("in a slot that is not there", report->no_such_place);
+  line("with a damaged header", report->bad_header);
+  line("whose slot holds another page", report->other_page);
+  line("with damaged bytes", report->bad_data);
+  line("records that are no entries", report->unreadable);
+  line("slot files", report->files);
+  line("slots", report->slots);
+  line("valid slots that no entry names", report->without_entry);
+  if (choice.repair != FsckRepair::kNothing) {
+    line("entries dropped", report->dropped);
+    line("entries added", report->added);
+  }
+  for (const std::string& finding : report->findings)
+    std::printf("  %s\n", finding.c_str());
+  const bool mended = choice.repair != FsckRepair::kNothing;
+  return report->clean() || mended ? 0 : kExitFindings;
 }
 
 int Serve(DaemonStart start) {
@@ -65,6 +108,8 @@ int Main(int argc, char** argv) {
       return PrintConfig(*std::move(config));
     case CommandLine::Job::kCheckHost:
       return PrintHostCheck(*config);
+    case CommandLine::Job::kFsck:
+      return CheckStore(*config, command_line->fsck);
     case CommandLine::Job::kServe:
       break;
   }

@@ -28,6 +28,15 @@ std::optional<CommandLine> ParseCommandLine(int argc, char** argv, int* exit_cod
   app.add_flag("--check-host", check_host,
                "say in words what this host lacks for the configuration, and exit")
       ->excludes("--check-config");
+  std::string fsck;
+  app.add_option(
+         "--fsck", fsck,
+         "check the page store of the configuration, which no daemon may be using, and exit: "
+         "\"index\" reads headers, \"data\" every byte; \"repair\" drops what does not "
+         "check, \"rebuild\" builds the index anew from the pages")
+      ->check(CLI::IsMember({"index", "data", "repair", "rebuild"}))
+      ->excludes("--check-config")
+      ->excludes("--check-host");
   struct Option {
     const char* name;
     const char* field;
@@ -60,6 +69,10 @@ std::optional<CommandLine> ParseCommandLine(int argc, char** argv, int* exit_cod
   }
   if (check_config) command_line.job = CommandLine::Job::kCheckConfig;
   if (check_host) command_line.job = CommandLine::Job::kCheckHost;
+  if (!fsck.empty()) command_line.job = CommandLine::Job::kFsck;
+  command_line.fsck.read_data = fsck == "data";
+  if (fsck == "repair") command_line.fsck.repair = FsckRepair::kMend;
+  if (fsck == "rebuild") command_line.fsck.repair = FsckRepair::kRebuild;
   return command_line;
 }
 

@@ -6,8 +6,15 @@
 #include <vector>
 
 #include "daemon/service/config.h"
+#include "tiers/nvme/fsck.h"
 
 namespace terrace {
+
+// Of --fsck: what it looks at and what it may change.
+struct FsckChoice {
+  bool read_data = false;
+  FsckRepair repair = FsckRepair::kNothing;
+};
 
 struct CommandLine {
   struct Override {
@@ -17,8 +24,9 @@ struct CommandLine {
   };
   std::string config_file;  // Empty: none.
   std::vector<Override> overrides;
-  enum class Job : uint8_t { kServe, kCheckConfig, kCheckHost };
+  enum class Job : uint8_t { kServe, kCheckConfig, kCheckHost, kFsck };
   Job job = Job::kServe;
+  FsckChoice fsck;
 };
 
 // When the command line asks for nothing of ours (--help, --version) or cannot be right, prints

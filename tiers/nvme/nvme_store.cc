@@ -25,7 +25,7 @@ constexpr size_t kOrphansOfBatch = 1024;
 
 Status WithCure(Status status) {
   if (status.code() != Code::kDataLoss) return status;
-  return {Code::kDataLoss, status.message() + "; terracectl fsck --repair builds the index anew"};
+  return {Code::kDataLoss, status.message() + "; `terraced --fsck=repair` builds the index anew"};
 }
 
 struct FileId {
