@@ -104,6 +104,9 @@ Status Verbs::OnGrant(Caller& caller, Frame& frame) {
   spec.epoch = request.epoch();
   spec.part = request.part();
   spec.deadline_ms = request.deadline_ms();
+  spec.chain = !request.parent().empty();
+  ASSIGN_OR_RETURN(spec.parent, DigestField("parent", request.parent(), true));
+  spec.position = request.position();
   spec.keys = messages_->keys;
   std::vector<GrantGiven>& given = messages_->given;
   given.clear();
@@ -125,6 +128,10 @@ Status Verbs::OnGrant(Caller& caller, Frame& frame) {
 Verbs::StepEnd Verbs::GrantMore(Caller& caller, uint64_t request, GrantSpec spec,
                                 std::span<const Digest> keys, std::vector<GrantGiven>* given) {
   const ClientId client = caller.client->id;
+  const uint32_t first_position = spec.position;
+  // The rest of the chain.
+  if (spec.chain && !given->empty()) spec.parent = keys[given->size() - 1];
+  spec.position = first_position + static_cast<uint32_t>(given->size());
   spec.keys = keys.subspan(given->size());
   std::vector<GrantGiven>& more = messages_->given;
   if (const Status status = parts_.engine->Grant(client, spec, &more); !status.ok()) {
