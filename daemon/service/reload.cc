@@ -25,11 +25,10 @@ bool MadeAlike(const SocketConfig& a, const SocketConfig& b) {
 
 ServiceLimits Daemon::ServiceLimitsNow() const {
   return {.verbs = {config_.clients, config_.clients_per_process, config_.clients_per_user,
-                    capacity_->wanted_bytes()},
+                    capacity_->wanted_bytes(), config_.reader_stall_ms},
           .connections = config_.connections,
           .connections_without_hello = config_.connections_without_hello,
-          .hello_deadline_ms = config_.hello_deadline_ms,
-          .reader_stall_ms = config_.reader_stall_ms};
+          .hello_deadline_ms = config_.hello_deadline_ms};
 }
 
 ClientLimits Daemon::ClientLimitsNow() const {
