@@ -23,6 +23,9 @@ namespace terrace::bench {
 namespace {
 
 constexpr size_t kConnections = 16;  // Of one half-closed or stopped client.
+// Of one hoarder: of its user the daemon keeps some ends then, and not so many that it gives it
+// nothing.
+constexpr size_t kHoard = 8 * kConnections;
 constexpr uint64_t kWordsAtATime = 4096;
 
 Result<UniqueFd> Connect(const std::string& path) {
@@ -156,14 +159,17 @@ Status Stop(const std::string& path) {
   return {};
 }
 
-// Always kConnections more, and the oldest go: descriptors stay in flight all the time.
+// Always kConnections more, of which every second ends with what it was sent untaken, and the
+// oldest go: descriptors stay in flight all the time, and the daemon keeps ends of connections.
 Status Hoard(const std::string& path) {
   std::vector<UniqueFd> hoard;
   for (;;) {
     std::vector<UniqueFd> more =
         AskAndNotRead(path, Frame(static_cast<uint16_t>(wire::Type::kDirectory), ""));
+    for (size_t i = 0; i < more.size(); i += 2)
+      shutdown(more[i].get(), SHUT_WR);
     std::move(more.begin(), more.end(), std::back_inserter(hoard));
-    if (hoard.size() > 8 * kConnections) hoard.erase(hoard.begin(), hoard.begin() + kConnections);
+    if (hoard.size() > kHoard) hoard.erase(hoard.begin(), hoard.begin() + kConnections);
     poll(nullptr, 0, 100);
   }
 }

@@ -1,6 +1,7 @@
 #include "daemon/service/connection.h"
 
 #include <google/protobuf/message_lite.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -86,7 +87,7 @@ void Connection::OnReadable() {
   BeginTurn();
   fds_.Look(environment_.clock->Now());  // Who asks for more has mostly taken what it was sent.
   for (int i = 0; i < kReadsPerWake && open() && !closing_ && !MustWait(); ++i) {
-    if (frames_left_ == 0 || starved_ || awaits_fds_) break;
+    if (frames_left_ == 0 || starved_ || awaits_fds()) break;
     const Received received = ReceiveOnce();
     if (received == Received::kClosed) return;
     HandleFrames();
@@ -194,7 +195,6 @@ Result<size_t> Connection::CompleteFrame() {
 void Connection::HandleFrames() {
   batch_ = true;
   starved_ = false;
-  awaits_fds_ = false;
   while (open() && !closing_ && !MustWait() && frames_left_ > 0) {
     const Result<size_t> whole = CompleteFrame();
     if (!whole) {
@@ -212,18 +212,14 @@ void Connection::HandleFrames() {
       break;
     }
     incomplete_since_ = 0;
-    awaits_fds_ = AwaitsFds();
-    if (awaits_fds_) break;
+    const bool short_of_fds = AwaitsFds();
+    if (short_of_fds && !fds_.TooManyEnds()) break;
     --frames_left_;
-    const std::span<const uint8_t> bytes = input_.bytes();
-    Frame frame;
-    frame.header = wire::DecodeHeader(bytes.first<wire::kFrameHeaderBytes>());
-    frame.message = bytes.subspan(wire::kFrameHeaderBytes, frame.header.length);
-    for (uint16_t i = 0; i < frame.header.fds; ++i) {
-      frame.fds.push_back(std::move(input_fds_.front()));
-      input_fds_.pop_front();
+    if (short_of_fds) {
+      RefuseAwaiting();
+      continue;
     }
-    CountFrame(environment_.traffic->frames_received, frame.header.type);
+    Frame frame = TakeFrame();
     owner_.OnFrame(*this, frame);
     input_.Consume(*whole);
     if (environment_.clock->Now() >= turn_ends_) frames_left_ = 0;
@@ -249,11 +245,41 @@ void Connection::SettleInput() {
   if (small) ReturnInput();
 }
 
+Frame Connection::TakeFrame() {
+  const std::span<const uint8_t> bytes = input_.bytes();
+  Frame frame;
+  frame.header = wire::DecodeHeader(bytes.first<wire::kFrameHeaderBytes>());
+  frame.message = bytes.subspan(wire::kFrameHeaderBytes, frame.header.length);
+  for (uint16_t i = 0; i < frame.header.fds; ++i) {
+    frame.fds.push_back(std::move(input_fds_.front()));
+    input_fds_.pop_front();
+  }
+  CountFrame(environment_.traffic->frames_received, frame.header.type);
+  return frame;
+}
+
 bool Connection::AwaitsFds() {
   const std::span<const uint8_t> bytes = input_.bytes();
   const size_t count =
       owner_.FdsOfReply(wire::DecodeHeader(bytes.first<wire::kFrameHeaderBytes>()));
-  return count > 0 && !MayQueueFds(count);
+  if (count == 0 || MayQueueFds(count)) {
+    awaits_fds_since_ = 0;
+    return false;
+  }
+  if (!awaits_fds()) awaits_fds_since_ = environment_.clock->Now();
+  return true;
+}
+
+void Connection::RefuseAwaiting() {
+  awaits_fds_since_ = 0;
+  const Frame frame = TakeFrame();
+  input_.Consume(wire::kFrameHeaderBytes + frame.header.length);
+  SendError(frame.header.request, fds_.WhyShort());
+}
+
+bool Connection::HungUp() const {
+  pollfd entry{watch_.fd(), 0, 0};
+  return ::poll(&entry, 1, 0) == 1 && (entry.revents & POLLHUP) != 0;
 }
 
 bool Connection::MustWait() const {
@@ -481,7 +507,8 @@ void Connection::Continue() {
   }
   if (closing_) FlushNow();
   if (!open() || closing_ || starved_) return;
-  if (awaits_fds_) {
+  if (awaits_fds()) {
+    if (HungUp()) return Close(Status(Code::kUnavailable, "the peer closed the connection"));
     again_.Start(kFdRoomEvery);
   } else {
     watch_.ArmRead();
@@ -541,7 +568,12 @@ void Connection::Sweep(MonotonicNs now, MonotonicNs stall_limit) {
     Close(Status(Code::kDeadlineExceeded, "slow writer: it began a frame and did not end it"));
     return;
   }
-  if (output_.empty() && !starved_) return;
+  if (awaits_fds() && !closing_ && now - awaits_fds_since_ > stall_limit) {
+    RefuseAwaiting();
+    if (!open()) return;
+  } else if (output_.empty() && !starved_) {
+    return;
+  }
   BeginTurn();
   Continue();
 }

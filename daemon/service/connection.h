@@ -15,10 +15,10 @@
 // may add to that up to kOutputMax, then the connection is cut. Of large replies no more wait than
 // kLargeOutputBudget, of all connections. A peer that takes nothing for `stall_limit` is cut.
 // Descriptors that were sent and not yet taken come out of a budget of all connections
-// (fd_budget.h): while its share is used up, no frame is handled whose reply needs more. Beyond
-// kUnreadFdsHigh no more are sent before the peer has taken all, and a peer that takes none for
-// `stall_limit` is cut. Requests in flight: beyond kMaxInFlight no further frame is handled until
-// one is answered.
+// (fd_budget.h): while its share is used up, no frame is handled whose reply needs more, and the
+// first such is answered `exhausted` after `stall_limit`. Beyond kUnreadFdsHigh no more are sent
+// before the peer has taken all, and a peer that takes none for `stall_limit` is cut. Requests in
+// flight: beyond kMaxInFlight no further frame is handled until one is answered.
 //
 // Owner thread only. Closing it never destroys it: its Owner does that, later.
 #pragma once
@@ -99,8 +99,8 @@ class Connection {
    public:
     virtual ~Owner() = default;
     virtual void OnFrame(Connection& connection, Frame& frame) = 0;
-    // How many descriptors OnFrame may Send at most without asking MayQueueFds: the frame waits
-    // until there is room for them.
+    // How many descriptors OnFrame may Send at most, at once, without asking MayQueueFds: the frame
+    // waits until there is room for them.
     virtual size_t FdsOfReply(const wire::FrameHeader& header) const = 0;
     // Called once; the connection sends and receives nothing more.
     virtual void OnClosed(Connection& connection, const Status& why) = 0;
@@ -136,6 +136,12 @@ class Connection {
   // Whether its share of the budget has room for so many descriptors more. Whoever is answered no
   // asks again later.
   bool MayQueueFds(size_t count);
+  // `exhausted`: why it has none.
+  Status WhyShortOfFds() const { return fds_.WhyShort(); }
+  // A complete frame waits for that room.
+  bool awaits_fds() const { return awaits_fds_since_ != 0; }
+  // Answers that frame with WhyShortOfFds.
+  void RefuseAwaiting();
 
   // A request whose reply comes later, at the end of which EndRequest must be called. False from
   // EndRequest: it was answered otherwise in the meantime.
@@ -181,8 +187,12 @@ class Connection {
   size_t NextSegment(std::span<const UniqueFd>* fds) const;
   // Whether so many more descriptors may be sent before the peer has taken those on their way.
   bool MaySendFds(size_t count);
-  // That the next frame's reply may have descriptors, as far as that is needed.
+  // That the next frame's reply may have descriptors, as far as that is needed: it waits.
   bool AwaitsFds();
+  // Takes the next frame, which has come whole, from the input.
+  Frame TakeFrame();
+  // Its peer has closed: noticed though it is not read.
+  bool HungUp() const;
   void ForgetOutput();
   bool GrowInput(size_t frame_bytes);
   void ReturnInput();
@@ -216,7 +226,9 @@ class Connection {
   std::deque<FdsMark> output_fds_;
   size_t output_fd_count_ = 0;
   FdBudget::Account fds_;
-  bool awaits_fds_ = false;  // The share has no room for the next frame's reply: tried again soon.
+  // Since when the share has no room for the next frame's reply, which is tried again soon; 0: it
+  // has.
+  MonotonicNs awaits_fds_since_ = 0;
   MonotonicNs stalled_since_ = 0;  // Since when the oldest waiting byte has waited; 0: none waits.
 
   std::vector<uint64_t> in_flight_;

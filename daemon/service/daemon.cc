@@ -280,6 +280,7 @@ Status Daemon::KeepUnserved(ActivatedSocket given) {
       Listener::Open(std::move(options), loop_, [this](UniqueFd accepted, const std::string& path) {
         service_->Accept(std::move(accepted), path);
       }));
+  listener->ServeAs("");
   listeners_.push_back(std::move(listener));
   return {};
 }

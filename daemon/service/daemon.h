@@ -82,9 +82,16 @@ class Daemon {
   void Reload();
   Status Apply(Config next);
   Status ApplySockets(const Config& next);
-  // Which given sockets the [[socket]] tables of `wanted` bring back, or keep.
-  std::map<const Listener*, std::string> PlacesOfGiven(
-      const std::vector<SocketConfig>& wanted) const;
+  // The present configuration with the sockets and peers of `next`, as far as they may change.
+  Config WithSocketsOf(const Config& next);
+  // The paths of the [[socket]] tables of `wanted` that given sockets are for.
+  using Places = std::map<const Listener*, std::string>;
+  Result<Places> PlacesOfGiven(const std::vector<SocketConfig>& wanted) const;
+  // Listeners for those of `wanted` that have none.
+  Result<std::vector<std::unique_ptr<Listener>>> OpenMissing(
+      const std::vector<SocketConfig>& wanted, const Places& places);
+  void KeepListenersOf(const std::vector<SocketConfig>& wanted, const Places& places);
+  void TellSockets(const Config& wanted);
   void TellChange(std::string_view field, std::string_view from, std::string_view to, bool applied);
 
   // As last read, but for what only a restart changes: that is as it was at the start.

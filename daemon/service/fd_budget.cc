@@ -7,13 +7,12 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <string>
+#include <utility>
 
 namespace terrace {
 
 namespace {
-
-// A look at everything costs a system call for each peer that is behind: not more often than this.
-constexpr MonotonicNs kRecountEvery = 10 * kNsPerMs;
 
 // What the peer's queue has of this socket, as the kernel counts it; 0 when it cannot be told.
 int Unread(int socket) {
@@ -36,15 +35,30 @@ void ShutDownAndDrain(int socket) {
 
 FdBudget::Account::~Account() {
   DropQueued();
-  budget_.Return(user_, in_flight_);
-  budget_.in_flight_.erase(this);
+  Land();
 }
 
 bool FdBudget::Account::MayQueue(size_t count, MonotonicNs now) {
   if (budget_.HasRoom(*this, count)) return true;
-  if (now - budget_.recounted_ < kRecountEvery) return false;
-  budget_.Recount(now);
+  Look(now);
+  budget_.LookAtSome(user_, now);
   return budget_.HasRoom(*this, count);
+}
+
+bool FdBudget::Account::TooManyEnds() const {
+  const User* user = budget_.Find(user_);
+  return user != nullptr && user->ends >= kMaxEndsKept;
+}
+
+Status FdBudget::Account::WhyShort() const {
+  const User* user = budget_.Find(user_);
+  return {Code::kExhausted,
+          "descriptors: the connections of user " + std::to_string(user_) + " have not taken " +
+              std::to_string(user == nullptr ? 0 : user->used) +
+              " that were sent to them, of at most " + std::to_string(budget_.total_) +
+              " of all users; " + std::to_string(user == nullptr ? 0 : user->ends) +
+              " of them have ended: retry when its processes have taken theirs, "
+              "or have ended"};
 }
 
 void FdBudget::Account::Queue(size_t count) {
@@ -60,7 +74,7 @@ void FdBudget::Account::DropQueued() {
 void FdBudget::Account::Sent(int socket, size_t count, MonotonicNs now) {
   if (count == 0 && in_flight_ == 0) return;
   if (in_flight_ == 0) {
-    budget_.in_flight_.insert(this);
+    budget_.users_[user_].in_flight.insert(this);  // Charged for what is queued.
     socket_ = socket;
     idle_since_ = now;
     unread_ = 0;
@@ -68,6 +82,7 @@ void FdBudget::Account::Sent(int socket, size_t count, MonotonicNs now) {
   queued_ -= count;
   in_flight_ += count;
   const int unread = Unread(socket_);
+  if (unread < unread_) idle_since_ = now;
   later_ = count > 0 ? 0 : later_ + std::max(unread - unread_, 0);
   unread_ = unread;
 }
@@ -80,10 +95,7 @@ void FdBudget::Account::Look(MonotonicNs now) {
   unread_ = unread;
   // It reads in order: what is left may be younger than every descriptor.
   if (unread > later_) return;
-  budget_.Return(user_, in_flight_);
-  in_flight_ = 0;
-  later_ = 0;
-  budget_.in_flight_.erase(this);
+  Land();
 }
 
 void FdBudget::Account::Leave(UniqueFd socket, MonotonicNs now) {
@@ -91,45 +103,78 @@ void FdBudget::Account::Leave(UniqueFd socket, MonotonicNs now) {
   Look(now);
   if (in_flight_ == 0) return;
   ShutDownAndDrain(socket.get());
-  budget_.Charge(user_, 1);
-  budget_.left_.push_back({std::move(socket), user_, in_flight_ + 1});
-  in_flight_ = 0;  // The charge goes over to what is left.
-  budget_.in_flight_.erase(this);
+  const size_t charge = in_flight_ + 1;
+  budget_.Charge(user_, charge);
+  ++budget_.users_[user_].ends;
+  budget_.ends_.push_back({std::move(socket), user_, charge});
+  Land();
 }
 
-void FdBudget::Recount(MonotonicNs now) {
-  recounted_ = now;
-  for (auto next = in_flight_.begin(); next != in_flight_.end();)
-    (*next++)->Look(now);
-  std::erase_if(left_, [&](const Left& left) {
-    if (Unread(left.socket.get()) != 0) return false;
-    Return(left.user, left.charge);
-    return true;
-  });
+void FdBudget::Account::Land() {
+  if (in_flight_ == 0) return;
+  budget_.users_[user_].in_flight.erase(this);
+  budget_.Return(user_, in_flight_);
+  in_flight_ = 0;
+  later_ = 0;
+}
+
+void FdBudget::Sweep() {
+  for (size_t left = std::min(kEndsAtATime, ends_.size()); left > 0; --left) {
+    if (next_end_ >= ends_.size()) next_end_ = 0;
+    End& end = ends_[next_end_];
+    if (Unread(end.socket.get()) != 0) {
+      ++next_end_;
+      continue;
+    }
+    --users_[end.user].ends;
+    Return(end.user, end.charge);
+    std::swap(end, ends_.back());
+    ends_.pop_back();
+  }
+}
+
+void FdBudget::LookAtSome(uid_t uid, MonotonicNs now) {
+  const auto found = users_.find(uid);
+  if (found == users_.end() || found->second.in_flight.empty()) return;
+  User& user = found->second;
+  if (user.looked != 0 && now - user.looked < kLookEvery) return;
+  user.looked = now;
+  // The last look may end the user.
+  for (size_t left = std::min(kLooksAtATime, user.in_flight.size()); left > 0; --left) {
+    auto next = user.in_flight.upper_bound(user.looked_at);
+    if (next == user.in_flight.end()) next = user.in_flight.begin();
+    user.looked_at = *next;
+    (*next)->Look(now);
+  }
+}
+
+const FdBudget::User* FdBudget::Find(uid_t user) const {
+  const auto found = users_.find(user);
+  return found == users_.end() ? nullptr : &found->second;
 }
 
 bool FdBudget::HasRoom(const Account& account, size_t count) const {
-  const auto found = used_by_.find(account.user_);
-  const size_t user = found == used_by_.end() ? 0 : found->second;
+  const User* user = Find(account.user_);
   const size_t free = total_ - std::min(total_, used_);
-  if (user == 0) return count <= free;
-  const size_t share = (free + user) / 2;  // What it holds then, and what is free beside it.
-  if (account.held() + count <= kFewFds) return user + count <= share;
-  const size_t for_many = share - share / 4;
-  return user + count <= for_many && account.held() + count <= for_many - (user + count);
+  if (user == nullptr) return count <= free;
+  if (user->ends >= kMaxEndsKept) return false;
+  const size_t share = (free + user->used) / 2;  // What it holds then, and what is free beside it.
+  const size_t held = user->used + count;
+  return held <= share && account.held() + count <= share - held;
 }
 
 void FdBudget::Charge(uid_t user, size_t count) {
+  if (count == 0) return;
   used_ += count;
-  used_by_[user] += count;
+  users_[user].used += count;
 }
 
 void FdBudget::Return(uid_t user, size_t count) {
   if (count == 0) return;
   used_ -= count;
-  const auto found = used_by_.find(user);
-  found->second -= count;
-  if (found->second == 0) used_by_.erase(found);
+  const auto found = users_.find(user);
+  found->second.used -= count;
+  if (found->second.used == 0) users_.erase(found);
 }
 
 }  // namespace terrace

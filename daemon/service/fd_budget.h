@@ -10,12 +10,18 @@
 // descriptors are not taken is kept, shut down, and charged until they are.
 //
 // Charged are: descriptors that are queued, those in flight, and an end that is kept, as one. All
-// together they are at most `total`, well below RLIMIT_NOFILE, so that neither the kernel's count
-// nor the daemon's table is used up. Shares need no setting: a user may hold as much as stays free
-// beside it, half of the total when it is alone. A quarter of that is kept for connections that
-// come to hold kFewFds at most, and of the rest a connection may hold as much as stays free beside
-// it: so who hoards leaves its own user's others a little and other users a lot. A user that holds
-// nothing may have one reply of any size that fits what is free.
+// together they are at most `total` and the ends kept, well below RLIMIT_NOFILE, so that neither
+// the kernel's count nor the daemon's table is used up. Shares need no setting: a user may hold as
+// much as stays free beside it, half of the total when it is alone, and of that a connection as
+// much as stays free beside it. A user that holds nothing may have one reply of any size that fits
+// what is free. Of a user kMaxEndsKept ends are kept, and those of the connections that are open
+// by then: it is given no descriptor while there are so many.
+//
+// So who hoards takes half at most of what is free from other users, and all from its own: that
+// one's requests for descriptors are not served until its processes take theirs or end.
+//
+// A look costs a system call. Who is short looks at kLooksAtATime connections of its own user, not
+// more often than every kLookEvery; ends are looked at by Sweep alone, kEndsAtATime of them.
 //
 // Owner thread only; owned by Service, and outlives its connections.
 #pragma once
@@ -28,6 +34,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/status.h"
 #include "base/unique_fd.h"
 
 namespace terrace {
@@ -37,8 +44,10 @@ class FdBudget {
   // Of RLIMIT_NOFILE, so that the rest is for clients, slabs and blocks.
   static constexpr uint64_t kPartOfLimit = 4;
   static size_t TotalOf(uint64_t limit) { return limit / kPartOfLimit; }
-  // A hello's, or those of a few new slabs.
-  static constexpr size_t kFewFds = 4;
+  static constexpr size_t kMaxEndsKept = 256;  // Of a user.
+  static constexpr size_t kLooksAtATime = 16;
+  static constexpr MonotonicNs kLookEvery = 10 * kNsPerMs;
+  static constexpr size_t kEndsAtATime = 512;
 
   // Of one connection.
   class Account {
@@ -48,8 +57,12 @@ class FdBudget {
     Account& operator=(const Account&) = delete;
     ~Account();
 
-    // Whether so many more may be queued. Looks again at what others may have taken.
+    // Whether so many more may be queued. Looks again at what some of its user may have taken.
     bool MayQueue(size_t count, MonotonicNs now);
+    // Its user has too many ends kept: waiting will hardly help.
+    bool TooManyEnds() const;
+    // `exhausted`: what its user holds.
+    Status WhyShort() const;
     void Queue(size_t count);  // Whether they may or not.
     void DropQueued();         // Closed without being sent.
     // After each send, before which there was a Look: `count` of those queued have left with it.
@@ -65,6 +78,8 @@ class FdBudget {
 
    private:
     friend class FdBudget;
+    void Land();  // Nothing of it is in flight any more.
+
     FdBudget& budget_;
     const uid_t user_;
     size_t queued_ = 0;
@@ -78,27 +93,37 @@ class FdBudget {
   void SetTotal(size_t total) { total_ = total; }
   size_t total() const { return total_; }
   size_t used() const { return used_; }
-  size_t ends_kept() const { return left_.size(); }
-  // Looks at all that is in flight. To be called about once a second.
-  void Recount(MonotonicNs now);
+  size_t ends_kept() const { return ends_.size(); }
+  // Lets go of ends whose peers' queues are empty, looking at the next of them in turn. To be
+  // called about once a second.
+  void Sweep();
 
  private:
   // A socket whose connection has ended.
-  struct Left {
+  struct End {
     UniqueFd socket;
     uid_t user = 0;
     size_t charge = 0;
   };
+  // Who holds something.
+  struct User {
+    size_t used = 0;
+    size_t ends = 0;
+    std::set<Account*> in_flight;
+    Account* looked_at = nullptr;  // The last of those; it may be gone.
+    MonotonicNs looked = 0;
+  };
   bool HasRoom(const Account& account, size_t count) const;
+  const User* Find(uid_t user) const;
+  void LookAtSome(uid_t user, MonotonicNs now);
   void Charge(uid_t user, size_t count);
   void Return(uid_t user, size_t count);
 
   size_t total_ = 16384;
   size_t used_ = 0;
-  std::map<uid_t, size_t> used_by_;
-  std::set<Account*> in_flight_;
-  std::vector<Left> left_;
-  MonotonicNs recounted_ = 0;
+  std::map<uid_t, User> users_;
+  std::vector<End> ends_;
+  size_t next_end_ = 0;  // To be looked at.
 };
 
 }  // namespace terrace

@@ -205,7 +205,7 @@ Listener::~Listener() {
 
 void Listener::ServeAs(const std::string& path) {
   TERRACE_CHECK(given_.has_value());
-  path_ = path.empty() ? given_->path : path;
+  path_ = path.empty() ? "unserved:" + given_->path : path;
 }
 
 void Listener::OnReadable() {

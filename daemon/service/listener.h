@@ -42,11 +42,13 @@ class Listener {
                                                 Accepted accepted);
   ~Listener();  // Removes the socket and the lock file, unless it was given.
 
-  // As it is configured: a given one may be bound elsewhere.
+  // As it is configured: a given one may be bound elsewhere. Of one that is no configured one a
+  // text that is nobody's path.
   const std::string& path() const { return path_; }
   // A given socket as it was given, but for its descriptor.
   const std::optional<ActivatedSocket>& given() const { return given_; }
-  // From now on a given socket is the configured one of this path; empty: none, as it was bound.
+  // From now on a given socket is the configured one of this path; empty: none, whatever it is
+  // bound to.
   void ServeAs(const std::string& path);
   // Accepts again after accept() had failed for want of descriptors. To be called about once a
   // second.

@@ -18,9 +18,20 @@ namespace terrace {
 
 namespace {
 
-// As whom the kernel shows every user and group that the daemon's user namespace does not map: its
-// default for kernel.overflowuid and kernel.overflowgid.
-constexpr uint32_t kUnmapped = 65534;
+// As whom the kernel shows every user, or group, that the daemon's user namespace does not map.
+uint32_t ReadUnmapped(const char* setting) {
+  std::ifstream in(setting);
+  uint32_t id = 0;
+  return in >> id ? id : 65534;  // The kernel's default.
+}
+uid_t UnmappedUser() {
+  static const uid_t user = ReadUnmapped("/proc/sys/kernel/overflowuid");
+  return user;
+}
+gid_t UnmappedGroup() {
+  static const gid_t group = ReadUnmapped("/proc/sys/kernel/overflowgid");
+  return group;
+}
 
 // Of /proc/self/uid_map or gid_map. Where all are mapped, as outside of containers, that number is
 // somebody: nobody, nogroup.
@@ -33,7 +44,7 @@ bool MapsEverybody(const char* map) {
 }
 
 bool IsUnmappedGroup(gid_t group) {
-  return group == kUnmapped && !MapsEverybody("/proc/self/gid_map");
+  return group == UnmappedGroup() && !MapsEverybody("/proc/self/gid_map");
 }
 
 }  // namespace
@@ -48,7 +59,7 @@ Result<Peer> PeerOf(int socket) {
     return Status(Code::kPermissionDenied,
                   "peer: its process cannot be seen from the daemon's pid namespace");
   }
-  if (credentials.uid == kUnmapped && !MapsEverybody("/proc/self/uid_map")) {
+  if (credentials.uid == UnmappedUser() && !MapsEverybody("/proc/self/uid_map")) {
     return Status(Code::kPermissionDenied,
                   "peer: its user cannot be told from others in the daemon's user namespace, which "
                   "does not map it");
@@ -79,9 +90,10 @@ Result<std::vector<gid_t>> GroupsOf(int socket) {
     }
     groups.resize(count);
     if (!whole) continue;
-    if (std::find(groups.begin(), groups.end(), kUnmapped) != groups.end() &&
-        IsUnmappedGroup(kUnmapped)) {
-      std::erase(groups, kUnmapped);
+    const gid_t unmapped = UnmappedGroup();
+    if (std::find(groups.begin(), groups.end(), unmapped) != groups.end() &&
+        IsUnmappedGroup(unmapped)) {
+      std::erase(groups, unmapped);
     }
     return groups;
   }

@@ -27,7 +27,7 @@ struct Peer {
 // compared with the pid again, and ProcessIsGone is asked once more before anything is handed out.
 //
 // The kernel tells users as the daemon's own user namespace maps them. Those that it does not map
-// look all the same, and like the user nobody: `permission_denied`.
+// look all the same, and like the user of kernel.overflowuid: `permission_denied`.
 Result<Peer> PeerOf(int socket);
 
 // Its supplementary groups at the time of connect(), by SO_PEERGROUPS, but those that the daemon's

@@ -25,11 +25,10 @@ bool MadeAlike(const SocketConfig& a, const SocketConfig& b) {
 
 ServiceLimits Daemon::ServiceLimitsNow() const {
   return {.verbs = {config_.clients, config_.clients_per_process, config_.clients_per_user,
-                    capacity_->wanted_bytes()},
+                    capacity_->wanted_bytes(), config_.reader_stall_ms},
           .connections = config_.connections,
           .connections_without_hello = config_.connections_without_hello,
-          .hello_deadline_ms = config_.hello_deadline_ms,
-          .reader_stall_ms = config_.reader_stall_ms};
+          .hello_deadline_ms = config_.hello_deadline_ms};
 }
 
 ClientLimits Daemon::ClientLimitsNow() const {
@@ -89,46 +88,83 @@ Status Daemon::ApplySockets(const Config& next) {
                std::to_string(next.sockets.size()) + " tables", false);
     return {};
   }
+  Config wanted = WithSocketsOf(next);
+  ASSIGN_OR_RETURN(const Places places, PlacesOfGiven(wanted.sockets));
+  ASSIGN_OR_RETURN(std::vector<std::unique_ptr<Listener>> opened,
+                   OpenMissing(wanted.sockets, places));
+  RETURN_IF_ERROR(service_->ReplaceTenants(wanted));
+  KeepListenersOf(wanted.sockets, places);
+  std::move(opened.begin(), opened.end(), std::back_inserter(listeners_));
+  TellSockets(wanted);
+  config_ = std::move(wanted);
+  TellWithoutAdmin();
+  return {};
+}
+
+Config Daemon::WithSocketsOf(const Config& next) {
   Config wanted = config_;
   wanted.peers = next.peers;
   wanted.sockets = next.sockets;
   for (SocketConfig& socket : wanted.sockets) {
     const auto present = FindSocket(config_.sockets, socket.path);
-    if (present != config_.sockets.end() && !MadeAlike(*present, socket)) {
-      TellChange("socket", socket.path, "another name, owner, group or mode", false);
-      socket.name = present->name;
-      socket.owner = present->owner;
-      socket.group = present->group;
-      socket.mode = present->mode;
-    }
+    if (present == config_.sockets.end() || MadeAlike(*present, socket)) continue;
+    TellChange("socket", socket.path, "another name, owner, group or mode", false);
+    socket.name = present->name;
+    socket.owner = present->owner;
+    socket.group = present->group;
+    socket.mode = present->mode;
   }
-  const std::map<const Listener*, std::string> places = PlacesOfGiven(wanted.sockets);
+  return wanted;
+}
+
+Result<Daemon::Places> Daemon::PlacesOfGiven(const std::vector<SocketConfig>& wanted) const {
+  Places places;
+  std::set<std::string> taken;
+  for (const auto& listener : listeners_) {
+    if (!listener->given()) continue;
+    const size_t at = PlaceOf(*listener->given(), wanted);
+    if (at == wanted.size()) continue;
+    const std::string& path = wanted[at].path;
+    if (!taken.insert(path).second) return SecondFor(path, *listener->given());
+    places[listener.get()] = path;
+  }
+  return places;
+}
+
+Result<std::vector<std::unique_ptr<Listener>>> Daemon::OpenMissing(
+    const std::vector<SocketConfig>& wanted, const Places& places) {
+  std::set<std::string> present;
+  for (const auto& [given, path] : places)
+    present.insert(path);
+  for (const auto& listener : listeners_) {
+    if (!listener->given()) present.insert(listener->path());
+  }
   std::vector<std::unique_ptr<Listener>> opened;
-  for (const SocketConfig& socket : wanted.sockets) {
-    const bool is_given = std::any_of(places.begin(), places.end(), [&](const auto& place) {
-      return place.second == socket.path;
-    });
-    if (is_given || FindSocket(config_.sockets, socket.path) != config_.sockets.end()) continue;
+  for (const SocketConfig& socket : wanted) {
+    if (present.contains(socket.path)) continue;
     ASSIGN_OR_RETURN(std::unique_ptr<Listener> listener, ListenOn(socket, std::nullopt));
     opened.push_back(std::move(listener));
   }
-  RETURN_IF_ERROR(service_->ReplaceTenants(wanted));
+  return opened;
+}
 
-  for (const SocketConfig& socket : config_.sockets) {
-    if (FindSocket(wanted.sockets, socket.path) == wanted.sockets.end()) {
-      TellChange("socket", socket.path, "none", true);
-    }
-  }
+void Daemon::KeepListenersOf(const std::vector<SocketConfig>& wanted, const Places& places) {
+  if (config_.sockets.empty()) return;  // User mode.
   std::erase_if(listeners_, [&](const std::unique_ptr<Listener>& listener) {
-    if (config_.sockets.empty()) return false;  // User mode.
-    if (!listener->given()) {
-      return FindSocket(wanted.sockets, listener->path()) == wanted.sockets.end();
-    }
+    if (!listener->given()) return FindSocket(wanted, listener->path()) == wanted.end();
     // It is the service manager's, and only given at the start: it stays, to be brought back.
     const auto place = places.find(listener.get());
     listener->ServeAs(place == places.end() ? "" : place->second);
     return false;
   });
+}
+
+void Daemon::TellSockets(const Config& wanted) {
+  for (const SocketConfig& socket : config_.sockets) {
+    if (FindSocket(wanted.sockets, socket.path) == wanted.sockets.end()) {
+      TellChange("socket", socket.path, "none", true);
+    }
+  }
   for (const SocketConfig& socket : wanted.sockets) {
     const auto present = FindSocket(config_.sockets, socket.path);
     if (present == config_.sockets.end()) {
@@ -141,28 +177,6 @@ Status Daemon::ApplySockets(const Config& next) {
     TellChange("peer", std::to_string(config_.peers.size()) + " tables",
                std::to_string(wanted.peers.size()) + " tables", true);
   }
-  std::move(opened.begin(), opened.end(), std::back_inserter(listeners_));
-  config_ = std::move(wanted);
-  TellWithoutAdmin();
-  return {};
-}
-
-std::map<const Listener*, std::string> Daemon::PlacesOfGiven(
-    const std::vector<SocketConfig>& wanted) const {
-  std::map<const Listener*, std::string> places;
-  std::set<std::string> taken;
-  for (const auto& listener : listeners_) {
-    if (!listener->given()) taken.insert(listener->path());
-  }
-  for (const auto& listener : listeners_) {
-    if (!listener->given()) continue;
-    const size_t at = PlaceOf(*listener->given(), wanted);
-    // Of two for one socket the first has it.
-    if (at < wanted.size() && taken.insert(wanted[at].path).second) {
-      places[listener.get()] = wanted[at].path;
-    }
-  }
-  return places;
 }
 
 void Daemon::TellChange(std::string_view field, std::string_view from, std::string_view to,

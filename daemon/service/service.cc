@@ -140,7 +140,7 @@ Status Service::RoomFor(const Peer& peer) const {
   if (static_cast<uint64_t>(silent) < limit) return {};
   return {Code::kExhausted, "limits.connections_without_hello: user " + std::to_string(peer.uid) +
                                 " has " + std::to_string(silent) +
-                                " connections that have not said hello"};
+                                " connections whose hello has not come or waits"};
 }
 
 void Service::Refuse(int socket, const Peer& peer, const std::string& path, const Status& why) {
@@ -207,20 +207,31 @@ void Service::Turn() {
 void Service::Sweep() {
   const MonotonicNs now = clock_.Now();
   const MonotonicNs hello_limit = options_.limits.hello_deadline_ms * kNsPerMs;
-  const MonotonicNs stall_limit = options_.limits.reader_stall_ms * kNsPerMs;
+  const MonotonicNs stall_limit = options_.limits.verbs.reader_stall_ms * kNsPerMs;
   requests_in_flight_ = 0;
-  budgets_.fds.Recount(now);
+  budgets_.fds.Sweep();
   for (const auto& [id, caller] : callers_) {
     Connection& connection = caller->connection;
     requests_in_flight_ += connection.in_flight().size();
     if (caller->client == nullptr && now - connection.opened_at() > hello_limit) {
-      connection.Close(Status(Code::kDeadlineExceeded, "it did not say hello in time"));
+      EndUnserved(connection);
       continue;
     }
     connection.Sweep(now, stall_limit);
   }
   if (on_sweep_ && !stopped_) on_sweep_();
   sweep_.Start(kSweepEvery);
+}
+
+void Service::EndUnserved(Connection& connection) {
+  if (!connection.open()) return;
+  if (!connection.awaits_fds()) {
+    return connection.Close(Status(Code::kDeadlineExceeded, "it did not say hello in time"));
+  }
+  // It said it, and is told why it was not answered.
+  const Status why = connection.WhyShortOfFds();
+  connection.RefuseAwaiting();
+  connection.CloseAfterSending(why);
 }
 
 // ---- What the engine tells ----------------------------------------------------------------------

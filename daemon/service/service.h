@@ -28,7 +28,6 @@ struct ServiceLimits {
   uint32_t connections = 2048;
   uint32_t connections_without_hello = 256;  // Of one user.
   uint32_t hello_deadline_ms = 10'000;
-  uint32_t reader_stall_ms = 30'000;
 };
 
 struct ServiceOptions {
@@ -83,6 +82,8 @@ class Service final : public EngineEvents, private Connection::Owner {
   Status RoomFor(const Peer& peer) const;
   void Turn();
   void Sweep();
+  // Of who has no client in time: it was silent, or its hello waits for room for descriptors.
+  void EndUnserved(Connection& connection);
   void StoppedIfEmpty();
   ServiceReport Report() const;
 

@@ -12,15 +12,16 @@ namespace terrace {
 
 namespace {
 
-// When every long verb waits for its client to take descriptors.
+// How often, and how many at a time, those are looked at that wait for room for descriptors.
 constexpr std::chrono::milliseconds kStepsAgain{10};
+constexpr size_t kWaitersAtATime = 16;
 
 }  // namespace
 
 Verbs::Verbs(Parts parts)
     : parts_(std::move(parts)),
       messages_(std::make_unique<Messages>()),
-      steps_again_(parts_.loop->NewTimer([this] { RunStep(); })) {
+      steps_again_(parts_.loop->NewTimer([this] { RotateWaiting(); })) {
   // It would write a line for each malformed message of whoever sends them.
   google::protobuf::SetLogHandler(nullptr);
 }
@@ -32,7 +33,7 @@ const Verbs::Verb* Verbs::FindVerb(wire::Type type) {
       Verb{wire::Type::kPing, &Verbs::OnPing},
       Verb{wire::Type::kGoodbye, &Verbs::OnGoodbye},
       Verb{wire::Type::kDirectory, &Verbs::OnDirectory, 1},
-      Verb{wire::Type::kArenas, &Verbs::OnArenas, wire::kMaxFds},
+      Verb{wire::Type::kArenas, &Verbs::OnArenas},
       Verb{wire::Type::kOpenSpace, &Verbs::OnOpenSpace},
       Verb{wire::Type::kCloseSpace, &Verbs::OnCloseSpace},
       Verb{wire::Type::kGrant, &Verbs::OnGrant},
@@ -62,9 +63,7 @@ const Verbs::Verb* Verbs::FindVerb(wire::Type type) {
 
 size_t Verbs::FdsOfReply(const wire::FrameHeader& header) {
   const Verb* verb = FindVerb(header.type);
-  // A list of numbers takes two bytes and one more for each; nothing else has more than two.
-  const size_t most = std::max(header.length, 4u) - 2;
-  return verb == nullptr ? 0 : std::min(verb->reply_fds, most);
+  return verb == nullptr ? 0 : verb->reply_fds;
 }
 
 void Verbs::Handle(Caller& caller, Frame& frame) {
@@ -100,32 +99,47 @@ Verbs::Ticket Verbs::Begin(Caller& caller, uint64_t request) {
 
 void Verbs::BeginLong(Caller& caller, uint64_t request, Step step) {
   caller.connection.PauseFrames();
-  long_verbs_.push_back({Begin(caller, request), std::move(step)});
+  Rotate({Begin(caller, request), std::move(step)});
+}
+
+void Verbs::Rotate(LongVerb verb) {
+  long_verbs_.push_back(std::move(verb));
   if (long_verbs_.size() == 1) parts_.loop->Post([this] { RunStep(); });
 }
 
 void Verbs::RunStep() {
   LongVerb verb = std::move(long_verbs_.front());
   long_verbs_.pop_front();
+  if (!long_verbs_.empty()) parts_.loop->Post([this] { RunStep(); });
   Caller* caller = Waiting(verb.ticket);
-  StepEnd end = StepEnd::kDone;
-  if (caller != nullptr) {
-    end = verb.step(*caller, verb.ticket.request);
-    if (end == StepEnd::kDone) {
-      caller->connection.EndRequest(verb.ticket.request);
-      caller->connection.ResumeFrames();
-    } else {
-      long_verbs_.push_back(std::move(verb));
-    }
-  }
-  waits_in_a_row_ = end == StepEnd::kWaits ? waits_in_a_row_ + 1 : 0;
-  if (long_verbs_.empty()) return;
-  if (waits_in_a_row_ < long_verbs_.size()) {
-    parts_.loop->Post([this] { RunStep(); });
+  if (caller == nullptr) return;
+  const StepEnd end = verb.step(*caller, verb.ticket.request);
+  if (end == StepEnd::kMore) {
+    verb.waits_since = 0;
+    Rotate(std::move(verb));
+  } else if (end == StepEnd::kWaits && MayWait(&verb, *caller)) {
+    waiting_.push_back(std::move(verb));
+    if (waiting_.size() == 1) steps_again_.Start(kStepsAgain);
   } else {
-    waits_in_a_row_ = 0;
-    steps_again_.Start(kStepsAgain);
+    caller->connection.EndRequest(verb.ticket.request);
+    caller->connection.ResumeFrames();
   }
+}
+
+bool Verbs::MayWait(LongVerb* verb, Caller& caller) {
+  const MonotonicNs now = parts_.clock->Now();
+  if (verb->waits_since == 0) verb->waits_since = now;
+  if (now - verb->waits_since <= parts_.limits->reader_stall_ms * kNsPerMs) return true;
+  caller.connection.SendError(verb->ticket.request, caller.connection.WhyShortOfFds());
+  return false;
+}
+
+void Verbs::RotateWaiting() {
+  for (size_t i = 0; i < kWaitersAtATime && !waiting_.empty(); ++i) {
+    Rotate(std::move(waiting_.front()));
+    waiting_.pop_front();
+  }
+  if (!waiting_.empty()) steps_again_.Start(kStepsAgain);
 }
 
 Caller* Verbs::Waiting(const Ticket& ticket) {

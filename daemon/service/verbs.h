@@ -15,13 +15,16 @@
 #include "daemon/service/reports.h"
 
 namespace terrace::wire {
+class Arenas;
 class Report;
-}
+}  // namespace terrace::wire
 
 namespace terrace {
 
 inline constexpr uint32_t kMaxReportPages = 10'000;
 inline constexpr uint32_t kMaxAttachBlocks = 4096;  // Of one message.
+inline constexpr size_t kBlocksWhenShort =
+    4;  // Of a step of AttachBlocks, where there is little room.
 inline constexpr uint32_t kMaxModelFiles = 1024;
 inline constexpr int64_t kProgressIntervalMs = 50;
 // An eviction by hand goes in steps, between which others have their turn: each of at most so many
@@ -34,6 +37,7 @@ struct VerbLimits {
   uint32_t clients_per_process = 0;
   uint32_t clients_per_user = 0;
   uint64_t host_capacity_bytes = 0;  // What the host tier may grow to.
+  uint32_t reader_stall_ms = 30'000;
 };
 
 class Verbs {
@@ -54,7 +58,7 @@ class Verbs {
   ~Verbs();
 
   void Handle(Caller& caller, Frame& frame);
-  // How many descriptors the handler of such a message may send unasked: others ask for room first.
+  // How many descriptors the handler of such a message sends at most without asking for room.
   static size_t FdsOfReply(const wire::FrameHeader& header);
   // The client's process is gone or it said goodbye: everything of it ends.
   void EndClient(ClientId id, const Status& why);
@@ -70,7 +74,7 @@ class Verbs {
     uint64_t request = 0;
     ClientId client = 0;
   };
-  // What a step of a long verb came to. When all of them wait, they are asked again a little later.
+  // What a step of a long verb came to. kWaits: there is no room for its descriptors.
   enum class StepEnd : uint8_t { kDone, kMore, kWaits };
   struct Verb {
     wire::Type type;
@@ -95,6 +99,8 @@ class Verbs {
   Status OnGoodbye(Caller& caller, Frame& frame);
   Status OnDirectory(Caller& caller, Frame& frame);
   Status OnArenas(Caller& caller, Frame& frame);
+  // The only step: all of them, when there is room.
+  StepEnd SendArenas(Caller& caller, uint64_t request, const wire::Arenas& arenas);
 
   // verbs_pages.cc
   Status OnOpenSpace(Caller& caller, Frame& frame);
@@ -124,8 +130,8 @@ class Verbs {
   Status OnAttach(Caller& caller, Frame& frame);
   Status OnAttachBlocks(Caller& caller, Frame& frame);
   Status OnDetach(Caller& caller, Frame& frame);
-  // A step: the next frame of descriptors.
-  StepEnd SendBlocks(Caller& caller, uint64_t request, std::span<const ArenaId> arenas,
+  // A step: the next frame of descriptors, of those blocks that the client may still have.
+  StepEnd SendBlocks(Caller& caller, uint64_t request, uint64_t attachment,
                      std::span<const uint32_t> numbers, size_t* next);
   void FinishAttach(const Ticket& ticket, const Result<Attached>& attached);
 
@@ -141,10 +147,21 @@ class Verbs {
   // For verbs that take long: `step` is called in turns of the loop, one step of one verb a turn,
   // in rotation, until it is done, having replied. However many ask, what is short is answered
   // in between. The caller is paused meanwhile: the order of its requests stays, and it has one
-  // such verb. Who is gone, or comes back by another connection, gets no further step.
+  // such verb. Who is gone, or comes back by another connection, gets no further step. Steps that
+  // wait are left out of the rotation: kWaitersAtATime of them come back to it every kStepsAgain,
+  // and who has waited for reader_stall is answered `exhausted`.
   using Step = std::function<StepEnd(Caller&, uint64_t request)>;
+  struct LongVerb {
+    Ticket ticket;
+    Step step;
+    MonotonicNs waits_since = 0;  // 0: its last step did not wait.
+  };
   void BeginLong(Caller& caller, uint64_t request, Step step);
   void RunStep();
+  void Rotate(LongVerb verb);
+  void RotateWaiting();
+  // Whether it waits on: it has not waited for too long.
+  bool MayWait(LongVerb* verb, Caller& caller);
   // The caller that waits for this ticket's reply, as the client that asked; null when nobody does
   // any more.
   Caller* Waiting(const Ticket& ticket);
@@ -155,13 +172,9 @@ class Verbs {
 
   const Parts parts_;
   std::unique_ptr<Messages> messages_;
-  struct LongVerb {
-    Ticket ticket;
-    Step step;
-  };
-  std::deque<LongVerb> long_verbs_;  // At most one a connection.
-  size_t waits_in_a_row_ = 0;        // Steps that waited, since one got on.
-  OwnerLoop::Timer steps_again_;
+  std::deque<LongVerb> long_verbs_;  // In rotation; with those that wait at most one a connection.
+  std::deque<LongVerb> waiting_;
+  OwnerLoop::Timer steps_again_;  // Runs while any waits.
 };
 
 }  // namespace terrace

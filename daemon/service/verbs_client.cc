@@ -258,22 +258,38 @@ Status Verbs::OnArenas(Caller& caller, Frame& frame) {
   if (request.ids_size() > wire::kMaxFds) {
     return TooMany("ids", request.ids_size(), wire::kMaxFds);
   }
+  if (SendArenas(caller, frame.header.request, request) == StepEnd::kWaits) {
+    BeginLong(caller, frame.header.request, [this, request](Caller& waiting, uint64_t id) {
+      return SendArenas(waiting, id, request);
+    });
+  }
+  return {};
+}
+
+Verbs::StepEnd Verbs::SendArenas(Caller& caller, uint64_t request, const wire::Arenas& arenas) {
   ClientRecord& client = *caller.client;
-  const bool writable = request.writable() && client.writer;
+  const bool writable = arenas.writable() && client.writer;
   wire::ArenasReply reply;
-  std::vector<UniqueFd> fds;
-  for (const uint32_t id : request.ids()) {
+  for (const uint32_t id : arenas.ids()) {
     // Each once, however often it is named: every one costs a descriptor.
     const auto same = [id](const wire::Arena& arena) { return arena.id() == id; };
     if (std::any_of(reply.arenas().begin(), reply.arenas().end(), same)) continue;
     const std::optional<ArenaFacts> facts = parts_.engine->FindArena(client.id, id);
-    if (!facts) continue;
-    ASSIGN_OR_RETURN(UniqueFd fd, GiveArena(client, id, writable));
-    fds.push_back(std::move(fd));
-    FillArena(*facts, writable, reply.add_arenas());
+    if (facts) FillArena(*facts, writable, reply.add_arenas());
   }
-  caller.connection.Send(wire::Type::kArenasReply, frame.header.request, reply, std::move(fds));
-  return {};
+  const auto count = static_cast<size_t>(reply.arenas_size());
+  if (count > 0 && !caller.connection.MayQueueFds(count)) return StepEnd::kWaits;
+  std::vector<UniqueFd> fds;
+  for (const wire::Arena& arena : reply.arenas()) {
+    Result<UniqueFd> fd = GiveArena(client, arena.id(), writable);
+    if (!fd) {
+      caller.connection.SendError(request, fd.error());
+      return StepEnd::kDone;
+    }
+    fds.push_back(*std::move(fd));
+  }
+  caller.connection.Send(wire::Type::kArenasReply, request, reply, std::move(fds));
+  return StepEnd::kDone;
 }
 
 }  // namespace terrace

@@ -1,5 +1,6 @@
 // Verbs on models. Most wait for a tier, so they answer by ticket.
 #include <algorithm>
+#include <numeric>
 
 #include "daemon/service/log.h"
 #include "daemon/service/verb_messages.h"
@@ -164,12 +165,9 @@ void Verbs::FinishAttach(const Ticket& ticket, const Result<Attached>& attached)
     status = Status(Code::kUnavailable, "its connection is gone");
   } else {
     // Asked for again: it was room for one when the request came, and many may have waited since.
-    Result<UniqueFd> manifest =
-        waiting->connection.MayQueueFds(1)
-            ? parts_.host->Descriptor(attached->manifest, Protection::kRead)
-            : Status(Code::kExhausted,
-                     "too many descriptors wait for this user's clients to take "
-                     "them: retry when they have");
+    Result<UniqueFd> manifest = waiting->connection.MayQueueFds(1)
+                                    ? parts_.host->Descriptor(attached->manifest, Protection::kRead)
+                                    : waiting->connection.WhyShortOfFds();
     if (manifest) {
       wire::AttachReply reply;
       reply.set_attachment(attached->attachment);
@@ -206,34 +204,46 @@ Status Verbs::OnAttachBlocks(Caller& caller, Frame& frame) {
                                         "; name at most " + std::to_string(kMaxAttachBlocks) +
                                         " of them at a time"};
   }
+  std::vector<uint32_t> numbers(request.blocks().begin(), request.blocks().end());
+  if (numbers.empty()) {
+    numbers.resize(arenas.size());
+    std::iota(numbers.begin(), numbers.end(), 0);
+  }
   BeginLong(caller, frame.header.request,
-            [this, arenas, numbers = std::vector(request.blocks().begin(), request.blocks().end()),
+            [this, attachment = request.attachment(), numbers = std::move(numbers),
              next = size_t{0}](Caller& waiting, uint64_t id) mutable {
-              return SendBlocks(waiting, id, arenas, numbers, &next);
+              return SendBlocks(waiting, id, attachment, numbers, &next);
             });
   return {};
 }
 
 // Several frames, none with more descriptors than a message may have, and none before there is room
 // for them. Their order is the order of the request, and of the image where that names no blocks.
-Verbs::StepEnd Verbs::SendBlocks(Caller& caller, uint64_t request, std::span<const ArenaId> arenas,
+// The engine is asked for each: access may end in between.
+Verbs::StepEnd Verbs::SendBlocks(Caller& caller, uint64_t request, uint64_t attachment,
                                  std::span<const uint32_t> numbers, size_t* next) {
-  size_t count = std::min<size_t>(arenas.size() - *next, wire::kMaxFds);
+  size_t count = std::min<size_t>(numbers.size() - *next, wire::kMaxFds);
   // A few at a time where others of its user hoard.
-  if (!caller.connection.MayQueueFds(count)) count = std::min(count, FdBudget::kFewFds);
+  if (!caller.connection.MayQueueFds(count)) count = std::min(count, kBlocksWhenShort);
   if (!caller.connection.MayQueueFds(count)) return StepEnd::kWaits;
+  const std::span<const uint32_t> blocks = numbers.subspan(*next, count);
+  const auto refuse = [&](const Status& why) {
+    caller.connection.SendError(request, why);
+    return StepEnd::kDone;
+  };
+  const Result<std::vector<ArenaId>> arenas =
+      parts_.engine->BlocksOf(caller.client->id, attachment, blocks);
+  if (!arenas) return refuse(arenas.error());
   wire::AttachBlocksReply reply;
   std::vector<UniqueFd> fds;
-  for (const size_t end = *next + count; *next < end; ++*next) {
-    Result<UniqueFd> fd = parts_.host->Descriptor(arenas[*next], Protection::kRead);
-    if (!fd) {
-      caller.connection.SendError(request, fd.error());
-      return StepEnd::kDone;
-    }
+  for (const ArenaId arena : *arenas) {
+    Result<UniqueFd> fd = parts_.host->Descriptor(arena, Protection::kRead);
+    if (!fd) return refuse(fd.error());
     fds.push_back(*std::move(fd));
-    reply.add_blocks(numbers.empty() ? static_cast<uint32_t>(*next) : numbers[*next]);
   }
-  const bool last = *next == arenas.size();
+  reply.mutable_blocks()->Add(blocks.begin(), blocks.end());
+  *next += count;
+  const bool last = *next == numbers.size();
   reply.set_last(last);
   caller.connection.Send(wire::Type::kAttachBlocksReply, request, reply, std::move(fds));
   return last ? StepEnd::kDone : StepEnd::kMore;

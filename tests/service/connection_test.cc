@@ -279,7 +279,7 @@ TEST(Connection, WhoTakesNoDescriptorIsCutThoughTheSocketHasRoom) {
     echo.connection().Sweep(SystemClock().Now() + 7200 * kNsPerSecond, 3600 * kNsPerSecond);
     EXPECT_FALSE(echo.connection().open());
     // Its queue has it still: that ends with the queue, not with the connection.
-    echo.budgets().fds.Recount(SystemClock().Now());
+    echo.budgets().fds.Sweep();
     EXPECT_EQ(echo.budgets().fds.used(), 2u);
   });
   EXPECT_EQ(echo.AwaitClosed().code(), Code::kDeadlineExceeded);
@@ -287,7 +287,7 @@ TEST(Connection, WhoTakesNoDescriptorIsCutThoughTheSocketHasRoom) {
   ExpectEcho(echo, 1, "a descriptor");
   EXPECT_TRUE(echo.client.AwaitClosed());
   echo.Post([&] {
-    echo.budgets().fds.Recount(SystemClock().Now());
+    echo.budgets().fds.Sweep();
     EXPECT_EQ(echo.budgets().fds.used(), 0u);
   });
 }
@@ -328,10 +328,47 @@ TEST(Connection, ARequestForDescriptorsWaitsWhileTheShareIsUsedUp) {
   };
   for (int turn = 0; turn < 100; ++turn)
     EXPECT_LE(sent(), 4u);
-  while (sent() < 4) {
-  }
+  pollfd entry{echo.client.fd(), POLLIN, 0};
+  ASSERT_EQ(::poll(&entry, 1, 10'000), 1);
   for (uint64_t request = 1; request <= 8; ++request)
     ExpectEcho(echo, request, "one");
+}
+
+// Has asked for a descriptor that there is no room for.
+void AskInVain(Echo& echo, uint64_t request) {
+  const UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  echo.Post([&] { echo.budgets().fds.SetTotal(0); });
+  ASSERT_TRUE(echo.client.SendBytes(EchoFrame(request, "one", 1), {null.get()}));
+  bool waits = false;
+  for (int turn = 0; turn < 1'000'000 && !waits; ++turn)
+    echo.Post([&] { waits = echo.connection().awaits_fds(); });
+  ASSERT_TRUE(waits);
+}
+
+TEST(Connection, ARequestThatWaitedTooLongForDescriptorsIsAnsweredExhausted) {
+  Echo echo;
+  ASSERT_NO_FATAL_FAILURE(AskInVain(echo, 1));
+  ASSERT_TRUE(echo.client.SendBytes(EchoFrame(2, "behind it")));
+  echo.Post([&] {
+    echo.connection().Sweep(SystemClock().Now(), 3600 * kNsPerSecond);
+    EXPECT_TRUE(echo.connection().awaits_fds());
+    echo.connection().Sweep(SystemClock().Now() + 7200 * kNsPerSecond, 3600 * kNsPerSecond);
+    EXPECT_TRUE(echo.connection().open());
+  });
+  std::optional<ReceivedFrame> frame = echo.client.Receive();
+  ASSERT_TRUE(frame.has_value());
+  EXPECT_EQ(frame->header.request, 1u);
+  const Status why = WireClient::Parse<wire::LoadReply>(*std::move(frame)).status();
+  EXPECT_EQ(why.code(), Code::kExhausted);
+  EXPECT_THAT(why.message(), HasSubstr("descriptors: the connections of user"));
+  ExpectEcho(echo, 2, "behind it");
+}
+
+TEST(Connection, AHangUpIsNoticedWhileARequestWaitsForDescriptors) {
+  Echo echo;
+  ASSERT_NO_FATAL_FAILURE(AskInVain(echo, 1));
+  echo.client.Close();
+  EXPECT_EQ(echo.AwaitClosed().code(), Code::kUnavailable);
 }
 
 TEST(Connection, LargeAnswersOfAllShareABudget) {

@@ -191,5 +191,149 @@ TEST(LoadTest, AClientThatComesBackWaitsForNoMoreLoadsThanOneThatStays) {
   EXPECT_EQ(client.Call<wire::LoadReply>(wire::Type::kLoad, load).status(), Status());
 }
 
+// ---- Descriptors that nobody takes
+
+// A model of many blocks, and room for few of its descriptors.
+class ShortOfDescriptorsTest : public testing::Test {
+ protected:
+  static constexpr uint64_t kRequest = 77;
+
+  ShortOfDescriptorsTest() : world_(Options(), 128), admin_(world_.Connect()) {
+    EXPECT_EQ(admin_.Hello("admin").status(), Status());
+    wire::ModelAdd add;
+    add.set_name("m");
+    add.set_version("1");
+    add.add_files("/large");
+    EXPECT_EQ(Slowly<wire::ModelAddReply>(admin_, wire::Type::kModelAdd, add).status(), Status());
+  }
+  static EngineOptions Options() {
+    EngineOptions options;
+    options.host_capacity_bytes = 16u << 20;
+    options.slab_bytes = 4096;
+    options.block_bytes = 4096;
+    options.huge_page_bytes = 4096;
+    return options;
+  }
+  // What files have to answer first.
+  template <typename Reply>
+  Result<Reply> Slowly(WireClient& client, wire::Type type,
+                       const google::protobuf::MessageLite& message) {
+    EXPECT_TRUE(client.Send(type, kRequest, message));
+    EXPECT_EQ(admin_.Call<wire::PingReply>(wire::Type::kPing, wire::Ping()).status(), Status());
+    world_.RunFiles();
+    for (;;) {
+      std::optional<ReceivedFrame> frame = client.Receive();
+      if (!frame) return Status(Code::kUnavailable, "no reply");
+      if (frame->header.request == kRequest && frame->header.type != wire::Type::kProgressEvent) {
+        return WireClient::Parse<Reply>(*std::move(frame));
+      }
+    }
+  }
+  uint64_t Attach(WireClient& client) {
+    EXPECT_EQ(client.Hello("engine").status(), Status());
+    wire::Attach attach;
+    attach.set_name("m");
+    attach.set_load(true);
+    const auto attached = Slowly<wire::AttachReply>(client, wire::Type::kAttach, attach);
+    EXPECT_EQ(attached.status(), Status());
+    return attached ? attached->attachment() : 0;
+  }
+  // Asks for all blocks and takes none: the first frame is there, and the last cannot be.
+  static void AskForBlocks(WireClient& client, uint64_t attachment) {
+    wire::AttachBlocks blocks;
+    blocks.set_attachment(attachment);
+    ASSERT_TRUE(client.Send(wire::Type::kAttachBlocks, kRequest, blocks));
+    pollfd entry{client.fd(), POLLIN, 0};
+    ASSERT_EQ(::poll(&entry, 1, 10'000), 1);
+  }
+  // What comes in place of the last frame.
+  static Status EndOfBlocks(WireClient& client) {
+    for (;;) {
+      std::optional<ReceivedFrame> frame = client.Receive();
+      if (!frame) return Status(Code::kUnavailable, "no end");
+      ASSIGN_OR_RETURN(const wire::AttachBlocksReply reply,
+                       WireClient::Parse<wire::AttachBlocksReply>(*std::move(frame)));
+      if (reply.last()) return {};
+    }
+  }
+  ServiceWorld world_;
+  WireClient admin_;
+};
+
+TEST_F(ShortOfDescriptorsTest, AllBlocksComeToWhoTakesThem) {
+  WireClient client = world_.Connect();
+  ASSERT_NO_FATAL_FAILURE(AskForBlocks(client, Attach(client)));
+  EXPECT_EQ(EndOfBlocks(client), Status());
+}
+
+TEST_F(ShortOfDescriptorsTest, WhoIsRevokedBetweenTwoFramesGetsNoFurtherBlock) {
+  WireClient client = world_.Connect();
+  ASSERT_NO_FATAL_FAILURE(AskForBlocks(client, Attach(client)));
+  wire::ModelAccess revoke;
+  revoke.set_name("m");
+  revoke.set_tenant("default");
+  ASSERT_EQ(Slowly<wire::ModelAccessReply>(admin_, wire::Type::kModelAccess, revoke).status(),
+            Status());
+  EXPECT_EQ(EndOfBlocks(client).code(), Code::kPermissionDenied);
+}
+
+TEST_F(ShortOfDescriptorsTest, WhoWaitsTooLongForBlocksIsAnsweredExhausted) {
+  WireClient client = world_.Connect();
+  const uint64_t attachment = Attach(client);
+  WireClient hoarders[] = {world_.Connect(), world_.Connect()};
+  for (WireClient& hoarder : hoarders)
+    ASSERT_NO_FATAL_FAILURE(AskForBlocks(hoarder, Attach(hoarder)));
+  wire::AttachBlocks blocks;
+  blocks.set_attachment(attachment);
+  ASSERT_TRUE(client.Send(wire::Type::kAttachBlocks, kRequest, blocks));
+  pollfd entry{client.fd(), POLLIN, 0};
+  ASSERT_TRUE(Eventually(world_, admin_, [&](const json&) { return ::poll(&entry, 1, 0) == 1; }));
+  EXPECT_EQ(EndOfBlocks(client).code(), Code::kExhausted);
+  EXPECT_EQ(client.Call<wire::PingReply>(wire::Type::kPing, wire::Ping()).status(), Status());
+}
+
+// In so many turns of the loop as there are answers to somebody else.
+TEST_F(ShortOfDescriptorsTest, LongVerbsDoNotWaitForWhoWaits) {
+  WireClient waiter = world_.Connect();
+  ASSERT_NO_FATAL_FAILURE(AskForBlocks(waiter, Attach(waiter)));
+  WireClient reporter = world_.Connect();
+  ASSERT_EQ(reporter.Hello("reporter").status(), Status());
+  for (int i = 0; i < 20; ++i) {
+    wire::Report report;
+    report.set_what("status");
+    ASSERT_TRUE(reporter.Send(wire::Type::kReport, kRequest, report));
+    for (int turn = 0; turn < 8; ++turn)
+      ASSERT_EQ(admin_.Call<wire::PingReply>(wire::Type::kPing, wire::Ping()).status(), Status());
+    pollfd entry{reporter.fd(), POLLIN, 0};
+    ASSERT_EQ(::poll(&entry, 1, 0), 1) << i;
+    ASSERT_TRUE(reporter.Receive().has_value());
+  }
+}
+
+TEST(HelloTest, OneThatWaitsForDescriptorsIsToldSoWhenItsTimeIsUp) {
+  EngineOptions options;
+  options.host_capacity_bytes = 4u << 20;
+  ServiceWorld world(options, 32);
+  WireClient watcher = world.Connect();
+  ASSERT_EQ(watcher.Hello("watcher").status(), Status());
+  wire::Hello hello;
+  hello.set_version_min(wire::kProtocolVersion);
+  hello.set_version_max(wire::kProtocolVersion);
+  WireClient hoarder = world.Connect();
+  ASSERT_TRUE(hoarder.Send(wire::Type::kHello, 1, hello));
+  WireClient late = world.Connect();
+  ASSERT_TRUE(late.Send(wire::Type::kHello, 1, hello));
+  for (int i = 0; i < 8; ++i) {
+    ASSERT_EQ(watcher.Call<wire::PingReply>(wire::Type::kPing, wire::Ping()).status(), Status());
+  }
+  world.Advance(20 * kNsPerSecond);
+  std::optional<ReceivedFrame> frame = late.Receive();
+  ASSERT_TRUE(frame.has_value()) << "closed without a word";
+  const Status why = WireClient::Parse<wire::HelloReply>(*std::move(frame)).status();
+  EXPECT_EQ(why.code(), Code::kExhausted);
+  EXPECT_THAT(why.message(), HasSubstr("descriptors: the connections of user"));
+  EXPECT_TRUE(late.AwaitClosed());
+}
+
 }  // namespace
 }  // namespace terrace

@@ -50,10 +50,15 @@ class DescribedHostTier final : public HostTier {
 
 class ServiceWorld {
  public:
-  explicit ServiceWorld(const EngineOptions& options) {
-    sources_.AddFile(
-        "/m", {{.name = "w", .dtype = "U8", .shape = {8192}, .bytes = std::vector<uint8_t>(8192)}});
+  // With model files of 8 KiB and 2 MiB, "/m" and "/large".
+  explicit ServiceWorld(const EngineOptions& options, uint64_t descriptors = 65536) {
+    for (const auto& [path, bytes] : {std::pair("/m", 8u << 10), std::pair("/large", 2u << 20)}) {
+      sources_.AddFile(
+          path,
+          {{.name = "w", .dtype = "U8", .shape = {bytes}, .bytes = std::vector<uint8_t>(bytes)}});
+    }
     ServiceOptions service;
+    service.descriptors = descriptors;
     service.limits.verbs = {.clients = 8, .clients_per_process = 8, .clients_per_user = 8};
     service_ = std::make_unique<Service>(std::move(service), loop_, clock_, host_);
     EngineParts parts;

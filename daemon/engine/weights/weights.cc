@@ -410,8 +410,7 @@ bool Weights::ReleaseLeaving() {
   return !leaving_.empty() || !orphans_.empty();
 }
 
-// ---- Time and departures
-// -------------------------------------------------------------------------
+// ---- Time and departures ------------------------------------------------------------------------
 
 void Weights::ClientGone(ClientId client) {
   if (const auto holder = holders_.extract(client); !holder.empty()) {

@@ -42,6 +42,7 @@ using Reply = http::response<http::string_body>;
 constexpr int kBacklog = 64;
 constexpr int kAcceptsPerWake = 8;
 constexpr Milliseconds kOutOfDescriptors{1000};
+constexpr Milliseconds kTryAgain{1000};     // To await connections.
 constexpr size_t kDrainedBytes = 64 << 10;  // Of a request that was refused.
 constexpr mode_t kSocketMode = 0660;
 constexpr const char* kTextFormat = "text/plain; version=0.0.4; charset=utf-8";
@@ -167,9 +168,14 @@ struct MetricsServer::State : std::enable_shared_from_this<State> {
 void MetricsServer::State::Serve() {
   (void)::pthread_setname_np(::pthread_self(), "metrics");
   // Asio and Beast throw when memory runs out: that costs a request, not the daemon.
+  bool failed = false;  // The last try to await connections did.
   for (bool again = true; again;) {
     try {
+      // What is there is served meanwhile.
+      if (std::exchange(failed, false)) context.run_for(kTryAgain);
+      failed = !accepting;
       if (!accepting) AwaitConnections();
+      failed = false;
       context.run();
       again = false;
     } catch (const std::exception& error) {
@@ -216,8 +222,9 @@ void MetricsServer::State::Admit(UniqueFd socket) {
     exchanges.erase(idle);
   }
   const int family = path.empty() ? AF_INET : AF_UNIX;  // Asio only remembers it.
-  auto exchange = std::make_shared<Exchange>(Socket(context, Protocol(family, 0), socket.get()));
-  (void)socket.Release();
+  Socket adopted(context, Protocol(family, 0), socket.get());
+  (void)socket.Release();  // Before anything else may throw: closed by one of them alone.
+  auto exchange = std::make_shared<Exchange>(std::move(adopted));
   exchanges.push_back(exchange);
   try {
     SetDeadline(exchange, kRequestMs);

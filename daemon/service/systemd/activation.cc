@@ -120,6 +120,12 @@ size_t PlaceOf(const ActivatedSocket& given, const std::vector<SocketConfig>& wa
   return wanted.size();
 }
 
+Status SecondFor(const std::string& path, const ActivatedSocket& given) {
+  return {Code::kInvalidArgument, "the socket '" + given.name + "' of the service manager (" +
+                                      (given.path.empty() ? "no path" : given.path) +
+                                      ") is the second one for " + path};
+}
+
 Result<MatchedSockets> MatchSockets(const std::vector<SocketConfig>& wanted,
                                     std::vector<ActivatedSocket> given) {
   MatchedSockets matched;
@@ -129,10 +135,7 @@ Result<MatchedSockets> MatchSockets(const std::vector<SocketConfig>& wanted,
     if (at == wanted.size()) {
       matched.others.push_back(std::move(socket));
     } else if (matched.wanted[at]) {
-      return Status(Code::kInvalidArgument, "the socket '" + socket.name +
-                                                "' of the service manager (" +
-                                                (socket.path.empty() ? "no path" : socket.path) +
-                                                ") is the second one for " + wanted[at].path);
+      return SecondFor(wanted[at].path, socket);
     } else {
       matched.wanted[at] = std::move(socket);
     }

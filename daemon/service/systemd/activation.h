@@ -48,6 +48,9 @@ Result<std::vector<ActivatedSocket>> TakeActivatedSockets(const ListenEnvironmen
 // else by its path. Their count if it is for none.
 size_t PlaceOf(const ActivatedSocket& given, const std::vector<SocketConfig>& wanted);
 
+// The error of a second given socket for the configured one of this path.
+Status SecondFor(const std::string& path, const ActivatedSocket& given);
+
 struct MatchedSockets {
   std::vector<std::optional<ActivatedSocket>> wanted;  // For each of the configuration, or none.
   std::vector<ActivatedSocket> others;                 // Which the configuration does not know.
