@@ -47,11 +47,8 @@ class TenantsTest : public IntegrationTest {
   virtual DaemonProcessOptions Options() const {
     DaemonProcessOptions options;
     options.user = kDaemonUser;
+    // Sockets are made in this order, and the start is over when the last one answers.
     options.tables = R"(
-[[socket]]
-path = "@/terraced.sock"
-mode = "0666"
-admin = true
 [[socket]]
 path = "@/any.sock"
 mode = "0666"
@@ -60,6 +57,10 @@ path = "@/a.sock"
 mode = "0666"
 tenant = "a"
 role = "reader"
+[[socket]]
+path = "@/terraced.sock"
+mode = "0666"
+admin = true
 [[peer]]
 uid = 0
 tenant = "ops"
