@@ -21,7 +21,6 @@ namespace terrace {
 namespace {
 
 constexpr MonotonicNs kCapacityEvery = 5 * kNsPerSecond;
-constexpr uint32_t kInFlightPerDevice = 64;
 constexpr int kMostThreads = 8;  // Of a pool.
 constexpr unsigned kStopLimitS = 10;
 constexpr MonotonicNs kSpillLimit = 6 * kNsPerSecond;  // Within kStopLimitS.
@@ -127,17 +126,15 @@ Status Daemon::StartTiers() {
 
 Status Daemon::StartStore() {
   if (config_.nvme.empty()) return {};
-  DiskIoOptions io;
-  io.allow_io_uring = config_.io_uring == IoUringChoice::kAuto;
-  io.depth = kInFlightPerDevice * static_cast<uint32_t>(config_.nvme.size());
-  ASSIGN_OR_RETURN(disk_io_, StartDiskIo(io, clock_));
   NvmeStoreOptions options;
   for (const NvmeConfig& nvme : config_.nvme) {
     RETURN_IF_ERROR(MakePrivateFolder(nvme.path).WithContext("nvme.path"));
     options.directories.push_back({.path = nvme.path, .capacity_bytes = nvme.capacity_bytes});
   }
   options.durability = config_.durability;
-  options.in_flight_per_device = kInFlightPerDevice;
+  DiskIoOptions io = NvmeIoOptions(options);
+  io.allow_io_uring = config_.io_uring == IoUringChoice::kAuto;
+  ASSIGN_OR_RETURN(disk_io_, StartDiskIo(io, clock_));
   ASSIGN_OR_RETURN(store_, OpenNvmeStore(options, *disk_io_, loop_, clock_));
   Log(LogLevel::kInfo, "store-open",
       {{"directories", config_.nvme.size()}, {"io", store_->Report().io}});

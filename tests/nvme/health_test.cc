@@ -297,6 +297,35 @@ TEST_F(NvmeHealthTest, TheEndDoesNotWaitForADeviceThatHangs) {
   EXPECT_FALSE(asked.done);
 }
 
+TEST_F(NvmeHealthTest, AFileThatTheIoHasNoRoomForIsNotLeftBehind) {
+  options.retry_ns = 0;
+  // Two markers, and one slot file.
+  open = std::make_unique<OpenStore>(options, clock, DiskIoOptions{.files = 3});
+  ASSERT_TRUE(open->status.ok()) << open->status.ToString();
+  size_t refused = 0;
+  for (uint64_t id = 0; id < 20; ++id) {
+    refused += open->Write(PageOf(id, 4096), 1).status.ok() ? 0 : 1;
+    open->Turn();
+  }
+  EXPECT_GT(refused, 0U);
+  open.reset();
+  size_t files = 0;
+  for (const std::string& directory : {a, b}) {
+    for (const auto& entry : std::filesystem::directory_iterator(directory))
+      files += entry.path().filename().string().starts_with("slots-") ? 1 : 0;
+  }
+  EXPECT_EQ(files, 1U);
+}
+
+TEST_F(NvmeHealthTest, TheIoTakesWhatItsStoreMayHaveInFlightAndOpen) {
+  const DiskIoOptions few = NvmeIoOptions(options);
+  EXPECT_EQ(few.depth, 2 * (options.in_flight_per_device + 1));
+  EXPECT_GT(few.files, 2 * 512U);
+  NvmeStoreOptions most = options;
+  most.directories.resize(64);
+  EXPECT_TRUE(StartDiskIo(NvmeIoOptions(most), clock));
+}
+
 // A small file system of its own, where this may be mounted.
 class SmallFileSystem {
  public:

@@ -93,8 +93,11 @@ class OpenStore {
  public:
   OpenStore(const NvmeStoreOptions& options, const Clock& clock,
             std::function<std::unique_ptr<DiskIo>(std::unique_ptr<DiskIo>)> wrap = {})
+      : OpenStore(options, clock, NvmeIoOptions(options), std::move(wrap)) {}
+  OpenStore(const NvmeStoreOptions& options, const Clock& clock, const DiskIoOptions& io_options,
+            std::function<std::unique_ptr<DiskIo>(std::unique_ptr<DiskIo>)> wrap = {})
       : clock_(clock) {
-    io = *StartDiskIo({.depth = 256, .threads = 4}, clock);
+    io = *StartDiskIo(io_options, clock);
     if (wrap) io = wrap(std::move(io));
     auto opened = OpenNvmeStore(options, *io, owner, clock);
     status = opened.status();

@@ -122,6 +122,8 @@ void Device::Apply(const FileChanges& changes) {
       Result<UniqueFd> fd = MakeSlotFile(path_, file->name);
       Result<IoFileId> id = fd ? io_.AddFile(fd->get()) : Result<IoFileId>(fd.error());
       file->status = id.status();
+      // What nobody can use must not stay, or every further try would leave one.
+      if (fd && !id) (void)RemoveSlotFile(path_, file->name);
       if (id) {
         file->fd = *std::move(fd);
         file->id = *id;

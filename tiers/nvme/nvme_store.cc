@@ -541,6 +541,14 @@ PageStoreReport NvmeStore::Report() const {
 
 namespace terrace {
 
+DiskIoOptions NvmeIoOptions(const NvmeStoreOptions& options) {
+  const auto devices = static_cast<uint32_t>(options.directories.size());
+  DiskIoOptions io;
+  io.depth = devices * (options.in_flight_per_device + 1);
+  io.files = std::min(kMostIoFiles, devices * (nvme::kMaxFilesOfDevice + 1));  // And its marker.
+  return io;
+}
+
 Result<std::unique_ptr<PageStore>> OpenNvmeStore(const NvmeStoreOptions& options, DiskIo& io,
                                                  Executor& owner, const Clock& clock) {
   std::vector<std::string> paths;

@@ -32,7 +32,7 @@ struct NvmeStoreOptions {
   std::vector<NvmeDirectory> directories;
   // kNone writes as kProcess does: the log costs a page of 2 MiB nothing that can be measured.
   Durability durability = Durability::kProcess;
-  uint32_t in_flight_per_device = 64;      // Within the depth of the DiskIo, of all together.
+  uint32_t in_flight_per_device = 64;      // And a probe. See NvmeIoOptions.
   size_t waiting_writes = 4096;            // Beyond: `exhausted`.
   size_t waiting_reads_per_device = 4096;  // Beyond: kRefused.
   uint64_t bounce_bytes_per_device = 32u
@@ -47,6 +47,10 @@ struct NvmeStoreOptions {
   // False: the bytes of a page are served unchecked, its header checked. To measure what it costs.
   bool check_data = true;
 };
+
+// What the DiskIo of such a store must take at least: its devices never have more requests in
+// flight, or more files open. The rest is as it is by default.
+DiskIoOptions NvmeIoOptions(const NvmeStoreOptions& options);
 
 // `io`, `owner` and `clock` outlive it. Blocks. Fails with
 //   not_found          the first directory, or one that is new to the store, does not exist;
