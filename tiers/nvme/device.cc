@@ -170,7 +170,11 @@ void Device::Pump() {
 
 Device::Transfers Device::TakeStartable(Queue& queue) {
   Transfers now;
-  while (!queue.waiting.empty() && queue.under_way < queue.most && Equip(*queue.waiting.front())) {
+  const auto has_room = [&] {
+    return queue.under_way < queue.most &&
+           reads_.under_way + writes_.under_way < options_.in_flight;
+  };
+  while (!queue.waiting.empty() && has_room() && Equip(*queue.waiting.front())) {
     now.push_back(std::move(queue.waiting.front()));
     queue.waiting.pop_front();
     ++queue.under_way;
@@ -378,7 +382,7 @@ void Device::Turn() {
   }
   Refuse(reads_, now);
   Refuse(writes_, now);
-  if (health_.TakeProbe(now)) Probe();
+  if (health_.ProbeIsDue(now)) Probe();
   FileChanges changes;
   space_.RemoveEmpty(now - options_.keep_empty_ns, changes);
   Apply(changes);
@@ -389,10 +393,13 @@ void Device::Probe() {
   auto probe = std::make_shared<Transfer>();
   probe->kind = Transfer::Kind::kProbe;
   probe->deadline = clock_.Now() + options_.probe_deadline_ns;
-  probe->header_buffer = AlignedBuffer(kAlignment);
+  probe->header_buffer = headers_.Take(kHeaderBytes);
+  if (!probe->header_buffer) return;  // Transfers that wait anew have it all for now.
+  health_.ProbeSent();
   probe->answered = [this](Transfer& transfer) {
     health_.ProbeAnswered(transfer.status.ok(), clock_.Now());
   };
+  probe->ended = [this](Transfer&) { health_.ProbeEnded(); };
   Send({std::move(probe)});
 }
 

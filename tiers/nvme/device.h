@@ -32,7 +32,9 @@ namespace terrace::nvme {
 struct DeviceOptions {
   uint8_t number = 0;
   uint64_t capacity_bytes = 0;
-  uint32_t in_flight = 64;  // Transfers; writes at most half, reads at most three quarters.
+  // Transfers, syncs included; of them writes and syncs at most half, reads at most three quarters.
+  // A probe comes on top.
+  uint32_t in_flight = 64;
   size_t waiting_reads = 4096;
   uint64_t bounce_bytes = 32u << 20;
   MonotonicNs probe_deadline_ns = kNsPerSecond;
