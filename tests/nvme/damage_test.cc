@@ -72,6 +72,10 @@ class NvmeDamageTest : public testing::Test {
     bytes[bit / 8] ^= static_cast<uint8_t>(1U << (bit % 8));
     Save(page, bytes);
   }
+  nvme::StoreUuid Uuid() const {
+    const auto bytes = Load(pages[0]);
+    return nvme::DecodeSlotHeader(std::span(bytes).first<nvme::kHeaderBytes>())->store;
+  }
   FsckReport Fsck(FsckRepair repair, bool read_data = false) {
     const auto report = FsckNvmeStore(
         {.directories = {directory}, .read_data = read_data, .repair = repair}, clock);
@@ -202,15 +206,35 @@ TEST_F(NvmeDamageTest, FsckFindsAndDropsWhatDoesNotCheck) {
   EXPECT_EQ(open.allocated(), 27 * open.store->PlaceBytes(kBytes));
 }
 
+TEST_F(NvmeDamageTest, AnIndexThatTakesNoWriteAtTheStartRefusesIt) {
+  WritePages(5);
+  {
+    const auto index = *nvme::OpenIndex(directory + "/index", Uuid());
+    std::vector<nvme::IndexEntry> orphans(3000);
+    for (size_t i = 0; i < orphans.size(); ++i) {
+      orphans[i].page = PageOf(100 + i, kBytes);
+      orphans[i].page.place = nvme::ToPlaceId({0, 99, static_cast<uint32_t>(i)});
+    }
+    ASSERT_TRUE(index->Put(orphans, true).ok());
+  }
+  {
+    ManualExecutor owner;
+    const auto io = *StartDiskIo(NvmeIoOptions(options), clock);
+    const auto opened = OpenNvmeStore(options, *io, owner, clock);
+    ASSERT_TRUE(opened) << opened.status().ToString();
+    const NoFileGrows full;
+    EXPECT_FALSE((*opened)->Restore([](const StoredPage&) {}).ok());
+  }
+  OpenStore open(options, clock);
+  EXPECT_TRUE(open.status.ok()) << open.status.ToString();
+  EXPECT_EQ(open.store->Report().orphans, 3000U);
+  EXPECT_EQ(open.found.size(), 5U);
+}
+
 TEST_F(NvmeDamageTest, FsckFindsEntriesOfNoPlaceOrOfOneTwice) {
   WritePages(5);
-  const nvme::StoreUuid uuid = [&] {
-    nvme::SlotHeader header;
-    const auto bytes = Load(pages[0]);
-    return nvme::DecodeSlotHeader(std::span(bytes).first<nvme::kHeaderBytes>())->store;
-  }();
   {
-    const auto index = *nvme::OpenIndex(directory + "/index", uuid);
+    const auto index = *nvme::OpenIndex(directory + "/index", Uuid());
     std::vector<nvme::IndexEntry> entries(3);
     for (size_t i = 0; i < entries.size(); ++i) {
       entries[i].page = PageOf(100 + i, i == 2 ? 4096 : kBytes);
@@ -255,7 +279,7 @@ TEST_F(NvmeDamageTest, ADamagedIndexIsRefusedAndBuiltAnew) {
     OpenStore open(options, clock);
     EXPECT_EQ(open.status.code(), Code::kDataLoss) << open.status.ToString();
     EXPECT_THAT(open.status.message(), HasSubstr(directory));
-    EXPECT_THAT(open.status.message(), HasSubstr("fsck --repair"));
+    EXPECT_THAT(open.status.message(), HasSubstr("--fsck=repair"));
   }
   EXPECT_THAT(Fsck(FsckRepair::kNothing).index_damage, HasSubstr("index"));
   const FsckReport mended = Fsck(FsckRepair::kMend);

@@ -20,8 +20,6 @@
 namespace terrace::nvme {
 namespace {
 
-constexpr size_t kBadOfBatch = 1024;
-
 // One directory and the files in it.
 struct FsckDevice {
   std::string path;
@@ -131,25 +129,15 @@ class Fsck {
   Status CheckEntries() {
     ASSIGN_OR_RETURN(const auto index, OpenIndex(IndexPath(kIndexName), directories_.store));
     std::vector<StoredPage> bad;
-    Status mended;
-    const auto mend = [&] {
-      if (options_.repair == FsckRepair::kMend && !bad.empty() && mended.ok()) {
-        mended = index->Erase(bad, false);
-        report_.dropped += bad.size();
-      }
-      bad.clear();
-    };
     ASSIGN_OR_RETURN(const auto unreadable, index->Visit([&](const IndexEntry& entry) {
       ++report_.entries;
       if (!Check(entry)) bad.push_back(entry.page);
-      if (bad.size() >= kBadOfBatch) mend();
     }));
-    mend();
-    RETURN_IF_ERROR(mended);
     report_.unreadable = unreadable.size();
     if (options_.repair != FsckRepair::kMend) return {};
+    RETURN_IF_ERROR(EraseAll(*index, bad));
     if (!unreadable.empty()) RETURN_IF_ERROR(index->Drop(unreadable));
-    report_.dropped += unreadable.size();
+    report_.dropped = bad.size() + unreadable.size();
     return index->Sync();
   }
 

@@ -23,6 +23,7 @@ namespace {
 // No entry has a key of their length.
 constexpr char kOwnerKey[] = "terrace-nvme-index";
 constexpr char kSerialsKey[] = "terrace-nvme-serials";
+constexpr size_t kErasesOfBatch = 1024;
 
 // What RocksDB has to say comes as a Status; its log would grow beside the index.
 class SilentLogger final : public rocksdb::Logger {
@@ -259,6 +260,15 @@ class RocksIndex final : public Index {
 };
 
 }  // namespace
+
+Status EraseAll(Index& index, std::span<const StoredPage> pages) {
+  while (!pages.empty()) {
+    const auto batch = pages.first(std::min(pages.size(), kErasesOfBatch));
+    RETURN_IF_ERROR(index.Erase(batch, false));
+    pages = pages.subspan(batch.size());
+  }
+  return {};
+}
 
 Status CreateIndex(const std::string& directory, const StoreUuid& store) {
   rocksdb::Options options = IndexOptions();

@@ -21,7 +21,6 @@ namespace {
 // Serials of one life of the store: more than it can write, so that none is ever given twice, even
 // those of pages that were erased again.
 constexpr uint64_t kSerialsOfLife = uint64_t{1} << 40;
-constexpr size_t kOrphansOfBatch = 1024;
 
 Status WithCure(Status status) {
   if (status.code() != Code::kDataLoss) return status;
@@ -177,23 +176,15 @@ Status NvmeStore::Restore(const std::function<void(const StoredPage&)>& visit) {
   Index& index = index_.index();
   std::vector<StoredPage> orphans;
   uint64_t last_serial = 0;
-  Status dropped;
-  const auto drop = [&] {
-    if (dropped.ok()) dropped = index.Erase(orphans, false);
-    orphans.clear();
-  };
   auto unreadable = index.Visit([&](const IndexEntry& entry) {
     last_serial = std::max(last_serial, entry.page.serial);
     if (Claim(entry.page)) return visit(entry.page);
-    ++orphans_;
     orphans.push_back(entry.page);
-    if (orphans.size() >= kOrphansOfBatch) drop();
   });
   if (!unreadable) return WithCure(std::move(unreadable).error());
   // Their slots count as free from here on, so no entry may go on pointing there.
-  drop();
-  RETURN_IF_ERROR(dropped);
-  orphans_ += unreadable->size();
+  RETURN_IF_ERROR(EraseAll(index, orphans));
+  orphans_ = orphans.size() + unreadable->size();
   if (!unreadable->empty()) RETURN_IF_ERROR(index.Drop(*unreadable));
   if (options_.durability == Durability::kPower) RETURN_IF_ERROR(index.Sync());
   ASSIGN_OR_RETURN(next_serial_, index.ReserveSerials(kSerialsOfLife, last_serial));
