@@ -127,10 +127,8 @@ Status Daemon::StartTiers() {
 Status Daemon::StartStore() {
   if (config_.nvme.empty()) return {};
   NvmeStoreOptions options;
-  for (const NvmeConfig& nvme : config_.nvme) {
-    RETURN_IF_ERROR(MakePrivateFolder(nvme.path).WithContext("nvme.path"));
+  for (const NvmeConfig& nvme : config_.nvme)
     options.directories.push_back({.path = nvme.path, .capacity_bytes = nvme.capacity_bytes});
-  }
   options.durability = config_.durability;
   DiskIoOptions io = NvmeIoOptions(options);
   io.allow_io_uring = config_.io_uring == IoUringChoice::kAuto;

@@ -361,7 +361,7 @@ TEST_F(NvmeHealthTest, TheIoTakesWhatItsStoreMayHaveInFlightAndOpen) {
 class SmallFileSystem {
  public:
   SmallFileSystem(const std::string& path, const std::string& options) : path_(path) {
-    mounted_ = ::mount("tmpfs", path.c_str(), "tmpfs", 0, options.c_str()) == 0;
+    mounted_ = ::mount("tmpfs", path.c_str(), "tmpfs", 0, ("mode=0700," + options).c_str()) == 0;
   }
   ~SmallFileSystem() {
     if (mounted_) (void)::umount2(path_.c_str(), MNT_DETACH);

@@ -41,6 +41,7 @@ class TempFolder {
   std::string Make(const std::string& name) const {
     const std::string path = path_ + "/" + name;
     std::filesystem::create_directory(path);
+    std::filesystem::permissions(path, std::filesystem::perms::owner_all);
     return path;
   }
 

@@ -23,7 +23,7 @@
 namespace terrace {
 
 struct NvmeDirectory {
-  std::string path;             // It exists; empty or a device of this store.
+  std::string path;             // It exists, and is ours; empty or a device of this store.
   uint64_t capacity_bytes = 0;  // Of slot files. The index comes on top, about 200 bytes a page.
 };
 
@@ -54,6 +54,7 @@ DiskIoOptions NvmeIoOptions(const NvmeStoreOptions& options);
 
 // `io`, `owner` and `clock` outlive it. Blocks. Fails with
 //   not_found          the first directory, or one that is new to the store, does not exist;
+//   permission_denied  it is another user's, or others may write there;
 //   mismatch           a directory holds something else, or is of another store or format;
 //   data_loss          the index or a marker is damaged; the message says how to rebuild it;
 //   unavailable        another process has the store open;
