@@ -438,6 +438,20 @@ TEST_F(NvmeHealthTest, APageThatTheIndexDidNotTakeLeavesNothing) {
   open.reset();
 }
 
+TEST_F(NvmeHealthTest, NothingIsFreeWhileTheIndexTakesNoWrite) {
+  options.retry_ns = kLong;
+  Open();
+  const StoredPage page = PageOn(0, 1);
+  EXPECT_GT(open->store->free_bytes(), 0U);
+  {
+    const NoFileGrows full;
+    EXPECT_FALSE(open->Erase({page}).ok());
+  }
+  EXPECT_EQ(open->store->free_bytes(), 0U);
+  EXPECT_TRUE(open->store->Allocate(4096, 1).empty());
+  EXPECT_EQ(open->Read(page).bytes, BytesOf(page, 1));
+}
+
 TEST_F(NvmeHealthTest, AFileSystemThatBecomesReadOnlyIsServedFrom) {
   SmallFileSystem small(b, "size=16m");
   if (!small) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);

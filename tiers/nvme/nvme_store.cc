@@ -241,6 +241,8 @@ void NvmeStore::Free(PlaceId place) {
 
 uint64_t NvmeStore::free_bytes() const {
   uint64_t bytes = 0;
+  // Without the index nothing is written: who erases for room then erases for nothing.
+  if (!index_.healthy()) return bytes;
   for (const auto& device : devices_)
     bytes += device->writable() ? device->space().free_bytes() : 0;
   return bytes;
