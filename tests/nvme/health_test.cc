@@ -126,9 +126,9 @@ class NvmeHealthTest : public testing::Test {
     ReadFault fault = ReadFault::kNone;
     nvme::AlignedBuffer memory{4096};
   };
-  void Ask(const StoredPage& page, Asked& asked) {
+  void Ask(const StoredPage& page, Asked& asked, MonotonicNs within = kLong) {
     open->store->Read(
-        {{page, asked.memory.bytes()}}, clock.Now() + kLong,
+        {{page, asked.memory.bytes()}}, clock.Now() + within,
         [&asked](size_t, ReadFault fault, const Status&) {
           asked.done = true;
           asked.fault = fault;
@@ -244,6 +244,30 @@ TEST_F(NvmeHealthTest, ReadsAndWritesTogetherTakeNoMoreThanTheirShare) {
   io->Expire();
   io->End();
   ASSERT_TRUE(open->Run([&] { return ended == count && asked.back().ended; }));
+}
+
+TEST_F(NvmeHealthTest, WhatWasLateBeforeItWasSentSaysNothingAboutTheDevice) {
+  Open();
+  const StoredPage on_b = PageOn(1, 2);
+  io->Hang(b);
+  std::vector<Asked> expired(10);
+  for (Asked& one : expired)
+    Ask(on_b, one, -1);
+  ASSERT_TRUE(open->Run([&] { return expired.back().ended; }));
+  for (const Asked& one : expired)
+    EXPECT_EQ(one.fault, ReadFault::kOverdue);
+  EXPECT_EQ(io->held(), 0U);
+  EXPECT_EQ(Device(1).overdue, 10U);
+  EXPECT_EQ(Device(1).state, DeviceState::kServing);
+  // Nor does what had next to no time there.
+  std::vector<Asked> short_lived(10);
+  for (Asked& one : short_lived)
+    Ask(on_b, one, 50 * kNsPerMs);
+  io->Hang("");
+  io->Expire();
+  io->End();
+  ASSERT_TRUE(open->Run([&] { return short_lived.back().ended; }));
+  EXPECT_EQ(Device(1).state, DeviceState::kServing);
 }
 
 TEST_F(NvmeHealthTest, TheSlotOfALateWriteIsNotGivenAwayBeforeItEnds) {

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "tiers/nvme/slot_file.h"
@@ -11,9 +10,10 @@
 namespace terrace::nvme {
 namespace {
 
-constexpr MonotonicNs kNever = std::numeric_limits<MonotonicNs>::max();
 // Tasks of the device's thread: batches of writes, files made and removed.
 constexpr size_t kMostTasks = 4096;
+// What had less time in the kernel and was late says nothing about the device.
+constexpr MonotonicNs kFairNs = 100 * kNsPerMs;
 
 }  // namespace
 
@@ -174,7 +174,14 @@ Device::Transfers Device::TakeStartable(Queue& queue) {
     return queue.under_way < queue.most &&
            reads_.under_way + writes_.under_way < options_.in_flight;
   };
-  while (!queue.waiting.empty() && has_room() && Equip(*queue.waiting.front())) {
+  const MonotonicNs time = clock_.Now();
+  while (!queue.waiting.empty() && has_room()) {
+    if (queue.waiting.front()->deadline <= time) {
+      RefuseOverdue(std::move(queue.waiting.front()), queue);
+      queue.waiting.pop_front();
+      continue;
+    }
+    if (!Equip(*queue.waiting.front())) break;
     now.push_back(std::move(queue.waiting.front()));
     queue.waiting.pop_front();
     ++queue.under_way;
@@ -222,6 +229,7 @@ IoRequest Device::RequestOf(const std::shared_ptr<Transfer>& transfer) {
                                                  : IoVerb::kRead;
   request.file = transfer->file ? transfer->file->id : marker_file_;
   request.deadline = transfer->deadline;
+  transfer->sent = clock_.Now();
   if (transfer->header_buffer) {
     request.memory.push_back({transfer->header_buffer.data(), transfer->header_buffer.size()});
   }
@@ -323,13 +331,14 @@ void Device::Judge(const Transfer& transfer) {
   const MonotonicNs now = clock_.Now();
   const std::string why = path_ + ": " + transfer.status.message();
   const bool overdue = transfer.status.code() == Code::kDeadlineExceeded;
+  if (overdue && transfer.deadline - transfer.sent < kFairNs) return;
   if (!overdue && transfer.kind != Transfer::Kind::kRead) {
     health_.RefusedWrite(why, now);
   } else {
     health_.Failed(why, now);
   }
-  if (!readable()) Refuse(reads_, kNever);
-  if (!writable()) Refuse(writes_, kNever);
+  if (!readable()) RefuseAll(reads_);
+  if (!writable()) RefuseAll(writes_);
 }
 
 void Device::Count(const Transfer& transfer) {
@@ -349,25 +358,40 @@ void Device::Count(const Transfer& transfer) {
   }
 }
 
-void Device::Refuse(Queue& queue, MonotonicNs overdue_before) {
-  std::deque<std::shared_ptr<Transfer>> kept;
-  for (auto& transfer : queue.waiting) {
-    if (transfer->deadline >= overdue_before) {
-      kept.push_back(std::move(transfer));
-      continue;
-    }
-    const bool overdue = overdue_before != kNever;
-    const Status why(overdue ? Code::kDeadlineExceeded : Code::kUnavailable,
-                     path_ + (overdue ? ": too much was waiting" : ": " + health_.why()));
-    ++queue.under_way;  // End takes it off again.
-    box_->Push([this, transfer = std::move(transfer), why, overdue] {
-      transfer->status = why;
-      transfer->fault = overdue ? ReadFault::kOverdue : ReadFault::kRefused;
-      transfer->answered(*transfer);
-      End(*transfer);
-    });
+void Device::RefuseAll(Queue& queue) {
+  for (auto& transfer : std::exchange(queue.waiting, {})) {
+    Refuse(std::move(transfer), queue, {Code::kUnavailable, path_ + ": " + health_.why()},
+           ReadFault::kRefused);
   }
-  queue.waiting.swap(kept);
+}
+
+void Device::RefuseOverdue(Queue& queue) {
+  const MonotonicNs now = clock_.Now();
+  for (auto& transfer : std::exchange(queue.waiting, {})) {
+    if (transfer->deadline > now) {
+      queue.waiting.push_back(std::move(transfer));
+    } else {
+      RefuseOverdue(std::move(transfer), queue);
+    }
+  }
+}
+
+// It is not the device's fault: it never saw it.
+void Device::RefuseOverdue(std::shared_ptr<Transfer> transfer, Queue& queue) {
+  ++counts_.overdue;
+  Refuse(std::move(transfer), queue, {Code::kDeadlineExceeded, path_ + ": too much was waiting"},
+         ReadFault::kOverdue);
+}
+
+void Device::Refuse(std::shared_ptr<Transfer> transfer, Queue& queue, const Status& why,
+                    ReadFault fault) {
+  ++queue.under_way;  // End takes it off again.
+  box_->Push([this, transfer = std::move(transfer), why, fault] {
+    transfer->status = why;
+    transfer->fault = fault;
+    transfer->answered(*transfer);
+    End(*transfer);
+  });
 }
 
 // ---- Now and then
@@ -380,8 +404,8 @@ void Device::Turn() {
     grow_again_ = 0;
     space_.set_growing(true);
   }
-  Refuse(reads_, now);
-  Refuse(writes_, now);
+  RefuseOverdue(reads_);
+  RefuseOverdue(writes_);
   if (health_.ProbeIsDue(now)) Probe();
   FileChanges changes;
   space_.RemoveEmpty(now - options_.keep_empty_ns, changes);

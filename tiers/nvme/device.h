@@ -100,8 +100,11 @@ class Device {
   void TakeBack(const Transfers& transfers, const Status& why, bool again);
   void Answer(Transfer& transfer);
   void End(Transfer& transfer);
-  // What waits and shall not be tried any more.
-  void Refuse(Queue& queue, MonotonicNs overdue_before);
+  // What waits and shall not be tried any more: none of it, or what is overdue.
+  void RefuseAll(Queue& queue);
+  void RefuseOverdue(Queue& queue);
+  void RefuseOverdue(std::shared_ptr<Transfer> transfer, Queue& queue);
+  void Refuse(std::shared_ptr<Transfer> transfer, Queue& queue, const Status& why, ReadFault fault);
   void Judge(const Transfer& transfer);
   void Count(const Transfer& transfer);
 
