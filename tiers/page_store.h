@@ -98,6 +98,7 @@ struct PageStoreReport {
   uint64_t faults[kReadFaults] = {};
   uint64_t orphans = 0;      // Entries that the last Restore left out.
   uint64_t index_bytes = 0;  // On disk.
+  uint64_t index_syncs = 0;  // Of its log, since it was opened last.
   uint64_t waiting = 0;      // Pages given to Write and not answered.
 };
 

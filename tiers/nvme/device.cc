@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <future>
 #include <utility>
 
 #include "tiers/nvme/slot_file.h"
@@ -38,12 +39,33 @@ Device::Device(const DeviceOptions& options, StoreDirectory directory, DiskIo& i
 void Device::Start() {
   if (health_.state() == DeviceState::kOff) return;
   Status status = OpenFiles();
+  if (status.ok() && options_.sync_at_start) status = SyncFiles();
   if (status.ok()) {
     auto thread = WorkerPool::Start({.name = "nvme", .threads = 1, .queue_limit = kMostTasks});
     status = thread.status();
     if (thread) thread_ = *std::move(thread);
   }
   if (!status.ok()) health_.Gone(status.message());
+}
+
+Status Device::SyncFiles() {
+  for (const auto& [number, file] : files_) {
+    const auto answer = std::make_shared<std::promise<Status>>();
+    IoRequest sync;
+    sync.verb = IoVerb::kSync;
+    sync.file = file->id;
+    sync.deadline = clock_.Now() + options_.sync_deadline_ns;
+    sync.done = [answer](const Status& status) { answer->set_value(status); };
+    sync.ended = [box = box_] { box->Ended(); };
+    box_->Began();
+    if (Status sent = io_.Submit({std::move(sync)}); !sent.ok()) {
+      box_->Ended();
+      return sent;
+    }
+    const Status synced = answer->get_future().get();
+    if (!synced.ok()) return Status(synced).WithContext(path_);
+  }
+  return {};
 }
 
 Status Device::OpenFiles() {
@@ -65,6 +87,8 @@ Status Device::OpenFiles() {
     files_[name->number] = std::move(file);
     space_.Adopt(*name);
   }
+  // A file whose making was cut off after the rename may have a name that is not durable yet.
+  RETURN_IF_ERROR(SyncDirectory(path_));
   ASSIGN_OR_RETURN(marker_file_, io_.AddFile(marker_.get()));
   marker_added_ = true;
   return {};

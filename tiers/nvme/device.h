@@ -40,6 +40,8 @@ struct DeviceOptions {
   MonotonicNs probe_deadline_ns = kNsPerSecond;
   MonotonicNs keep_empty_ns = 60 * kNsPerSecond;  // A file without pages.
   bool check_data = true;
+  bool sync_at_start = false;  // The files that are there.
+  MonotonicNs sync_deadline_ns = 30 * kNsPerSecond;
   DeviceHealthOptions health;
 };
 
@@ -87,6 +89,7 @@ class Device {
     return transfer.kind == Transfer::Kind::kRead ? reads_ : writes_;
   }
   Status OpenFiles();
+  Status SyncFiles();
   Transfers TakeStartable(Queue& queue);
   bool Equip(Transfer& transfer);
   void SendWrites(Transfers writes);

@@ -324,7 +324,8 @@ Result<std::vector<std::string>> NamesIn(const std::string& directory) {
 
 Status SyncDirectory(const std::string& directory) {
   const UniqueFd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!fd || ::fsync(fd.get()) != 0) return SystemError(directory, errno);
+  if (!fd) return SystemError(directory, errno);
+  if (::fsync(fd.get()) != 0 && errno != EROFS) return SystemError(directory, errno);
   return {};
 }
 

@@ -50,6 +50,7 @@ Result<StoreDirectories> OpenDirectories(std::span<const std::string> paths,
 
 // All entries but "." and "..".
 Result<std::vector<std::string>> NamesIn(const std::string& directory);
+// Of a file system mounted read-only there is nothing to make durable.
 Status SyncDirectory(const std::string& directory);
 
 }  // namespace terrace::nvme

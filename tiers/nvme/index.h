@@ -44,6 +44,8 @@ class Index {
   // there then.
   virtual Status Resume() = 0;
   virtual uint64_t bytes_on_disk() = 0;
+  // How often its log went to the device since it was opened last.
+  virtual uint64_t syncs() = 0;
 };
 
 // Erases them, some at a time, until that fails. Not synced.

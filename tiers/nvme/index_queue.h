@@ -47,6 +47,7 @@ class IndexQueue {
   bool healthy() const { return clock_.Now() >= broken_until_; }
   const std::string& why() const { return why_; }
   uint64_t bytes_on_disk() const { return bytes_on_disk_; }
+  uint64_t syncs() const { return syncs_; }
 
  private:
   struct Batch {
@@ -62,6 +63,7 @@ class IndexQueue {
     Status put_status;
     Status sync_status;
     uint64_t bytes_on_disk = 0;
+    uint64_t syncs = 0;
 
     bool empty() const { return erased.empty() && put.empty() && synced.empty(); }
   };
@@ -82,6 +84,7 @@ class IndexQueue {
   std::string why_;
   uint64_t batches_ = 0;
   uint64_t bytes_on_disk_ = 0;
+  uint64_t syncs_ = 0;
   std::unique_ptr<WorkerPool> thread_;  // Last: it stops before the index closes.
 };
 

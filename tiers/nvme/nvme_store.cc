@@ -155,6 +155,8 @@ DeviceOptions NvmeStore::OptionsOf(size_t device) const {
           .probe_deadline_ns = options_.probe_deadline_ns,
           .keep_empty_ns = options_.keep_empty_ns,
           .check_data = options_.check_data,
+          .sync_at_start = options_.durability == Durability::kPower,
+          .sync_deadline_ns = options_.sync_deadline_ns,
           .health = {.quarantine_after = options_.quarantine_after,
                      .probe_every_ns = options_.probe_every_ns,
                      .retry_ns = options_.retry_ns}};
@@ -525,6 +527,7 @@ PageStoreReport NvmeStore::Report() const {
   std::copy(std::begin(faults_), std::end(faults_), std::begin(report.faults));
   report.orphans = orphans_;
   report.index_bytes = index_.bytes_on_disk();
+  report.index_syncs = index_.syncs();
   report.waiting = waiting_;
   return report;
 }
