@@ -295,6 +295,25 @@ TEST_F(NvmeDamageTest, ADamagedIndexIsRefusedAndBuiltAnew) {
   EXPECT_GT(open.Write(PageOf(500, 4096), 1).page.serial, pages[1].serial);
 }
 
+TEST_F(NvmeDamageTest, OfTwoWritingsTheOneThatIsWholeIsBuiltIn) {
+  WritePages(4);
+  {
+    OpenStore open(options, clock);
+    for (uint64_t id = 0; id < 4; ++id) {
+      const auto again = open.Write(PageOf(id, kBytes), 2);
+      ASSERT_TRUE(open.Erase({pages[id]}).ok());
+      // The later one of the first two, the earlier one of the others.
+      Flip(id < 2 ? again.page : pages[id], 8 * (nvme::kHeaderBytes + 5));
+    }
+  }
+  Fsck(FsckRepair::kRebuild);
+  EXPECT_TRUE(Fsck(FsckRepair::kNothing, true).clean());
+  OpenStore open(options, clock);
+  ASSERT_EQ(open.found.size(), 4U);
+  for (const StoredPage& page : open.found)
+    EXPECT_EQ(open.Read(page).bytes, BytesOf(page, page.position < 2 ? 1 : 2));
+}
+
 TEST_F(NvmeDamageTest, AnIndexThatIsGoneIsBuiltAnew) {
   WritePages(10);
   std::filesystem::remove_all(directory + "/index");

@@ -227,14 +227,29 @@ class Fsck {
       status = known.status();
       if (!known) return;
       report_.added += *known ? 0 : 1;
-      if (!*known || (*known)->page.serial < entry.page.serial) {
-        status = index.Put({&entry, 1}, false);
-      }
+      if (!*known || Prevails(entry, **known)) status = index.Put({&entry, 1}, false);
     });
     RETURN_IF_ERROR(status);
     // Serials go on above all that were seen.
     RETURN_IF_ERROR(index.ReserveSerials(0, last_serial).status());
     return index.Sync();
+  }
+
+  // Of two writings of a page the later one, but for one that is damaged beside one that is whole.
+  bool Prevails(const IndexEntry& entry, const IndexEntry& known) {
+    const bool later = entry.page.serial > known.page.serial;
+    const IndexEntry& last = later ? entry : known;
+    const IndexEntry& first = later ? known : entry;
+    const bool falls_back = !DataChecks(last) && DataChecks(first);
+    return later != falls_back;
+  }
+
+  bool DataChecks(const IndexEntry& entry) {
+    const Place place = FromPlaceId(entry.page.place);
+    const auto& [name, fd] = devices_[place.device].files.at(place.file);
+    return ReadSlot(name, fd.get(), place.slot, name.slot_bytes) &&
+           Crc32c(std::span(buffer_.bytes()).subspan(kHeaderBytes, entry.page.bytes)) ==
+               entry.data_crc;
   }
 
   const FsckOptions options_;
