@@ -32,6 +32,11 @@ class HangingDiskIo final : public DiskIo {
   }
   void RemoveFile(IoFileId file) override { real_->RemoveFile(file); }
   Status Submit(std::vector<IoRequest> requests) override {
+    {
+      MutexLock lock(mu_);
+      while (blocked_)
+        unblocked_.wait(mu_);
+    }
     std::vector<IoRequest> now;
     for (IoRequest& request : requests) {
       MutexLock lock(mu_);
@@ -51,6 +56,12 @@ class HangingDiskIo final : public DiskIo {
   void Hang(const std::string& path) {
     MutexLock lock(mu_);
     hanging_path_ = path;
+  }
+  // Whoever submits hangs until it is unblocked.
+  void Block(bool blocked) {
+    MutexLock lock(mu_);
+    blocked_ = blocked;
+    unblocked_.notify_all();
   }
   size_t held() {
     MutexLock lock(mu_);
@@ -97,6 +108,8 @@ class HangingDiskIo final : public DiskIo {
 
   const std::unique_ptr<DiskIo> real_;
   Mutex mu_;
+  CondVar unblocked_;
+  bool blocked_ GUARDED_BY(mu_) = false;
   std::string hanging_path_ GUARDED_BY(mu_);
   std::map<IoFileId, int> fds_ GUARDED_BY(mu_);
   std::vector<IoRequest> held_ GUARDED_BY(mu_);
@@ -301,6 +314,50 @@ TEST_F(NvmeHealthTest, TheSlotOfALateWriteIsNotGivenAwayBeforeItEnds) {
   EXPECT_GT(open->allocated(), before);
   io->End();
   ASSERT_TRUE(open->Run([&] { return ended; }));
+  EXPECT_EQ(open->allocated(), before);
+}
+
+TEST_F(NvmeHealthTest, AWriteThatTheDevicesThreadHangsOnIsAnsweredAtItsDeadline) {
+  Open();
+  (void)PageOn(0, 1);
+  (void)PageOn(1, 2);
+  const uint64_t before = open->allocated();
+  std::vector<PageStore::PageWrite> writes;
+  nvme::AlignedBuffer memory(4096);
+  for (const PlaceId place : open->store->Allocate(4096, 6)) {
+    if (nvme::FromPlaceId(place).device == 0) {
+      open->store->Release(place);
+      continue;
+    }
+    StoredPage page = PageOf(100 + writes.size(), 4096);
+    page.place = place;
+    writes.push_back({page, memory.bytes()});
+  }
+  const size_t count = writes.size();
+  ASSERT_EQ(count, 3U);
+  io->Block(true);
+  size_t done = 0;
+  size_t ended = 0;
+  open->store->Write(
+      std::move(writes), clock.Now() + 200 * kNsPerMs,
+      [&](size_t, const Result<uint64_t>& serial) {
+        EXPECT_EQ(serial.status().code(), Code::kDeadlineExceeded);
+        ++done;
+      },
+      [&](size_t) { ++ended; });
+  EXPECT_EQ(open->store->Report().waiting, count);
+  ASSERT_TRUE(open->Run([&] {
+    if (done == 0) EXPECT_GT(open->store->Report().oldest_write_ns, 0);
+    open->store->Turn();
+    return done == count;
+  }));
+  EXPECT_EQ(ended, 0U);
+  EXPECT_EQ(Device(1).overdue, count);
+  EXPECT_EQ(Device(1).state, DeviceState::kQuarantined);
+  EXPECT_GT(open->allocated(), before);
+  io->Block(false);
+  ASSERT_TRUE(open->Run([&] { return ended == count; }));
+  EXPECT_EQ(Device(1).overdue, count);  // Each once.
   EXPECT_EQ(open->allocated(), before);
 }
 

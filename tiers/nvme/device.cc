@@ -13,7 +13,7 @@ namespace {
 
 // Tasks of the device's thread: batches of writes, files made and removed.
 constexpr size_t kMostTasks = 4096;
-// What had less time in the kernel and was late says nothing about the device.
+// What had less time since its turn came and was late says nothing about the device.
 constexpr MonotonicNs kFairNs = 100 * kNsPerMs;
 
 }  // namespace
@@ -207,6 +207,7 @@ Device::Transfers Device::TakeStartable(Queue& queue) {
     }
     if (!Equip(*queue.waiting.front())) break;
     now.push_back(std::move(queue.waiting.front()));
+    now.back()->began = time;
     queue.waiting.pop_front();
     ++queue.under_way;
   }
@@ -253,7 +254,6 @@ IoRequest Device::RequestOf(const std::shared_ptr<Transfer>& transfer) {
                                                  : IoVerb::kRead;
   request.file = transfer->file ? transfer->file->id : marker_file_;
   request.deadline = transfer->deadline;
-  transfer->sent = clock_.Now();
   if (transfer->header_buffer) {
     request.memory.push_back({transfer->header_buffer.data(), transfer->header_buffer.size()});
   }
@@ -312,25 +312,38 @@ void Device::TakeBack(const Transfers& transfers, const Status& why, bool again)
     if (again && transfer.kind != Transfer::Kind::kProbe) {
       Queue& queue = QueueOf(transfer);
       --queue.under_way;
+      transfer.began = 0;
       queue.waiting.push_front(*at);
       continue;
     }
     transfer.status = why;
     if (transfer.kind != Transfer::Kind::kProbe) transfer.fault = ReadFault::kRefused;
-    transfer.answered(transfer);
+    Tell(transfer, why);
     End(transfer);
   }
 }
 
+void Device::Tell(Transfer& transfer, const Status& status) {
+  if (!std::exchange(transfer.told, true)) transfer.answered(transfer, status);
+}
+
+void Device::GiveUp(Transfer& transfer, const Status& why) {
+  if (transfer.told || transfer.began == 0) return;
+  Count(transfer, why);
+  Judge(transfer, true, why);
+  Tell(transfer, why);
+}
+
 void Device::Answer(Transfer& transfer) {
+  if (transfer.told) return;
   const Status& status = transfer.status;
   if (!status.ok() && transfer.fault == ReadFault::kNone) {
     transfer.fault =
         status.code() == Code::kDeadlineExceeded ? ReadFault::kOverdue : ReadFault::kIo;
   }
-  Count(transfer);
-  if (transfer.kind != Transfer::Kind::kProbe) Judge(transfer);
-  transfer.answered(transfer);
+  Count(transfer, status);
+  if (transfer.kind != Transfer::Kind::kProbe) Judge(transfer, transfer.device_failed, status);
+  Tell(transfer, status);
 }
 
 void Device::End(Transfer& transfer) {
@@ -349,13 +362,13 @@ void Device::End(Transfer& transfer) {
   });
 }
 
-void Device::Judge(const Transfer& transfer) {
+void Device::Judge(const Transfer& transfer, bool failed, const Status& status) {
   // Bytes that do not check out, and a file that is too short, are no fault of the device.
-  if (!transfer.device_failed) return health_.Answered();
+  if (!failed) return health_.Answered();
   const MonotonicNs now = clock_.Now();
-  const std::string why = path_ + ": " + transfer.status.message();
-  const bool overdue = transfer.status.code() == Code::kDeadlineExceeded;
-  if (overdue && transfer.deadline - transfer.sent < kFairNs) return;
+  const std::string why = path_ + ": " + status.message();
+  const bool overdue = status.code() == Code::kDeadlineExceeded;
+  if (overdue && transfer.deadline - transfer.began < kFairNs) return;
   if (!overdue && transfer.kind != Transfer::Kind::kRead) {
     health_.RefusedWrite(why, now);
   } else {
@@ -365,9 +378,9 @@ void Device::Judge(const Transfer& transfer) {
   if (!writable()) RefuseAll(writes_);
 }
 
-void Device::Count(const Transfer& transfer) {
-  const bool ok = transfer.status.ok();
-  const bool overdue = transfer.status.code() == Code::kDeadlineExceeded;
+void Device::Count(const Transfer& transfer, const Status& status) {
+  const bool ok = status.ok();
+  const bool overdue = status.code() == Code::kDeadlineExceeded;
   counts_.overdue += overdue ? 1 : 0;
   if (transfer.kind == Transfer::Kind::kRead) {
     ++counts_.reads;
@@ -413,7 +426,7 @@ void Device::Refuse(std::shared_ptr<Transfer> transfer, Queue& queue, const Stat
   box_->Push([this, transfer = std::move(transfer), why, fault] {
     transfer->status = why;
     transfer->fault = fault;
-    transfer->answered(*transfer);
+    Tell(*transfer, why);
     End(*transfer);
   });
 }
@@ -444,8 +457,8 @@ void Device::Probe() {
   probe->header_buffer = headers_.Take(kHeaderBytes);
   if (!probe->header_buffer) return;  // Transfers that wait anew have it all for now.
   health_.ProbeSent();
-  probe->answered = [this](Transfer& transfer) {
-    health_.ProbeAnswered(transfer.status.ok(), clock_.Now());
+  probe->answered = [this](Transfer&, const Status& status) {
+    health_.ProbeAnswered(status.ok(), clock_.Now());
   };
   probe->ended = [this](Transfer&) { health_.ProbeEnded(); };
   Send({std::move(probe)});

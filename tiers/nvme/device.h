@@ -73,6 +73,9 @@ class Device {
   // Reads, writes and syncs of a file of this device. They start with Pump, when it is their turn.
   void Enqueue(std::shared_ptr<Transfer> transfer);
   void Pump();
+  // A write whose deadline passed, wherever it is: its thread may hang before the kernel has it. It
+  // is answered if it was its turn and has no answer, and ends when it does.
+  void GiveUp(Transfer& transfer, const Status& why);
 
   void Turn();
   DeviceReport Report() const;
@@ -102,14 +105,15 @@ class Device {
   // Owner thread, from the mailbox.
   void TakeBack(const Transfers& transfers, const Status& why, bool again);
   void Answer(Transfer& transfer);
+  void Tell(Transfer& transfer, const Status& status);
   void End(Transfer& transfer);
   // What waits and shall not be tried any more: none of it, or what is overdue.
   void RefuseAll(Queue& queue);
   void RefuseOverdue(Queue& queue);
   void RefuseOverdue(std::shared_ptr<Transfer> transfer, Queue& queue);
   void Refuse(std::shared_ptr<Transfer> transfer, Queue& queue, const Status& why, ReadFault fault);
-  void Judge(const Transfer& transfer);
-  void Count(const Transfer& transfer);
+  void Judge(const Transfer& transfer, bool failed, const Status& status);
+  void Count(const Transfer& transfer, const Status& status);
 
   void Apply(const FileChanges& changes);
   void FileFailed(const OpenFile& file);

@@ -11,6 +11,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -42,6 +43,12 @@ class IndexQueue {
   void Erase(std::vector<StoredPage> pages, Done done);
   // What was answered before is on the device.
   void Sync(Done done);
+
+  // It has kept somebody waiting for too long: it counts as broken until it answers.
+  void GiveUp(std::string why) {
+    broken_until_ = std::numeric_limits<MonotonicNs>::max();
+    why_ = std::move(why);
+  }
 
   // False for a while after it could not be written.
   bool healthy() const { return clock_.Now() >= broken_until_; }

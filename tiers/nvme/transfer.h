@@ -32,11 +32,12 @@ struct Transfer {
   SlotHeader header;               // Reads: what is expected. Writes: what is written.
   std::span<uint8_t> memory;       // Of the page; a write only reads it.
   MonotonicNs deadline = 0;
-  MonotonicNs sent = 0;  // To the kernel.
 
   // Owner thread. `answered` once, then `ended` once: nothing touches the memory any more.
-  std::function<void(Transfer&)> answered;
+  std::function<void(Transfer&, const Status&)> answered;
   std::function<void(Transfer&)> ended;
+  bool told = false;      // `answered` was called.
+  MonotonicNs began = 0;  // When it was its turn; 0: it waits.
 
   // The answer.
   Status status;
