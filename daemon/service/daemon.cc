@@ -22,7 +22,10 @@ namespace {
 
 constexpr MonotonicNs kCapacityEvery = 5 * kNsPerSecond;
 constexpr int kMostThreads = 8;  // Of a pool.
-constexpr unsigned kStopLimitS = 10;
+constexpr uint64_t kIndexDescriptors = 512;
+// What may take its time one after the other: the spill, the transfers of the store, those of the
+// file I/O, and replies; and some to spare.
+constexpr unsigned kStopLimitS = 15;
 constexpr MonotonicNs kSpillLimit = 6 * kNsPerSecond;  // Within kStopLimitS.
 constexpr std::chrono::milliseconds kSpillLookEvery{20};
 
@@ -132,6 +135,7 @@ Status Daemon::StartStore() {
   options.durability = config_.durability;
   DiskIoOptions io = NvmeIoOptions(options);
   io.allow_io_uring = config_.io_uring == IoUringChoice::kAuto;
+  io_files_ = io.files;
   ASSIGN_OR_RETURN(disk_io_, StartDiskIo(io, clock_));
   ASSIGN_OR_RETURN(store_, OpenNvmeStore(options, *disk_io_, loop_, clock_));
   Log(LogLevel::kInfo, "store-open",
@@ -139,11 +143,18 @@ Status Daemon::StartStore() {
   return {};
 }
 
+// At most, of RLIMIT_NOFILE: slot files, which threads of the file I/O open again, and the index.
+// Half is left to clients, where the limit is that low.
+uint64_t Daemon::StoreDescriptors() const {
+  if (store_ == nullptr) return 0;
+  return std::min(DescriptorLimit() / 2, 2 * uint64_t{io_files_} + kIndexDescriptors);
+}
+
 Status Daemon::StartEngine() {
   ServiceOptions service;
   service.limits = ServiceLimitsNow();
   service.state_dir = config_.state_dir;
-  service.descriptors = DescriptorLimit();
+  service.descriptors = DescriptorLimit() - StoreDescriptors();
   service_ = std::make_unique<Service>(std::move(service), loop_, clock_, *host_);
 
   EngineOptions options;

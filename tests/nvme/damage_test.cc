@@ -175,6 +175,42 @@ TEST_F(NvmeDamageTest, MissesInAFileThatWasCutOff) {
     EXPECT_EQ(open.Read(page).bytes, BytesOf(page, 1));
 }
 
+TEST_F(NvmeDamageTest, NothingIsWrittenIntoAFileThatIsNotWhatItsNameSays) {
+  WritePages(3);
+  const Slot slot = SlotOf(pages[0]);
+  std::filesystem::resize_file(slot.path, 4 * slot.bytes);
+  // Nor is one made up of so many slots that they cannot be counted.
+  std::ofstream(directory + "/slots-7-24576x4294967295").put('x');
+  OpenStore open(options, clock);
+  for (uint64_t id = 10; id < 20; ++id) {
+    const auto written = open.Write(PageOf(id, kBytes), 1);
+    ASSERT_TRUE(written.status.ok());
+    EXPECT_GT(nvme::FromPlaceId(written.page.place).file, nvme::FromPlaceId(pages[0].place).file);
+    EXPECT_NE(nvme::FromPlaceId(written.page.place).file, 7U);
+  }
+  EXPECT_EQ(open.Read(pages[0]).bytes, BytesOf(pages[0], 1));
+}
+
+TEST_F(NvmeDamageTest, ABlockOfTheIndexThatCannotBeReadDoesNotKeepOthersFromBeingErased) {
+  WritePages(5);
+  const nvme::StoreUuid uuid = Uuid();
+  // Opening it anew moves the entries from its log to a table.
+  ASSERT_TRUE(nvme::OpenIndex(directory + "/index", uuid));
+  for (const auto& entry : std::filesystem::directory_iterator(directory + "/index")) {
+    if (entry.path().extension() != ".sst") continue;
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(40);
+    file << "damage";
+  }
+  const auto index = nvme::OpenIndex(directory + "/index", uuid);
+  ASSERT_TRUE(index) << index.status().ToString();
+  ASSERT_FALSE((*index)->Find(pages[0].name));
+  EXPECT_TRUE((*index)->Erase(pages, true).ok());
+  const auto found = (*index)->Find(pages[0].name);
+  ASSERT_TRUE(found);
+  EXPECT_FALSE(*found);
+}
+
 TEST_F(NvmeDamageTest, DataThatIsNotCheckedIsServedOnlyWhereThatWasAskedFor) {
   WritePages(2);
   Flip(pages[0], 8 * (nvme::kHeaderBytes + 10));

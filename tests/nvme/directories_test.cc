@@ -201,6 +201,8 @@ TEST_F(NvmeDirectoriesTest, FsckMakesAnEmptyDirectoryADeviceAgain) {
   const auto looked = FsckNvmeStore({.directories = {a, b}}, clock);
   ASSERT_TRUE(looked);
   EXPECT_EQ(looked->on_off_device, 5U);
+  EXPECT_EQ(looked->devices_off, 1U);
+  EXPECT_FALSE(looked->clean());
   const auto mended = FsckNvmeStore({.directories = {a, b}, .repair = FsckRepair::kMend}, clock);
   ASSERT_TRUE(mended) << mended.status().ToString();
   EXPECT_EQ(mended->dropped, 5U);

@@ -1,8 +1,10 @@
 #include "tiers/nvme/device.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <future>
 #include <utility>
 
@@ -81,11 +83,15 @@ Status Device::OpenFiles() {
     const auto name = ParseSlotFileName(text);
     if (!name || files_.contains(name->number)) continue;
     ASSIGN_OR_RETURN(UniqueFd fd, OpenSlotFile(path_, *name));
+    struct stat facts {};
+    if (::fstat(fd.get(), &facts) != 0) return SystemError(path_ + "/" + text, errno);
     ASSIGN_OR_RETURN(const IoFileId id, io_.AddFile(fd.get()));
     auto file = std::make_shared<OpenFile>();
     *file = {.name = *name, .fd = std::move(fd), .id = id, .status = {}};
     files_[name->number] = std::move(file);
     space_.Adopt(*name);
+    // Not what its name says: what can be read of it is, and nothing more goes into it.
+    if (static_cast<uint64_t>(facts.st_size) != name->bytes()) space_.Close(name->number);
   }
   // A file whose making was cut off after the rename may have a name that is not durable yet.
   RETURN_IF_ERROR(SyncDirectory(path_));
@@ -131,12 +137,16 @@ void Device::Apply(const FileChanges& changes) {
     const std::shared_ptr<OpenFile> file = files_.at(number);
     files_.erase(number);
     // A file that stays because the thread is stuck, or by a crash, is empty at the next start.
-    (void)thread_->Submit([this, file] {
+    const Status queued = thread_->Submit([this, file] {
       if (!file->fd) return;
       io_.RemoveFile(file->id);
       file->fd.Reset();
       (void)RemoveSlotFile(path_, file->name);
     });
+    if (queued.ok()) continue;
+    // It is there still, and goes at a later turn.
+    space_.Adopt(file->name);
+    files_[number] = file;
   }
   for (const SlotFileName& name : changes.make) {
     const auto file = std::make_shared<OpenFile>();

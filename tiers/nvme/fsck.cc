@@ -62,6 +62,7 @@ class Fsck {
       device.path = directory.path;
       device.off = !directory.off.empty();
       if (device.off) {
+        ++report_.devices_off;
         Find(directory.off);
         continue;
       }

@@ -187,12 +187,13 @@ class RocksIndex final : public Index {
   Status Erase(std::span<const StoredPage> pages, bool sync) override {
     rocksdb::WriteBatch batch;
     for (const StoredPage& page : pages) {
-      ASSIGN_OR_RETURN(const std::optional<IndexEntry> entry, Find(page.name));
+      const auto found = Find(page.name);
       const bool replaced =
-          entry && (entry->page.serial != page.serial || entry->page.place != page.place);
+          found && *found &&
+          ((*found)->page.serial != page.serial || (*found)->page.place != page.place);
       if (replaced) continue;
-      // Also where none is found: a write that failed may be in the log, and be there at the next
-      // start, unless a delete comes after it.
+      // Also where none can be read, for the others' sake, and where none is found: a write that
+      // failed may be in the log, and be there at the next start, unless a delete comes after it.
       const auto key = EncodeIndexKey(page.name);
       RETURN_IF_ERROR(FromRocks(batch.Delete(ToSlice(key)), directory_));
     }
