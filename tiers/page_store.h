@@ -96,9 +96,11 @@ struct PageStoreReport {
   Durability durability = Durability::kNone;
   std::vector<DeviceReport> devices;
   uint64_t faults[kReadFaults] = {};
-  uint64_t orphans = 0;      // Entries that the last Restore left out.
-  uint64_t index_bytes = 0;  // On disk.
-  uint64_t waiting = 0;      // Pages given to Write and not answered.
+  uint64_t orphans = 0;             // Entries that the last Restore left out.
+  uint64_t index_bytes = 0;         // On disk.
+  uint64_t index_syncs = 0;         // Of its log, since it was opened last.
+  uint64_t waiting = 0;             // Pages given to Write and not answered.
+  MonotonicNs oldest_write_ns = 0;  // Since the first of them was given.
 };
 
 class PageStore {

@@ -21,9 +21,11 @@ namespace terrace {
 namespace {
 
 constexpr MonotonicNs kCapacityEvery = 5 * kNsPerSecond;
-constexpr uint32_t kInFlightPerDevice = 64;
 constexpr int kMostThreads = 8;  // Of a pool.
-constexpr unsigned kStopLimitS = 10;
+constexpr uint64_t kIndexDescriptors = 512;
+// What may take its time one after the other: the spill, the transfers of the store, those of the
+// file I/O, and replies; and some to spare.
+constexpr unsigned kStopLimitS = 15;
 constexpr MonotonicNs kSpillLimit = 6 * kNsPerSecond;  // Within kStopLimitS.
 constexpr std::chrono::milliseconds kSpillLookEvery{20};
 
@@ -127,28 +129,32 @@ Status Daemon::StartTiers() {
 
 Status Daemon::StartStore() {
   if (config_.nvme.empty()) return {};
-  DiskIoOptions io;
-  io.allow_io_uring = config_.io_uring == IoUringChoice::kAuto;
-  io.depth = kInFlightPerDevice * static_cast<uint32_t>(config_.nvme.size());
-  ASSIGN_OR_RETURN(disk_io_, StartDiskIo(io, clock_));
   NvmeStoreOptions options;
-  for (const NvmeConfig& nvme : config_.nvme) {
-    RETURN_IF_ERROR(MakePrivateFolder(nvme.path).WithContext("nvme.path"));
+  for (const NvmeConfig& nvme : config_.nvme)
     options.directories.push_back({.path = nvme.path, .capacity_bytes = nvme.capacity_bytes});
-  }
   options.durability = config_.durability;
-  options.in_flight_per_device = kInFlightPerDevice;
+  DiskIoOptions io = NvmeIoOptions(options);
+  io.allow_io_uring = config_.io_uring == IoUringChoice::kAuto;
+  io_files_ = io.files;
+  ASSIGN_OR_RETURN(disk_io_, StartDiskIo(io, clock_));
   ASSIGN_OR_RETURN(store_, OpenNvmeStore(options, *disk_io_, loop_, clock_));
   Log(LogLevel::kInfo, "store-open",
       {{"directories", config_.nvme.size()}, {"io", store_->Report().io}});
   return {};
 }
 
+// At most, of RLIMIT_NOFILE: slot files, which threads of the file I/O open again, and the index.
+// Half is left to clients, where the limit is that low.
+uint64_t Daemon::StoreDescriptors() const {
+  if (store_ == nullptr) return 0;
+  return std::min(DescriptorLimit() / 2, 2 * uint64_t{io_files_} + kIndexDescriptors);
+}
+
 Status Daemon::StartEngine() {
   ServiceOptions service;
   service.limits = ServiceLimitsNow();
   service.state_dir = config_.state_dir;
-  service.descriptors = DescriptorLimit();
+  service.descriptors = DescriptorLimit() - StoreDescriptors();
   service_ = std::make_unique<Service>(std::move(service), loop_, clock_, *host_);
 
   EngineOptions options;

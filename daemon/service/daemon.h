@@ -58,6 +58,7 @@ class Daemon {
   Status FillDefaults();
   Status StartTiers();
   Status StartStore();
+  uint64_t StoreDescriptors() const;
   Status StartEngine();
   Status Listen();
   Result<std::unique_ptr<Listener>> ListenOn(const SocketConfig& socket,
@@ -113,6 +114,7 @@ class Daemon {
   std::unique_ptr<WorkerPool> read_pool_;
   std::unique_ptr<WeightSources> sources_;
   std::unique_ptr<DiskIo> disk_io_;
+  uint32_t io_files_ = 0;             // Of disk_io_.
   std::unique_ptr<PageStore> store_;  // Null: none is configured. Ends before the engine.
   std::unique_ptr<Service> service_;
   std::unique_ptr<Engine> engine_;

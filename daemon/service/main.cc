@@ -38,7 +38,7 @@ int PrintHostCheck(const Config& config) {
   return 0;
 }
 
-// 0: clean, or mended; 1: it could not be looked at; 3: there were findings.
+// 0: clean, or mended; 1: it could not be looked at; 3: there were findings, or a device is off.
 int CheckStore(const Config& config, const FsckChoice& choice) {
   if (config.nvme.empty()) {
     return Fail({Code::kInvalidArgument, "the configuration has no [[nvme]]"}, kExitUsage);
@@ -66,6 +66,7 @@ int CheckStore(const Config& config, const FsckChoice& choice) {
   line("whose slot holds another page", report->other_page);
   line("with damaged bytes", report->bad_data);
   line("records that are no entries", report->unreadable);
+  line("devices that are off", report->devices_off);
   line("slot files", report->files);
   line("slots", report->slots);
   line("valid slots that no entry names", report->without_entry);
@@ -75,7 +76,8 @@ int CheckStore(const Config& config, const FsckChoice& choice) {
   }
   for (const std::string& finding : report->findings)
     std::printf("  %s\n", finding.c_str());
-  const bool mended = choice.repair != FsckRepair::kNothing;
+  // Whatever was mended, what is on a device that is off was not looked at.
+  const bool mended = choice.repair != FsckRepair::kNothing && report->devices_off == 0;
   return report->clean() || mended ? 0 : kExitFindings;
 }
 

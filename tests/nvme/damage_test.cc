@@ -72,6 +72,10 @@ class NvmeDamageTest : public testing::Test {
     bytes[bit / 8] ^= static_cast<uint8_t>(1U << (bit % 8));
     Save(page, bytes);
   }
+  nvme::StoreUuid Uuid() const {
+    const auto bytes = Load(pages[0]);
+    return nvme::DecodeSlotHeader(std::span(bytes).first<nvme::kHeaderBytes>())->store;
+  }
   FsckReport Fsck(FsckRepair repair, bool read_data = false) {
     const auto report = FsckNvmeStore(
         {.directories = {directory}, .read_data = read_data, .repair = repair}, clock);
@@ -171,6 +175,22 @@ TEST_F(NvmeDamageTest, MissesInAFileThatWasCutOff) {
     EXPECT_EQ(open.Read(page).bytes, BytesOf(page, 1));
 }
 
+TEST_F(NvmeDamageTest, NothingIsWrittenIntoAFileThatIsNotWhatItsNameSays) {
+  WritePages(3);
+  const Slot slot = SlotOf(pages[0]);
+  std::filesystem::resize_file(slot.path, 4 * slot.bytes);
+  // Nor is one made up of so many slots that they cannot be counted.
+  std::ofstream(directory + "/slots-7-24576x4294967295").put('x');
+  OpenStore open(options, clock);
+  for (uint64_t id = 10; id < 20; ++id) {
+    const auto written = open.Write(PageOf(id, kBytes), 1);
+    ASSERT_TRUE(written.status.ok());
+    EXPECT_GT(nvme::FromPlaceId(written.page.place).file, nvme::FromPlaceId(pages[0].place).file);
+    EXPECT_NE(nvme::FromPlaceId(written.page.place).file, 7U);
+  }
+  EXPECT_EQ(open.Read(pages[0]).bytes, BytesOf(pages[0], 1));
+}
+
 TEST_F(NvmeDamageTest, DataThatIsNotCheckedIsServedOnlyWhereThatWasAskedFor) {
   WritePages(2);
   Flip(pages[0], 8 * (nvme::kHeaderBytes + 10));
@@ -202,15 +222,35 @@ TEST_F(NvmeDamageTest, FsckFindsAndDropsWhatDoesNotCheck) {
   EXPECT_EQ(open.allocated(), 27 * open.store->PlaceBytes(kBytes));
 }
 
+TEST_F(NvmeDamageTest, AnIndexThatTakesNoWriteAtTheStartRefusesIt) {
+  WritePages(5);
+  {
+    const auto index = *nvme::OpenIndex(directory + "/index", Uuid());
+    std::vector<nvme::IndexEntry> orphans(3000);
+    for (size_t i = 0; i < orphans.size(); ++i) {
+      orphans[i].page = PageOf(100 + i, kBytes);
+      orphans[i].page.place = nvme::ToPlaceId({0, 99, static_cast<uint32_t>(i)});
+    }
+    ASSERT_TRUE(index->Put(orphans, true).ok());
+  }
+  {
+    ManualExecutor owner;
+    const auto io = *StartDiskIo(NvmeIoOptions(options), clock);
+    const auto opened = OpenNvmeStore(options, *io, owner, clock);
+    ASSERT_TRUE(opened) << opened.status().ToString();
+    const NoFileGrows full;
+    EXPECT_FALSE((*opened)->Restore([](const StoredPage&) {}).ok());
+  }
+  OpenStore open(options, clock);
+  EXPECT_TRUE(open.status.ok()) << open.status.ToString();
+  EXPECT_EQ(open.store->Report().orphans, 3000U);
+  EXPECT_EQ(open.found.size(), 5U);
+}
+
 TEST_F(NvmeDamageTest, FsckFindsEntriesOfNoPlaceOrOfOneTwice) {
   WritePages(5);
-  const nvme::StoreUuid uuid = [&] {
-    nvme::SlotHeader header;
-    const auto bytes = Load(pages[0]);
-    return nvme::DecodeSlotHeader(std::span(bytes).first<nvme::kHeaderBytes>())->store;
-  }();
   {
-    const auto index = *nvme::OpenIndex(directory + "/index", uuid);
+    const auto index = *nvme::OpenIndex(directory + "/index", Uuid());
     std::vector<nvme::IndexEntry> entries(3);
     for (size_t i = 0; i < entries.size(); ++i) {
       entries[i].page = PageOf(100 + i, i == 2 ? 4096 : kBytes);
@@ -255,7 +295,7 @@ TEST_F(NvmeDamageTest, ADamagedIndexIsRefusedAndBuiltAnew) {
     OpenStore open(options, clock);
     EXPECT_EQ(open.status.code(), Code::kDataLoss) << open.status.ToString();
     EXPECT_THAT(open.status.message(), HasSubstr(directory));
-    EXPECT_THAT(open.status.message(), HasSubstr("fsck --repair"));
+    EXPECT_THAT(open.status.message(), HasSubstr("--fsck=repair"));
   }
   EXPECT_THAT(Fsck(FsckRepair::kNothing).index_damage, HasSubstr("index"));
   const FsckReport mended = Fsck(FsckRepair::kMend);
@@ -269,6 +309,25 @@ TEST_F(NvmeDamageTest, ADamagedIndexIsRefusedAndBuiltAnew) {
   for (const StoredPage& page : open.found)  // Of two writings, the newer.
     EXPECT_EQ(open.Read(page).bytes, BytesOf(page, page.position == 1 ? 2 : 1));
   EXPECT_GT(open.Write(PageOf(500, 4096), 1).page.serial, pages[1].serial);
+}
+
+TEST_F(NvmeDamageTest, OfTwoWritingsTheOneThatIsWholeIsBuiltIn) {
+  WritePages(4);
+  {
+    OpenStore open(options, clock);
+    for (uint64_t id = 0; id < 4; ++id) {
+      const auto again = open.Write(PageOf(id, kBytes), 2);
+      ASSERT_TRUE(again.status.ok());
+      // The later one of the first two, the earlier one of the others.
+      Flip(id < 2 ? again.page : pages[id], 8 * (nvme::kHeaderBytes + 5));
+    }
+  }
+  Fsck(FsckRepair::kRebuild);
+  EXPECT_TRUE(Fsck(FsckRepair::kNothing, true).clean());
+  OpenStore open(options, clock);
+  ASSERT_EQ(open.found.size(), 4U);
+  for (const StoredPage& page : open.found)
+    EXPECT_EQ(open.Read(page).bytes, BytesOf(page, page.position < 2 ? 1 : 2));
 }
 
 TEST_F(NvmeDamageTest, AnIndexThatIsGoneIsBuiltAnew) {

@@ -2,6 +2,7 @@
 // process' at a time.
 #include <fcntl.h>
 #include <gmock/gmock.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -54,7 +55,9 @@ TEST_F(NvmeDirectoriesTest, ADirectoryOfSomethingElseIsRefusedAndLeftAlone) {
 }
 
 TEST_F(NvmeDirectoriesTest, AMissingDirectoryIsNotMade) {
-  EXPECT_EQ(Try({folder.path() + "/nowhere"}).code(), Code::kNotFound);
+  const Status status = Try({folder.path() + "/nowhere"});
+  EXPECT_EQ(status.code(), Code::kNotFound);
+  EXPECT_THAT(status.message(), AllOf(HasSubstr("/nowhere"), HasSubstr("none is made")));
   EXPECT_FALSE(std::filesystem::exists(folder.path() + "/nowhere"));
 }
 
@@ -152,6 +155,40 @@ TEST_F(NvmeDirectoriesTest, WithoutOneDeviceItsPagesMissAndComeBackWithIt) {
     EXPECT_EQ(open.Read(page).bytes, BytesOf(page, 1));
 }
 
+TEST_F(NvmeDirectoriesTest, AFurtherDirectoryThatCannotBeUsedIsOffAndTheFirstIsRefused) {
+  ASSERT_TRUE(Try({a, b}).ok());
+  const auto why_off = [&] {
+    OpenStore open(Options({a, b}), clock);
+    EXPECT_TRUE(open.status.ok()) << open.status.ToString();
+    const DeviceReport device = open.store->Report().devices[1];
+    EXPECT_EQ(device.state, DeviceState::kOff);
+    return device.why;
+  };
+  for (const std::string name : {"TERRACE-STORE", "LOCK"}) {
+    // As one that cannot be read.
+    std::filesystem::rename(b + "/" + name, folder.path() + "/kept");
+    std::filesystem::create_directory(b + "/" + name);
+    EXPECT_THAT(why_off(), HasSubstr(b + "/" + name));
+    std::filesystem::remove(b + "/" + name);
+    std::filesystem::rename(folder.path() + "/kept", b + "/" + name);
+  }
+  ASSERT_EQ(::chmod(b.c_str(), 0777), 0);
+  EXPECT_THAT(why_off(), HasSubstr("writable by others"));
+  ASSERT_EQ(::chmod(b.c_str(), 0700), 0);
+  if (::chown(b.c_str(), 1234, 1234) == 0) {
+    EXPECT_THAT(why_off(), HasSubstr("belongs to user 1234"));
+    ASSERT_EQ(::chown(b.c_str(), ::geteuid(), ::getegid()), 0);
+  }
+  EXPECT_TRUE(Try({a, b}).ok());
+  ASSERT_EQ(::chmod(a.c_str(), 0777), 0);
+  EXPECT_EQ(Try({a, b}).code(), Code::kPermissionDenied);
+}
+
+TEST_F(NvmeDirectoriesTest, ADirectoryMayBeNamedByALink) {
+  std::filesystem::create_directory_symlink(a, folder.path() + "/link");
+  EXPECT_TRUE(Try({folder.path() + "/link"}).ok());
+}
+
 TEST_F(NvmeDirectoriesTest, FsckMakesAnEmptyDirectoryADeviceAgain) {
   std::vector<StoredPage> pages;
   {
@@ -164,6 +201,8 @@ TEST_F(NvmeDirectoriesTest, FsckMakesAnEmptyDirectoryADeviceAgain) {
   const auto looked = FsckNvmeStore({.directories = {a, b}}, clock);
   ASSERT_TRUE(looked);
   EXPECT_EQ(looked->on_off_device, 5U);
+  EXPECT_EQ(looked->devices_off, 1U);
+  EXPECT_FALSE(looked->clean());
   const auto mended = FsckNvmeStore({.directories = {a, b}, .repair = FsckRepair::kMend}, clock);
   ASSERT_TRUE(mended) << mended.status().ToString();
   EXPECT_EQ(mended->dropped, 5U);

@@ -32,6 +32,11 @@ class HangingDiskIo final : public DiskIo {
   }
   void RemoveFile(IoFileId file) override { real_->RemoveFile(file); }
   Status Submit(std::vector<IoRequest> requests) override {
+    {
+      MutexLock lock(mu_);
+      while (blocked_)
+        unblocked_.wait(mu_);
+    }
     std::vector<IoRequest> now;
     for (IoRequest& request : requests) {
       MutexLock lock(mu_);
@@ -51,6 +56,12 @@ class HangingDiskIo final : public DiskIo {
   void Hang(const std::string& path) {
     MutexLock lock(mu_);
     hanging_path_ = path;
+  }
+  // Whoever submits hangs until it is unblocked.
+  void Block(bool blocked) {
+    MutexLock lock(mu_);
+    blocked_ = blocked;
+    unblocked_.notify_all();
   }
   size_t held() {
     MutexLock lock(mu_);
@@ -97,6 +108,8 @@ class HangingDiskIo final : public DiskIo {
 
   const std::unique_ptr<DiskIo> real_;
   Mutex mu_;
+  CondVar unblocked_;
+  bool blocked_ GUARDED_BY(mu_) = false;
   std::string hanging_path_ GUARDED_BY(mu_);
   std::map<IoFileId, int> fds_ GUARDED_BY(mu_);
   std::vector<IoRequest> held_ GUARDED_BY(mu_);
@@ -126,9 +139,9 @@ class NvmeHealthTest : public testing::Test {
     ReadFault fault = ReadFault::kNone;
     nvme::AlignedBuffer memory{4096};
   };
-  void Ask(const StoredPage& page, Asked& asked) {
+  void Ask(const StoredPage& page, Asked& asked, MonotonicNs within = kLong) {
     open->store->Read(
-        {{page, asked.memory.bytes()}}, clock.Now() + kLong,
+        {{page, asked.memory.bytes()}}, clock.Now() + within,
         [&asked](size_t, ReadFault fault, const Status&) {
           asked.done = true;
           asked.fault = fault;
@@ -176,7 +189,10 @@ TEST_F(NvmeHealthTest, ADeviceThatHangsIsSetAsideAndTakenBack) {
   open->Turn();
   ASSERT_EQ(io->held(), 1U);
   io->Expire();
-  open->Turn();
+  // And has no other one beside it: each would keep a place of those that all devices share.
+  for (int turn = 0; turn < 5; ++turn)
+    open->Turn();
+  EXPECT_EQ(io->held(), 0U);
   EXPECT_EQ(Device(1).state, DeviceState::kQuarantined);
   io->Hang("");
   io->End();
@@ -186,8 +202,6 @@ TEST_F(NvmeHealthTest, ADeviceThatHangsIsSetAsideAndTakenBack) {
   }));
   for (const Asked& one : asked)
     EXPECT_TRUE(one.ended);
-  io->Expire();
-  io->End();
   EXPECT_EQ(open->Read(on_b).bytes, BytesOf(on_b, 1));
   EXPECT_EQ(Device(1).in_flight, 0U);
 }
@@ -213,6 +227,60 @@ TEST_F(NvmeHealthTest, ADeviceThatHangsTakesNoMoreThanItsShare) {
   ASSERT_TRUE(open->Run([&] { return open->faults(ReadFault::kRefused) == 34; }));
   io->End();
   ASSERT_TRUE(open->Run([&] { return Device(1).in_flight == 0; }));
+}
+
+TEST_F(NvmeHealthTest, ReadsAndWritesTogetherTakeNoMoreThanTheirShare) {
+  options.in_flight_per_device = 8;
+  Open();
+  const StoredPage on_b = PageOn(1, 2);
+  io->Hang(b);
+  std::vector<Asked> asked(20);
+  for (Asked& one : asked)
+    Ask(on_b, one);
+  std::vector<PageStore::PageWrite> writes;
+  nvme::AlignedBuffer memory(4096);
+  for (const PlaceId place : open->store->Allocate(4096, 40)) {
+    if (nvme::FromPlaceId(place).device == 0) continue;
+    StoredPage page = PageOf(100 + writes.size(), 4096);
+    page.place = place;
+    writes.push_back({page, memory.bytes()});
+  }
+  size_t ended = 0;
+  const size_t count = writes.size();
+  open->store->Write(
+      std::move(writes), clock.Now() + kLong, [](size_t, const Result<uint64_t>&) {},
+      [&](size_t) { ++ended; });
+  ASSERT_TRUE(open->Run([&] { return io->held() == 8; }));
+  open->Turn();
+  EXPECT_EQ(Device(1).in_flight, 8U);
+  io->Hang("");
+  io->Expire();
+  io->End();
+  ASSERT_TRUE(open->Run([&] { return ended == count && asked.back().ended; }));
+}
+
+TEST_F(NvmeHealthTest, WhatWasLateBeforeItWasSentSaysNothingAboutTheDevice) {
+  Open();
+  const StoredPage on_b = PageOn(1, 2);
+  io->Hang(b);
+  std::vector<Asked> expired(10);
+  for (Asked& one : expired)
+    Ask(on_b, one, -1);
+  ASSERT_TRUE(open->Run([&] { return expired.back().ended; }));
+  for (const Asked& one : expired)
+    EXPECT_EQ(one.fault, ReadFault::kOverdue);
+  EXPECT_EQ(io->held(), 0U);
+  EXPECT_EQ(Device(1).overdue, 10U);
+  EXPECT_EQ(Device(1).state, DeviceState::kServing);
+  // Nor does what had next to no time there.
+  std::vector<Asked> short_lived(10);
+  for (Asked& one : short_lived)
+    Ask(on_b, one, 50 * kNsPerMs);
+  io->Hang("");
+  io->Expire();
+  io->End();
+  ASSERT_TRUE(open->Run([&] { return short_lived.back().ended; }));
+  EXPECT_EQ(Device(1).state, DeviceState::kServing);
 }
 
 TEST_F(NvmeHealthTest, TheSlotOfALateWriteIsNotGivenAwayBeforeItEnds) {
@@ -246,6 +314,50 @@ TEST_F(NvmeHealthTest, TheSlotOfALateWriteIsNotGivenAwayBeforeItEnds) {
   EXPECT_GT(open->allocated(), before);
   io->End();
   ASSERT_TRUE(open->Run([&] { return ended; }));
+  EXPECT_EQ(open->allocated(), before);
+}
+
+TEST_F(NvmeHealthTest, AWriteThatTheDevicesThreadHangsOnIsAnsweredAtItsDeadline) {
+  Open();
+  (void)PageOn(0, 1);
+  (void)PageOn(1, 2);
+  const uint64_t before = open->allocated();
+  std::vector<PageStore::PageWrite> writes;
+  nvme::AlignedBuffer memory(4096);
+  for (const PlaceId place : open->store->Allocate(4096, 6)) {
+    if (nvme::FromPlaceId(place).device == 0) {
+      open->store->Release(place);
+      continue;
+    }
+    StoredPage page = PageOf(100 + writes.size(), 4096);
+    page.place = place;
+    writes.push_back({page, memory.bytes()});
+  }
+  const size_t count = writes.size();
+  ASSERT_EQ(count, 3U);
+  io->Block(true);
+  size_t done = 0;
+  size_t ended = 0;
+  open->store->Write(
+      std::move(writes), clock.Now() + 200 * kNsPerMs,
+      [&](size_t, const Result<uint64_t>& serial) {
+        EXPECT_EQ(serial.status().code(), Code::kDeadlineExceeded);
+        ++done;
+      },
+      [&](size_t) { ++ended; });
+  EXPECT_EQ(open->store->Report().waiting, count);
+  ASSERT_TRUE(open->Run([&] {
+    if (done == 0) EXPECT_GT(open->store->Report().oldest_write_ns, 0);
+    open->store->Turn();
+    return done == count;
+  }));
+  EXPECT_EQ(ended, 0U);
+  EXPECT_EQ(Device(1).overdue, count);
+  EXPECT_EQ(Device(1).state, DeviceState::kQuarantined);
+  EXPECT_GT(open->allocated(), before);
+  io->Block(false);
+  ASSERT_TRUE(open->Run([&] { return ended == count; }));
+  EXPECT_EQ(Device(1).overdue, count);  // Each once.
   EXPECT_EQ(open->allocated(), before);
 }
 
@@ -297,11 +409,40 @@ TEST_F(NvmeHealthTest, TheEndDoesNotWaitForADeviceThatHangs) {
   EXPECT_FALSE(asked.done);
 }
 
+TEST_F(NvmeHealthTest, AFileThatTheIoHasNoRoomForIsNotLeftBehind) {
+  options.retry_ns = 0;
+  // Two markers, and one slot file.
+  open = std::make_unique<OpenStore>(options, clock, DiskIoOptions{.files = 3});
+  ASSERT_TRUE(open->status.ok()) << open->status.ToString();
+  size_t refused = 0;
+  for (uint64_t id = 0; id < 20; ++id) {
+    refused += open->Write(PageOf(id, 4096), 1).status.ok() ? 0 : 1;
+    open->Turn();
+  }
+  EXPECT_GT(refused, 0U);
+  open.reset();
+  size_t files = 0;
+  for (const std::string& directory : {a, b}) {
+    for (const auto& entry : std::filesystem::directory_iterator(directory))
+      files += entry.path().filename().string().starts_with("slots-") ? 1 : 0;
+  }
+  EXPECT_EQ(files, 1U);
+}
+
+TEST_F(NvmeHealthTest, TheIoTakesWhatItsStoreMayHaveInFlightAndOpen) {
+  const DiskIoOptions few = NvmeIoOptions(options);
+  EXPECT_EQ(few.depth, 2 * (options.in_flight_per_device + 1));
+  EXPECT_GT(few.files, 2 * 512U);
+  NvmeStoreOptions most = options;
+  most.directories.resize(64);
+  EXPECT_TRUE(StartDiskIo(NvmeIoOptions(most), clock));
+}
+
 // A small file system of its own, where this may be mounted.
 class SmallFileSystem {
  public:
   SmallFileSystem(const std::string& path, const std::string& options) : path_(path) {
-    mounted_ = ::mount("tmpfs", path.c_str(), "tmpfs", 0, options.c_str()) == 0;
+    mounted_ = ::mount("tmpfs", path.c_str(), "tmpfs", 0, ("mode=0700," + options).c_str()) == 0;
   }
   ~SmallFileSystem() {
     if (mounted_) (void)::umount2(path_.c_str(), MNT_DETACH);
@@ -376,6 +517,20 @@ TEST_F(NvmeHealthTest, APageThatTheIndexDidNotTakeLeavesNothing) {
   const Status after = open->Write(PageOf(70'001, 4096), 1).status;
   EXPECT_TRUE(after.ok()) << after.ToString();
   open.reset();
+}
+
+TEST_F(NvmeHealthTest, NothingIsFreeWhileTheIndexTakesNoWrite) {
+  options.retry_ns = kLong;
+  Open();
+  const StoredPage page = PageOn(0, 1);
+  EXPECT_GT(open->store->free_bytes(), 0U);
+  {
+    const NoFileGrows full;
+    EXPECT_FALSE(open->Erase({page}).ok());
+  }
+  EXPECT_EQ(open->store->free_bytes(), 0U);
+  EXPECT_TRUE(open->store->Allocate(4096, 1).empty());
+  EXPECT_EQ(open->Read(page).bytes, BytesOf(page, 1));
 }
 
 TEST_F(NvmeHealthTest, AFileSystemThatBecomesReadOnlyIsServedFrom) {

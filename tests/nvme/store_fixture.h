@@ -4,7 +4,9 @@
 
 #include <gtest/gtest.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 
+#include <csignal>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -39,11 +41,29 @@ class TempFolder {
   std::string Make(const std::string& name) const {
     const std::string path = path_ + "/" + name;
     std::filesystem::create_directory(path);
+    std::filesystem::permissions(path, std::filesystem::perms::owner_all);
     return path;
   }
 
  private:
   std::string path_;
+};
+
+// For as long as it lives no write reaches a file of this process.
+class NoFileGrows {
+ public:
+  NoFileGrows() {
+    std::signal(SIGXFSZ, SIG_IGN);
+    ::getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit none{0, before_.rlim_max};
+    ::setrlimit(RLIMIT_FSIZE, &none);
+  }
+  ~NoFileGrows() { ::setrlimit(RLIMIT_FSIZE, &before_); }
+  NoFileGrows(const NoFileGrows&) = delete;
+  NoFileGrows& operator=(const NoFileGrows&) = delete;
+
+ private:
+  rlimit before_{};
 };
 
 inline constexpr MonotonicNs kLong = 120 * kNsPerSecond;
@@ -93,8 +113,11 @@ class OpenStore {
  public:
   OpenStore(const NvmeStoreOptions& options, const Clock& clock,
             std::function<std::unique_ptr<DiskIo>(std::unique_ptr<DiskIo>)> wrap = {})
+      : OpenStore(options, clock, NvmeIoOptions(options), std::move(wrap)) {}
+  OpenStore(const NvmeStoreOptions& options, const Clock& clock, const DiskIoOptions& io_options,
+            std::function<std::unique_ptr<DiskIo>(std::unique_ptr<DiskIo>)> wrap = {})
       : clock_(clock) {
-    io = *StartDiskIo({.depth = 256, .threads = 4}, clock);
+    io = *StartDiskIo(io_options, clock);
     if (wrap) io = wrap(std::move(io));
     auto opened = OpenNvmeStore(options, *io, owner, clock);
     status = opened.status();

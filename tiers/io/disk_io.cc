@@ -10,8 +10,7 @@
 namespace terrace {
 namespace {
 
-constexpr uint32_t kMaxFiles = 32'768;  // And of regions: what the kernel's tables take.
-constexpr uint32_t kMaxRegions = 16'384;
+constexpr uint32_t kMaxRegions = 16'384;  // What the kernel's table takes.
 constexpr int kMaxThreads = 256;
 
 Status CheckRange(const char* field, int64_t value, int64_t most) {
@@ -25,7 +24,7 @@ Status CheckRange(const char* field, int64_t value, int64_t most) {
 
 Result<std::unique_ptr<DiskIo>> StartDiskIo(const DiskIoOptions& options, const Clock& clock) {
   RETURN_IF_ERROR(CheckRange("depth", options.depth, kMaxIoDepth));
-  RETURN_IF_ERROR(CheckRange("files", options.files, kMaxFiles));
+  RETURN_IF_ERROR(CheckRange("files", options.files, kMostIoFiles));
   RETURN_IF_ERROR(CheckRange("regions", options.regions, kMaxRegions));
   RETURN_IF_ERROR(CheckRange("threads", options.threads, kMaxThreads));
   if (!options.allow_io_uring) {

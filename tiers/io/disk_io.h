@@ -89,6 +89,8 @@ class DiskIo {
   virtual IoReport Report() const = 0;
 };
 
+inline constexpr uint32_t kMostIoFiles = 32'768;  // What the kernel's table takes.
+
 struct DiskIoOptions {
   uint32_t depth = 256;  // Requests accepted and not ended.
   uint32_t files = 1024;

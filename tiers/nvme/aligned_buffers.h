@@ -11,6 +11,7 @@
 #include <span>
 #include <utility>
 
+#include "base/check.h"
 #include "tiers/nvme/format.h"
 
 namespace terrace::nvme {
@@ -62,6 +63,7 @@ class AlignedBuffers {
   void Give(AlignedBuffer buffer) {
     if (!buffer) return;
     const size_t bytes = buffer.size();
+    TERRACE_CHECK(bytes <= used_bytes_);
     used_bytes_ -= bytes;
     if (used_bytes_ + kept_bytes_ + bytes > budget_bytes_) return;
     kept_bytes_ += bytes;

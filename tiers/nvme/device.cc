@@ -1,9 +1,11 @@
 #include "tiers/nvme/device.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <limits>
+#include <cerrno>
+#include <future>
 #include <utility>
 
 #include "tiers/nvme/slot_file.h"
@@ -11,9 +13,10 @@
 namespace terrace::nvme {
 namespace {
 
-constexpr MonotonicNs kNever = std::numeric_limits<MonotonicNs>::max();
 // Tasks of the device's thread: batches of writes, files made and removed.
 constexpr size_t kMostTasks = 4096;
+// What had less time since its turn came and was late says nothing about the device.
+constexpr MonotonicNs kFairNs = 100 * kNsPerMs;
 
 }  // namespace
 
@@ -38,12 +41,33 @@ Device::Device(const DeviceOptions& options, StoreDirectory directory, DiskIo& i
 void Device::Start() {
   if (health_.state() == DeviceState::kOff) return;
   Status status = OpenFiles();
+  if (status.ok() && options_.sync_at_start) status = SyncFiles();
   if (status.ok()) {
     auto thread = WorkerPool::Start({.name = "nvme", .threads = 1, .queue_limit = kMostTasks});
     status = thread.status();
     if (thread) thread_ = *std::move(thread);
   }
   if (!status.ok()) health_.Gone(status.message());
+}
+
+Status Device::SyncFiles() {
+  for (const auto& [number, file] : files_) {
+    const auto answer = std::make_shared<std::promise<Status>>();
+    IoRequest sync;
+    sync.verb = IoVerb::kSync;
+    sync.file = file->id;
+    sync.deadline = clock_.Now() + options_.sync_deadline_ns;
+    sync.done = [answer](const Status& status) { answer->set_value(status); };
+    sync.ended = [box = box_] { box->Ended(); };
+    box_->Began();
+    if (Status sent = io_.Submit({std::move(sync)}); !sent.ok()) {
+      box_->Ended();
+      return sent;
+    }
+    const Status synced = answer->get_future().get();
+    if (!synced.ok()) return Status(synced).WithContext(path_);
+  }
+  return {};
 }
 
 Status Device::OpenFiles() {
@@ -59,12 +83,18 @@ Status Device::OpenFiles() {
     const auto name = ParseSlotFileName(text);
     if (!name || files_.contains(name->number)) continue;
     ASSIGN_OR_RETURN(UniqueFd fd, OpenSlotFile(path_, *name));
+    struct stat facts {};
+    if (::fstat(fd.get(), &facts) != 0) return SystemError(path_ + "/" + text, errno);
     ASSIGN_OR_RETURN(const IoFileId id, io_.AddFile(fd.get()));
     auto file = std::make_shared<OpenFile>();
     *file = {.name = *name, .fd = std::move(fd), .id = id, .status = {}};
     files_[name->number] = std::move(file);
     space_.Adopt(*name);
+    // Not what its name says: what can be read of it is, and nothing more goes into it.
+    if (static_cast<uint64_t>(facts.st_size) != name->bytes()) space_.Close(name->number);
   }
+  // A file whose making was cut off after the rename may have a name that is not durable yet.
+  RETURN_IF_ERROR(SyncDirectory(path_));
   ASSIGN_OR_RETURN(marker_file_, io_.AddFile(marker_.get()));
   marker_added_ = true;
   return {};
@@ -107,12 +137,16 @@ void Device::Apply(const FileChanges& changes) {
     const std::shared_ptr<OpenFile> file = files_.at(number);
     files_.erase(number);
     // A file that stays because the thread is stuck, or by a crash, is empty at the next start.
-    (void)thread_->Submit([this, file] {
+    const Status queued = thread_->Submit([this, file] {
       if (!file->fd) return;
       io_.RemoveFile(file->id);
       file->fd.Reset();
       (void)RemoveSlotFile(path_, file->name);
     });
+    if (queued.ok()) continue;
+    // It is there still, and goes at a later turn.
+    space_.Adopt(file->name);
+    files_[number] = file;
   }
   for (const SlotFileName& name : changes.make) {
     const auto file = std::make_shared<OpenFile>();
@@ -122,6 +156,8 @@ void Device::Apply(const FileChanges& changes) {
       Result<UniqueFd> fd = MakeSlotFile(path_, file->name);
       Result<IoFileId> id = fd ? io_.AddFile(fd->get()) : Result<IoFileId>(fd.error());
       file->status = id.status();
+      // What nobody can use must not stay, or every further try would leave one.
+      if (fd && !id) (void)RemoveSlotFile(path_, file->name);
       if (id) {
         file->fd = *std::move(fd);
         file->id = *id;
@@ -168,8 +204,20 @@ void Device::Pump() {
 
 Device::Transfers Device::TakeStartable(Queue& queue) {
   Transfers now;
-  while (!queue.waiting.empty() && queue.under_way < queue.most && Equip(*queue.waiting.front())) {
+  const auto has_room = [&] {
+    return queue.under_way < queue.most &&
+           reads_.under_way + writes_.under_way < options_.in_flight;
+  };
+  const MonotonicNs time = clock_.Now();
+  while (!queue.waiting.empty() && has_room()) {
+    if (queue.waiting.front()->deadline <= time) {
+      RefuseOverdue(std::move(queue.waiting.front()), queue);
+      queue.waiting.pop_front();
+      continue;
+    }
+    if (!Equip(*queue.waiting.front())) break;
     now.push_back(std::move(queue.waiting.front()));
+    now.back()->began = time;
     queue.waiting.pop_front();
     ++queue.under_way;
   }
@@ -274,25 +322,38 @@ void Device::TakeBack(const Transfers& transfers, const Status& why, bool again)
     if (again && transfer.kind != Transfer::Kind::kProbe) {
       Queue& queue = QueueOf(transfer);
       --queue.under_way;
+      transfer.began = 0;
       queue.waiting.push_front(*at);
       continue;
     }
     transfer.status = why;
     if (transfer.kind != Transfer::Kind::kProbe) transfer.fault = ReadFault::kRefused;
-    transfer.answered(transfer);
+    Tell(transfer, why);
     End(transfer);
   }
 }
 
+void Device::Tell(Transfer& transfer, const Status& status) {
+  if (!std::exchange(transfer.told, true)) transfer.answered(transfer, status);
+}
+
+void Device::GiveUp(Transfer& transfer, const Status& why) {
+  if (transfer.told || transfer.began == 0) return;
+  Count(transfer, why);
+  Judge(transfer, true, why);
+  Tell(transfer, why);
+}
+
 void Device::Answer(Transfer& transfer) {
+  if (transfer.told) return;
   const Status& status = transfer.status;
   if (!status.ok() && transfer.fault == ReadFault::kNone) {
     transfer.fault =
         status.code() == Code::kDeadlineExceeded ? ReadFault::kOverdue : ReadFault::kIo;
   }
-  Count(transfer);
-  if (transfer.kind != Transfer::Kind::kProbe) Judge(transfer);
-  transfer.answered(transfer);
+  Count(transfer, status);
+  if (transfer.kind != Transfer::Kind::kProbe) Judge(transfer, transfer.device_failed, status);
+  Tell(transfer, status);
 }
 
 void Device::End(Transfer& transfer) {
@@ -311,24 +372,25 @@ void Device::End(Transfer& transfer) {
   });
 }
 
-void Device::Judge(const Transfer& transfer) {
+void Device::Judge(const Transfer& transfer, bool failed, const Status& status) {
   // Bytes that do not check out, and a file that is too short, are no fault of the device.
-  if (!transfer.device_failed) return health_.Answered();
+  if (!failed) return health_.Answered();
   const MonotonicNs now = clock_.Now();
-  const std::string why = path_ + ": " + transfer.status.message();
-  const bool overdue = transfer.status.code() == Code::kDeadlineExceeded;
+  const std::string why = path_ + ": " + status.message();
+  const bool overdue = status.code() == Code::kDeadlineExceeded;
+  if (overdue && transfer.deadline - transfer.began < kFairNs) return;
   if (!overdue && transfer.kind != Transfer::Kind::kRead) {
     health_.RefusedWrite(why, now);
   } else {
     health_.Failed(why, now);
   }
-  if (!readable()) Refuse(reads_, kNever);
-  if (!writable()) Refuse(writes_, kNever);
+  if (!readable()) RefuseAll(reads_);
+  if (!writable()) RefuseAll(writes_);
 }
 
-void Device::Count(const Transfer& transfer) {
-  const bool ok = transfer.status.ok();
-  const bool overdue = transfer.status.code() == Code::kDeadlineExceeded;
+void Device::Count(const Transfer& transfer, const Status& status) {
+  const bool ok = status.ok();
+  const bool overdue = status.code() == Code::kDeadlineExceeded;
   counts_.overdue += overdue ? 1 : 0;
   if (transfer.kind == Transfer::Kind::kRead) {
     ++counts_.reads;
@@ -343,25 +405,40 @@ void Device::Count(const Transfer& transfer) {
   }
 }
 
-void Device::Refuse(Queue& queue, MonotonicNs overdue_before) {
-  std::deque<std::shared_ptr<Transfer>> kept;
-  for (auto& transfer : queue.waiting) {
-    if (transfer->deadline >= overdue_before) {
-      kept.push_back(std::move(transfer));
-      continue;
-    }
-    const bool overdue = overdue_before != kNever;
-    const Status why(overdue ? Code::kDeadlineExceeded : Code::kUnavailable,
-                     path_ + (overdue ? ": too much was waiting" : ": " + health_.why()));
-    ++queue.under_way;  // End takes it off again.
-    box_->Push([this, transfer = std::move(transfer), why, overdue] {
-      transfer->status = why;
-      transfer->fault = overdue ? ReadFault::kOverdue : ReadFault::kRefused;
-      transfer->answered(*transfer);
-      End(*transfer);
-    });
+void Device::RefuseAll(Queue& queue) {
+  for (auto& transfer : std::exchange(queue.waiting, {})) {
+    Refuse(std::move(transfer), queue, {Code::kUnavailable, path_ + ": " + health_.why()},
+           ReadFault::kRefused);
   }
-  queue.waiting.swap(kept);
+}
+
+void Device::RefuseOverdue(Queue& queue) {
+  const MonotonicNs now = clock_.Now();
+  for (auto& transfer : std::exchange(queue.waiting, {})) {
+    if (transfer->deadline > now) {
+      queue.waiting.push_back(std::move(transfer));
+    } else {
+      RefuseOverdue(std::move(transfer), queue);
+    }
+  }
+}
+
+// It is not the device's fault: it never saw it.
+void Device::RefuseOverdue(std::shared_ptr<Transfer> transfer, Queue& queue) {
+  ++counts_.overdue;
+  Refuse(std::move(transfer), queue, {Code::kDeadlineExceeded, path_ + ": too much was waiting"},
+         ReadFault::kOverdue);
+}
+
+void Device::Refuse(std::shared_ptr<Transfer> transfer, Queue& queue, const Status& why,
+                    ReadFault fault) {
+  ++queue.under_way;  // End takes it off again.
+  box_->Push([this, transfer = std::move(transfer), why, fault] {
+    transfer->status = why;
+    transfer->fault = fault;
+    Tell(*transfer, why);
+    End(*transfer);
+  });
 }
 
 // ---- Now and then
@@ -374,9 +451,9 @@ void Device::Turn() {
     grow_again_ = 0;
     space_.set_growing(true);
   }
-  Refuse(reads_, now);
-  Refuse(writes_, now);
-  if (health_.TakeProbe(now)) Probe();
+  RefuseOverdue(reads_);
+  RefuseOverdue(writes_);
+  if (health_.ProbeIsDue(now)) Probe();
   FileChanges changes;
   space_.RemoveEmpty(now - options_.keep_empty_ns, changes);
   Apply(changes);
@@ -387,10 +464,13 @@ void Device::Probe() {
   auto probe = std::make_shared<Transfer>();
   probe->kind = Transfer::Kind::kProbe;
   probe->deadline = clock_.Now() + options_.probe_deadline_ns;
-  probe->header_buffer = AlignedBuffer(kAlignment);
-  probe->answered = [this](Transfer& transfer) {
-    health_.ProbeAnswered(transfer.status.ok(), clock_.Now());
+  probe->header_buffer = headers_.Take(kHeaderBytes);
+  if (!probe->header_buffer) return;  // Transfers that wait anew have it all for now.
+  health_.ProbeSent();
+  probe->answered = [this](Transfer&, const Status& status) {
+    health_.ProbeAnswered(status.ok(), clock_.Now());
   };
+  probe->ended = [this](Transfer&) { health_.ProbeEnded(); };
   Send({std::move(probe)});
 }
 

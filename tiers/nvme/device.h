@@ -32,12 +32,16 @@ namespace terrace::nvme {
 struct DeviceOptions {
   uint8_t number = 0;
   uint64_t capacity_bytes = 0;
-  uint32_t in_flight = 64;  // Transfers; writes at most half, reads at most three quarters.
+  // Transfers, syncs included; of them writes and syncs at most half, reads at most three quarters.
+  // A probe comes on top.
+  uint32_t in_flight = 64;
   size_t waiting_reads = 4096;
   uint64_t bounce_bytes = 32u << 20;
   MonotonicNs probe_deadline_ns = kNsPerSecond;
   MonotonicNs keep_empty_ns = 60 * kNsPerSecond;  // A file without pages.
   bool check_data = true;
+  bool sync_at_start = false;  // The files that are there.
+  MonotonicNs sync_deadline_ns = 30 * kNsPerSecond;
   DeviceHealthOptions health;
 };
 
@@ -69,6 +73,9 @@ class Device {
   // Reads, writes and syncs of a file of this device. They start with Pump, when it is their turn.
   void Enqueue(std::shared_ptr<Transfer> transfer);
   void Pump();
+  // A write whose deadline passed, wherever it is: its thread may hang before the kernel has it. It
+  // is answered if it was its turn and has no answer, and ends when it does.
+  void GiveUp(Transfer& transfer, const Status& why);
 
   void Turn();
   DeviceReport Report() const;
@@ -85,6 +92,7 @@ class Device {
     return transfer.kind == Transfer::Kind::kRead ? reads_ : writes_;
   }
   Status OpenFiles();
+  Status SyncFiles();
   Transfers TakeStartable(Queue& queue);
   bool Equip(Transfer& transfer);
   void SendWrites(Transfers writes);
@@ -97,11 +105,15 @@ class Device {
   // Owner thread, from the mailbox.
   void TakeBack(const Transfers& transfers, const Status& why, bool again);
   void Answer(Transfer& transfer);
+  void Tell(Transfer& transfer, const Status& status);
   void End(Transfer& transfer);
-  // What waits and shall not be tried any more.
-  void Refuse(Queue& queue, MonotonicNs overdue_before);
-  void Judge(const Transfer& transfer);
-  void Count(const Transfer& transfer);
+  // What waits and shall not be tried any more: none of it, or what is overdue.
+  void RefuseAll(Queue& queue);
+  void RefuseOverdue(Queue& queue);
+  void RefuseOverdue(std::shared_ptr<Transfer> transfer, Queue& queue);
+  void Refuse(std::shared_ptr<Transfer> transfer, Queue& queue, const Status& why, ReadFault fault);
+  void Judge(const Transfer& transfer, bool failed, const Status& status);
+  void Count(const Transfer& transfer, const Status& status);
 
   void Apply(const FileChanges& changes);
   void FileFailed(const OpenFile& file);

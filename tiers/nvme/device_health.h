@@ -45,14 +45,14 @@ class DeviceHealth {
   }
   void Gone(std::string why) { Become(DeviceState::kOff, std::move(why)); }
 
-  // Whether a probe is to be sent now; then it is under way until ProbeAnswered.
-  bool TakeProbe(MonotonicNs now) {
-    if (state_ != DeviceState::kQuarantined || probing_ || now < next_probe_) return false;
-    probing_ = true;
-    return true;
+  // A probe is under way until it ended, which one that a device hangs on does late or never: there
+  // is one at a time.
+  bool ProbeIsDue(MonotonicNs now) const {
+    return state_ == DeviceState::kQuarantined && !probing_ && now >= next_probe_;
   }
+  void ProbeSent() { probing_ = true; }
+  void ProbeEnded() { probing_ = false; }
   void ProbeAnswered(bool ok, MonotonicNs now) {
-    probing_ = false;
     next_probe_ = now + options_.probe_every_ns;
     if (!ok || state_ != DeviceState::kQuarantined) return;
     failures_ = 0;

@@ -29,7 +29,7 @@ std::string Join(const std::string& directory, std::string_view name) {
 enum class Kind : uint8_t { kGone, kEmpty, kOurs };
 struct Found {
   Kind kind = Kind::kGone;
-  std::string why;              // Of kGone.
+  Status why;                   // Of kGone.
   Marker marker;                // Of kOurs.
   std::optional<Marker> begun;  // Of kEmpty: a store whose making did not end.
 };
@@ -42,13 +42,6 @@ Result<std::vector<uint8_t>> ReadFile(const std::string& path) {
   if (got < 0) return SystemError(path, errno);
   bytes.resize(static_cast<size_t>(got));
   return bytes;
-}
-
-Result<Marker> ReadMarker(const std::string& path) {
-  ASSIGN_OR_RETURN(const std::vector<uint8_t> bytes, ReadFile(path));
-  Result<Marker> marker = DecodeMarker(bytes);
-  if (!marker) return std::move(marker).error().WithContext(path);
-  return marker;
 }
 
 // The marker is there whole or not at all: written beside its name and renamed.
@@ -78,23 +71,53 @@ bool IsNothing(const std::string& name, bool begun) {
   return begun && name == kIndexName;
 }
 
-Result<Found> LookAt(const std::string& path) {
+Found Gone(Status why) {
   Found found;
+  found.why = std::move(why);
+  return found;
+}
+
+// Pages are the tenants': whoever else may write there may put others in their place.
+Status CheckPrivate(const std::string& path, const struct stat& facts) {
+  if (facts.st_uid != ::geteuid()) {
+    return {Code::kPermissionDenied, path + ": belongs to user " + std::to_string(facts.st_uid) +
+                                         ", not to the one that terraced runs as"};
+  }
+  if ((facts.st_mode & 0022) != 0) {
+    return {Code::kPermissionDenied, path + ": is writable by others: chmod 0700 it"};
+  }
+  return {};
+}
+
+// Fails where it is refused; what cannot be looked at is gone.
+Result<Found> LookAt(const std::string& path) {
   struct stat facts {};
   if (::stat(path.c_str(), &facts) != 0) {
-    found.why = SystemError(path, errno).message();
-    return found;
+    if (errno != ENOENT) return Gone(SystemError(path, errno));
+    return Gone({Code::kNotFound, path + ": there is no such directory, and none is made: it may "
+                                         "be on a disk that is not mounted"});
   }
   if (!S_ISDIR(facts.st_mode)) return Status(Code::kMismatch, path + ": is not a directory");
-  ASSIGN_OR_RETURN(const std::vector<std::string> names, NamesIn(path));
+  if (Status status = CheckPrivate(path, facts); !status.ok()) return Gone(std::move(status));
+  const auto listed = NamesIn(path);
+  if (!listed) return Gone(listed.error());
+  const std::vector<std::string>& names = *listed;
+  Found found;
   if (std::find(names.begin(), names.end(), kMarkerName) != names.end()) {
+    const std::string marker = Join(path, kMarkerName);
+    const auto bytes = ReadFile(marker);
+    if (!bytes) return Gone(bytes.error());
+    Result<Marker> decoded = DecodeMarker(*bytes);
+    if (!decoded) return std::move(decoded).error().WithContext(marker);
     found.kind = Kind::kOurs;
-    ASSIGN_OR_RETURN(found.marker, ReadMarker(Join(path, kMarkerName)));
+    found.marker = *decoded;
     return found;
   }
   if (std::find(names.begin(), names.end(), kNewMarkerName) != names.end()) {
     // Torn by a crash, it is as if it were not there.
-    if (auto begun = ReadMarker(Join(path, kNewMarkerName))) found.begun = *begun;
+    const auto bytes = ReadFile(Join(path, kNewMarkerName));
+    if (!bytes) return Gone(bytes.error());
+    if (auto begun = DecodeMarker(*bytes)) found.begun = *begun;
   }
   for (const std::string& name : names) {
     if (!IsNothing(name, found.begun.has_value())) {
@@ -106,6 +129,7 @@ Result<Found> LookAt(const std::string& path) {
 }
 
 // flock, not a record lock: it is the descriptor's, and works on a file system mounted read-only.
+// `unavailable`: another process has it.
 Result<UniqueFd> Lock(const std::string& directory) {
   const std::string path = Join(directory, kLockName);
   UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
@@ -147,27 +171,49 @@ class Opener {
     RETURN_IF_ERROR(LookAtAll());
     RETURN_IF_ERROR(found_[0].kind == Kind::kEmpty ? MakeStore() : JoinStore());
     for (StoreDirectory& device : all_.devices) {
-      if (device.off.empty()) {
-        ASSIGN_OR_RETURN(device.marker, OpenMarkerDirect(device.path));
-      }
+      if (device.off.empty()) RETURN_IF_ERROR(OpenMarker(device));
     }
     return std::move(all_);
   }
 
  private:
+  Status OpenMarker(StoreDirectory& device) {
+    Result<UniqueFd> marker = OpenMarkerDirect(device.path);
+    if (marker) {
+      device.marker = *std::move(marker);
+      return {};
+    }
+    if (&device == all_.devices.data() || marker.error().code() == Code::kInvalidArgument) {
+      return std::move(marker).error();
+    }
+    TurnOff(device, marker.error().message());
+    return {};
+  }
+
+  static void TurnOff(StoreDirectory& device, std::string why) {
+    device.lock.Reset();
+    device.off = std::move(why);
+  }
+
   // What is found is looked at again under the lock: another process may just have made it a store.
   Status LookAtAll() {
     for (size_t i = 0; i < all_.devices.size(); ++i) {
       StoreDirectory& device = all_.devices[i];
       ASSIGN_OR_RETURN(Found found, LookAt(device.path));
       if (found.kind == Kind::kOurs || (found.kind == Kind::kEmpty && MayFill(i))) {
-        ASSIGN_OR_RETURN(device.lock, Lock(device.path));
-        ASSIGN_OR_RETURN(found, LookAt(device.path));
+        Result<UniqueFd> lock = Lock(device.path);
+        if (lock) {
+          device.lock = *std::move(lock);
+          ASSIGN_OR_RETURN(found, LookAt(device.path));
+        } else if (lock.error().code() == Code::kUnavailable) {
+          return std::move(lock).error();
+        } else {
+          found = Gone(std::move(lock).error());
+        }
       }
       found_.push_back(std::move(found));
     }
-    if (found_[0].kind == Kind::kGone) return {Code::kNotFound, found_[0].why};
-    return {};
+    return found_[0].why;
   }
 
   // Nothing is put into an empty directory that is none of the store's to fill, not even a lock.
@@ -204,7 +250,7 @@ class Opener {
     }
     for (size_t i = 1; i < count; ++i) {
       const std::string& path = all_.devices[i].path;
-      if (found_[i].kind == Kind::kGone) return {Code::kNotFound, found_[i].why};
+      RETURN_IF_ERROR(found_[i].why);
       if (found_[i].kind == Kind::kOurs && found_[i].marker.store != all_.store) {
         return {Code::kMismatch, path + ": is of a store whose first directory is not " + first};
       }
@@ -246,15 +292,14 @@ class Opener {
                                    std::to_string(i) + " of store " + HexEncode(all_.store)};
     }
     if (i >= known) {
-      if (found.kind == Kind::kGone) return {Code::kNotFound, found.why};
+      RETURN_IF_ERROR(found.why);
       if (!options_.make) return {Code::kNotFound, device.path + ": is no device of the store"};
       return Mark(i, all_.devices.size());
     }
     if (found.kind == Kind::kEmpty && options_.adopt_empty) return Mark(i, known);
-    device.lock.Reset();
-    device.off = found.kind == Kind::kGone
-                     ? found.why
-                     : device.path + ": is empty; is what was there not mounted?";
+    TurnOff(device, found.kind == Kind::kGone
+                        ? found.why.message()
+                        : device.path + ": is empty; is what was there not mounted?");
     return {};
   }
 
@@ -279,7 +324,8 @@ Result<std::vector<std::string>> NamesIn(const std::string& directory) {
 
 Status SyncDirectory(const std::string& directory) {
   const UniqueFd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!fd || ::fsync(fd.get()) != 0) return SystemError(directory, errno);
+  if (!fd) return SystemError(directory, errno);
+  if (::fsync(fd.get()) != 0 && errno != EROFS) return SystemError(directory, errno);
   return {};
 }
 

@@ -37,10 +37,12 @@ struct OpenDirectoriesOptions {
 };
 
 // The first directory holds the index: without it there is no store. A further device of the store
-// whose directory is gone or empty is off.
+// whose directory is gone, empty, another user's, or cannot be read is off; that the first one is
+// so is an error.
 //   not_found    the first directory, or one that the store never had, is not there; or it is empty
 //                and none is to be made;
 //   mismatch     something else's, another store's, another number of devices, another format;
+//   permission_denied  another user's, or others may write there;
 //   data_loss    a marker is damaged;
 //   unavailable  another process has it; the message names it where it is known.
 Result<StoreDirectories> OpenDirectories(std::span<const std::string> paths,
@@ -48,6 +50,7 @@ Result<StoreDirectories> OpenDirectories(std::span<const std::string> paths,
 
 // All entries but "." and "..".
 Result<std::vector<std::string>> NamesIn(const std::string& directory);
+// Of a file system mounted read-only there is nothing to make durable.
 Status SyncDirectory(const std::string& directory);
 
 }  // namespace terrace::nvme

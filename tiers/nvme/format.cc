@@ -118,8 +118,8 @@ std::optional<SlotFileName> ParseSlotFileName(std::string_view text) {
     return std::nullopt;
   }
   if (name.number == 0 || name.number > kMaxFileNumber || name.slots == 0 ||
-      name.slot_bytes % kAlignment != 0 || name.slot_bytes <= kHeaderBytes ||
-      name.slot_bytes > SlotBytes(kMaxPageBytes)) {
+      name.slots > kMaxSlotsOfFile || name.slot_bytes % kAlignment != 0 ||
+      name.slot_bytes <= kHeaderBytes || name.slot_bytes > SlotBytes(kMaxPageBytes)) {
     return std::nullopt;
   }
   // One name a file: no leading zeros.

@@ -49,6 +49,7 @@ struct Place {
   friend bool operator==(const Place&, const Place&) = default;
 };
 inline constexpr uint32_t kMaxFileNumber = (1u << 24) - 1;
+inline constexpr uint32_t kMaxSlotsOfFile = 1u << 28;
 inline constexpr uint32_t kMaxDevices = 64;
 
 constexpr PlaceId ToPlaceId(const Place& place) {

@@ -20,8 +20,6 @@
 namespace terrace::nvme {
 namespace {
 
-constexpr size_t kBadOfBatch = 1024;
-
 // One directory and the files in it.
 struct FsckDevice {
   std::string path;
@@ -64,6 +62,7 @@ class Fsck {
       device.path = directory.path;
       device.off = !directory.off.empty();
       if (device.off) {
+        ++report_.devices_off;
         Find(directory.off);
         continue;
       }
@@ -131,25 +130,15 @@ class Fsck {
   Status CheckEntries() {
     ASSIGN_OR_RETURN(const auto index, OpenIndex(IndexPath(kIndexName), directories_.store));
     std::vector<StoredPage> bad;
-    Status mended;
-    const auto mend = [&] {
-      if (options_.repair == FsckRepair::kMend && !bad.empty() && mended.ok()) {
-        mended = index->Erase(bad, false);
-        report_.dropped += bad.size();
-      }
-      bad.clear();
-    };
     ASSIGN_OR_RETURN(const auto unreadable, index->Visit([&](const IndexEntry& entry) {
       ++report_.entries;
       if (!Check(entry)) bad.push_back(entry.page);
-      if (bad.size() >= kBadOfBatch) mend();
     }));
-    mend();
-    RETURN_IF_ERROR(mended);
     report_.unreadable = unreadable.size();
     if (options_.repair != FsckRepair::kMend) return {};
+    RETURN_IF_ERROR(EraseAll(*index, bad));
     if (!unreadable.empty()) RETURN_IF_ERROR(index->Drop(unreadable));
-    report_.dropped += unreadable.size();
+    report_.dropped = bad.size() + unreadable.size();
     return index->Sync();
   }
 
@@ -239,14 +228,29 @@ class Fsck {
       status = known.status();
       if (!known) return;
       report_.added += *known ? 0 : 1;
-      if (!*known || (*known)->page.serial < entry.page.serial) {
-        status = index.Put({&entry, 1}, false);
-      }
+      if (!*known || Prevails(entry, **known)) status = index.Put({&entry, 1}, false);
     });
     RETURN_IF_ERROR(status);
     // Serials go on above all that were seen.
     RETURN_IF_ERROR(index.ReserveSerials(0, last_serial).status());
     return index.Sync();
+  }
+
+  // Of two writings of a page the later one, but for one that is damaged beside one that is whole.
+  bool Prevails(const IndexEntry& entry, const IndexEntry& known) {
+    const bool later = entry.page.serial > known.page.serial;
+    const IndexEntry& last = later ? entry : known;
+    const IndexEntry& first = later ? known : entry;
+    const bool falls_back = !DataChecks(last) && DataChecks(first);
+    return later != falls_back;
+  }
+
+  bool DataChecks(const IndexEntry& entry) {
+    const Place place = FromPlaceId(entry.page.place);
+    const auto& [name, fd] = devices_[place.device].files.at(place.file);
+    return ReadSlot(name, fd.get(), place.slot, name.slot_bytes) &&
+           Crc32c(std::span(buffer_.bytes()).subspan(kHeaderBytes, entry.page.bytes)) ==
+               entry.data_crc;
   }
 
   const FsckOptions options_;

@@ -41,6 +41,7 @@ struct FsckReport {
   uint64_t bad_data = 0;       // With read_data.
   uint64_t unreadable = 0;     // Records that are no entries.
   // Of the slot files.
+  uint64_t devices_off = 0;
   uint64_t files = 0;
   uint64_t slots = 0;
   uint64_t without_entry = 0;  // A valid header, and no good entry.
@@ -51,7 +52,7 @@ struct FsckReport {
   std::vector<std::string> findings;  // The first kMostFindings, in words.
 
   uint64_t bad() const { return no_such_place + bad_header + other_page + bad_data + unreadable; }
-  bool clean() const { return index_damage.empty() && bad() == 0; }
+  bool clean() const { return index_damage.empty() && bad() == 0 && devices_off == 0; }
 };
 inline constexpr size_t kMostFindings = 100;
 

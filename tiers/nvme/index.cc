@@ -6,6 +6,7 @@
 #include <rocksdb/options.h>
 #include <rocksdb/rate_limiter.h>
 #include <rocksdb/slice_transform.h>
+#include <rocksdb/statistics.h>
 #include <rocksdb/table.h>
 
 #include <algorithm>
@@ -23,6 +24,7 @@ namespace {
 // No entry has a key of their length.
 constexpr char kOwnerKey[] = "terrace-nvme-index";
 constexpr char kSerialsKey[] = "terrace-nvme-serials";
+constexpr size_t kErasesOfBatch = 1024;
 
 // What RocksDB has to say comes as a Status; its log would grow beside the index.
 class SilentLogger final : public rocksdb::Logger {
@@ -73,6 +75,9 @@ rocksdb::Options IndexOptions() {
   options.bytes_per_sync = 1u << 20;
   options.max_open_files = 256;
   options.max_manifest_file_size = 4u << 20;
+  // Counts alone, which cost next to nothing.
+  options.statistics = rocksdb::CreateDBStatistics();
+  options.statistics->set_stats_level(rocksdb::StatsLevel::kExceptHistogramOrTimers);
   options.stats_dump_period_sec = 0;
   options.stats_persist_period_sec = 0;
   options.paranoid_checks = true;
@@ -182,12 +187,13 @@ class RocksIndex final : public Index {
   Status Erase(std::span<const StoredPage> pages, bool sync) override {
     rocksdb::WriteBatch batch;
     for (const StoredPage& page : pages) {
-      ASSIGN_OR_RETURN(const std::optional<IndexEntry> entry, Find(page.name));
+      const auto found = Find(page.name);
       const bool replaced =
-          entry && (entry->page.serial != page.serial || entry->page.place != page.place);
+          found && *found &&
+          ((*found)->page.serial != page.serial || (*found)->page.place != page.place);
       if (replaced) continue;
-      // Also where none is found: a write that failed may be in the log, and be there at the next
-      // start, unless a delete comes after it.
+      // Also where none can be read, for the others' sake, and where none is found: a write that
+      // failed may be in the log, and be there at the next start, unless a delete comes after it.
       const auto key = EncodeIndexKey(page.name);
       RETURN_IF_ERROR(FromRocks(batch.Delete(ToSlice(key)), directory_));
     }
@@ -239,6 +245,11 @@ class RocksIndex final : public Index {
     return tables + unflushed;
   }
 
+  uint64_t syncs() override {
+    if (db_ == nullptr) return 0;
+    return db_->GetDBOptions().statistics->getTickerCount(rocksdb::WAL_FILE_SYNCED);
+  }
+
  private:
   Status Closed() const { return {Code::kUnavailable, directory_ + ": is closed after an error"}; }
 
@@ -259,6 +270,15 @@ class RocksIndex final : public Index {
 };
 
 }  // namespace
+
+Status EraseAll(Index& index, std::span<const StoredPage> pages) {
+  while (!pages.empty()) {
+    const auto batch = pages.first(std::min(pages.size(), kErasesOfBatch));
+    RETURN_IF_ERROR(index.Erase(batch, false));
+    pages = pages.subspan(batch.size());
+  }
+  return {};
+}
 
 Status CreateIndex(const std::string& directory, const StoreUuid& store) {
   rocksdb::Options options = IndexOptions();

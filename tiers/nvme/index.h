@@ -22,7 +22,7 @@ class Index {
  public:
   virtual ~Index() = default;
 
-  // Every entry, in the order of the keys, as they were when it started: `visit` may write.
+  // Every entry, in the order of the keys. `visit` must not call it: a write that fails closes it.
   // Returns the keys of records that are no entries of ours, at most kMostUnreadable of them.
   // `data_loss`: a part of it cannot be read.
   static constexpr size_t kMostUnreadable = 100'000;
@@ -44,7 +44,12 @@ class Index {
   // there then.
   virtual Status Resume() = 0;
   virtual uint64_t bytes_on_disk() = 0;
+  // How often its log went to the device since it was opened last.
+  virtual uint64_t syncs() = 0;
 };
+
+// Erases them, some at a time, until that fails. Not synced.
+Status EraseAll(Index& index, std::span<const StoredPage> pages);
 
 // Makes an empty index in a directory that does not exist or holds an index whose making did not
 // end, which goes.

@@ -57,11 +57,13 @@ void IndexQueue::Write(Batch& batch) {
   if (!batch.puts.empty()) batch.put_status = index_->Put(batch.puts, options_.sync);
   if (!batch.synced.empty()) batch.sync_status = index_->Sync();
   if (batch.measure) batch.bytes_on_disk = index_->bytes_on_disk();
+  batch.syncs = index_->syncs();
 }
 
 void IndexQueue::Finish(const Batch& batch) {
   writing_ = false;
   if (batch.measure) bytes_on_disk_ = batch.bytes_on_disk;
+  syncs_ = batch.syncs;
   failed_ = false;
   for (const Status* status : {&batch.erase_status, &batch.put_status, &batch.sync_status}) {
     if (status->ok()) continue;

@@ -11,6 +11,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -43,10 +44,17 @@ class IndexQueue {
   // What was answered before is on the device.
   void Sync(Done done);
 
+  // It has kept somebody waiting for too long: it counts as broken until it answers.
+  void GiveUp(std::string why) {
+    broken_until_ = std::numeric_limits<MonotonicNs>::max();
+    why_ = std::move(why);
+  }
+
   // False for a while after it could not be written.
   bool healthy() const { return clock_.Now() >= broken_until_; }
   const std::string& why() const { return why_; }
   uint64_t bytes_on_disk() const { return bytes_on_disk_; }
+  uint64_t syncs() const { return syncs_; }
 
  private:
   struct Batch {
@@ -62,6 +70,7 @@ class IndexQueue {
     Status put_status;
     Status sync_status;
     uint64_t bytes_on_disk = 0;
+    uint64_t syncs = 0;
 
     bool empty() const { return erased.empty() && put.empty() && synced.empty(); }
   };
@@ -82,6 +91,7 @@ class IndexQueue {
   std::string why_;
   uint64_t batches_ = 0;
   uint64_t bytes_on_disk_ = 0;
+  uint64_t syncs_ = 0;
   std::unique_ptr<WorkerPool> thread_;  // Last: it stops before the index closes.
 };
 

@@ -21,7 +21,6 @@ namespace {
 // Serials of one life of the store: more than it can write, so that none is ever given twice, even
 // those of pages that were erased again.
 constexpr uint64_t kSerialsOfLife = uint64_t{1} << 40;
-constexpr size_t kOrphansOfBatch = 1024;
 
 Status WithCure(Status status) {
   if (status.code() != Code::kDataLoss) return status;
@@ -49,6 +48,11 @@ struct Writing {
   std::shared_ptr<WriteCall> call;
   size_t i = 0;
   IndexEntry entry;
+  MonotonicNs began = 0;
+  MonotonicNs deadline = 0;
+  enum class Stage : uint8_t { kSlot, kSync, kIndex };
+  Stage stage = Stage::kSlot;
+  std::weak_ptr<Transfer> transfer;  // Into its slot.
   bool io_ended = false;
   bool answered = false;
   bool frees = true;  // Its place, at the end.
@@ -112,7 +116,8 @@ class NvmeStore final : public PageStore {
                                           const std::shared_ptr<Writing>& writing);
   void Written(const std::shared_ptr<Writing>& writing);
   void PutIntoIndex(const std::shared_ptr<Writing>& writing);
-  void AnswerWrite(Writing& writing, const Status& status);
+  void AnswerWrite(const std::shared_ptr<Writing>& writing, const Status& status);
+  void AnswerOverdue();
   void EndWrite(Writing& writing);
   void Settle(const Writing& writing);
   void EraseDoubtful();
@@ -132,7 +137,7 @@ class NvmeStore final : public PageStore {
   uint64_t next_serial_ = 0;
   uint64_t end_of_serials_ = 0;
   size_t next_device_ = 0;  // Where the next Allocate begins.
-  size_t waiting_ = 0;
+  std::set<std::shared_ptr<Writing>> unanswered_;
   uint64_t faults_[kReadFaults] = {};
   uint64_t orphans_ = 0;
 
@@ -156,6 +161,8 @@ DeviceOptions NvmeStore::OptionsOf(size_t device) const {
           .probe_deadline_ns = options_.probe_deadline_ns,
           .keep_empty_ns = options_.keep_empty_ns,
           .check_data = options_.check_data,
+          .sync_at_start = options_.durability == Durability::kPower,
+          .sync_deadline_ns = options_.sync_deadline_ns,
           .health = {.quarantine_after = options_.quarantine_after,
                      .probe_every_ns = options_.probe_every_ns,
                      .retry_ns = options_.retry_ns}};
@@ -177,23 +184,15 @@ Status NvmeStore::Restore(const std::function<void(const StoredPage&)>& visit) {
   Index& index = index_.index();
   std::vector<StoredPage> orphans;
   uint64_t last_serial = 0;
-  Status dropped;
-  const auto drop = [&] {
-    if (dropped.ok()) dropped = index.Erase(orphans, false);
-    orphans.clear();
-  };
   auto unreadable = index.Visit([&](const IndexEntry& entry) {
     last_serial = std::max(last_serial, entry.page.serial);
     if (Claim(entry.page)) return visit(entry.page);
-    ++orphans_;
     orphans.push_back(entry.page);
-    if (orphans.size() >= kOrphansOfBatch) drop();
   });
   if (!unreadable) return WithCure(std::move(unreadable).error());
   // Their slots count as free from here on, so no entry may go on pointing there.
-  drop();
-  RETURN_IF_ERROR(dropped);
-  orphans_ += unreadable->size();
+  RETURN_IF_ERROR(EraseAll(index, orphans));
+  orphans_ = orphans.size() + unreadable->size();
   if (!unreadable->empty()) RETURN_IF_ERROR(index.Drop(*unreadable));
   if (options_.durability == Durability::kPower) RETURN_IF_ERROR(index.Sync());
   ASSIGN_OR_RETURN(next_serial_, index.ReserveSerials(kSerialsOfLife, last_serial));
@@ -250,6 +249,8 @@ void NvmeStore::Free(PlaceId place) {
 
 uint64_t NvmeStore::free_bytes() const {
   uint64_t bytes = 0;
+  // Without the index nothing is written: who erases for room then erases for nothing.
+  if (!index_.healthy()) return bytes;
   for (const auto& device : devices_)
     bytes += device->writable() ? device->space().free_bytes() : 0;
   return bytes;
@@ -287,7 +288,7 @@ void NvmeStore::Read(std::vector<PageRead> pages, MonotonicNs deadline,
     transfer->status = Status(Code::kUnavailable, "page " + read.page.name.key.Hex() +
                                                       ": its device is not read from now");
     box_->Push([transfer] {
-      transfer->answered(*transfer);
+      transfer->answered(*transfer, transfer->status);
       transfer->ended(*transfer);
     });
   }
@@ -310,9 +311,9 @@ std::shared_ptr<Transfer> NvmeStore::ReadTransfer(const PageRead& read, Monotoni
   transfer->header = {.store = uuid_, .page = read.page, .data_crc = 0};
   transfer->memory = read.into;
   transfer->deadline = deadline;
-  transfer->answered = [this, call, i](Transfer& done) {
+  transfer->answered = [this, call, i](Transfer& done, const Status& status) {
     ++faults_[static_cast<size_t>(done.fault)];
-    call->done(i, done.fault, done.status);
+    call->done(i, done.fault, status);
   };
   transfer->ended = [call, i](Transfer&) { call->ended(i); };
   return transfer;
@@ -330,15 +331,17 @@ void NvmeStore::Write(std::vector<PageWrite> pages, MonotonicNs deadline,
     writing->i = i;
     writing->entry.page = pages[i].page;
     const Status refused = CheckWrite(pages[i]);
-    ++waiting_;
     if (!refused.ok()) {
       box_->Push([this, writing, refused] {
-        AnswerWrite(*writing, refused);
+        AnswerWrite(writing, refused);
         EndWrite(*writing);
       });
       continue;
     }
+    writing->began = clock_.Now();
+    writing->deadline = deadline;
     writing->entry.page.serial = next_serial_++;
+    unanswered_.insert(writing);
     DeviceOf(pages[i].page.place)->Enqueue(WriteTransfer(pages[i], deadline, writing));
   }
   for (const auto& device : devices_)
@@ -352,8 +355,8 @@ Status NvmeStore::CheckWrite(const PageWrite& write) const {
   TERRACE_CHECK(device != nullptr && device->space().IsTaken(FromPlaceId(page.place)));
   TERRACE_CHECK(device->space().SlotBytesOf(FromPlaceId(page.place).file) == SlotBytes(page.bytes));
   TERRACE_CHECK(write.bytes.size() == page.bytes);
-  if (waiting_ >= options_.waiting_writes) {
-    return {Code::kExhausted, std::to_string(waiting_) + " pages wait to be written"};
+  if (unanswered_.size() >= options_.waiting_writes) {
+    return {Code::kExhausted, std::to_string(unanswered_.size()) + " pages wait to be written"};
   }
   if (!device->writable()) return {Code::kUnavailable, "the device takes no writes now"};
   if (next_serial_ >= end_of_serials_) return {Code::kExhausted, "no serial is left"};
@@ -368,9 +371,10 @@ std::shared_ptr<Transfer> NvmeStore::WriteTransfer(const PageWrite& write, Monot
   transfer->header = {.store = uuid_, .page = writing->entry.page, .data_crc = 0};
   transfer->memory = {const_cast<uint8_t*>(write.bytes.data()), write.bytes.size()};
   transfer->deadline = deadline;
-  transfer->answered = [this, writing](Transfer& done) {
+  writing->transfer = transfer;
+  transfer->answered = [this, writing](Transfer& done, const Status& status) {
+    if (!status.ok()) return AnswerWrite(writing, status);
     writing->entry.data_crc = done.header.data_crc;
-    if (!done.status.ok()) return AnswerWrite(*writing, done.status);
     Written(writing);
   };
   transfer->ended = [this, writing](Transfer&) { EndWrite(*writing); };
@@ -385,30 +389,54 @@ void NvmeStore::Written(const std::shared_ptr<Writing>& writing) {
     dirty_.insert(file);
     return PutIntoIndex(writing);
   }
+  writing->stage = Writing::Stage::kSync;
   SyncFile(file, [this, writing](const Status& status) {
-    if (!status.ok()) return AnswerWrite(*writing, status);
+    if (writing->answered) return;
+    if (!status.ok()) return AnswerWrite(writing, status);
     PutIntoIndex(writing);
   });
 }
 
 void NvmeStore::PutIntoIndex(const std::shared_ptr<Writing>& writing) {
+  writing->stage = Writing::Stage::kIndex;
+  writing->frees = false;
   index_.Put(writing->entry, [this, writing](const Status& status) {
-    // Whether it is in the log all the same is not known.
-    if (!status.ok()) doubtful_.push_back(writing->entry.page);
-    writing->frees = false;
-    AnswerWrite(*writing, status);
+    // Whether it is in the log all the same is not known; or it is, and was given up before.
+    if (!status.ok() || writing->answered) doubtful_.push_back(writing->entry.page);
+    if (!writing->answered) AnswerWrite(writing, status);
   });
 }
 
-void NvmeStore::AnswerWrite(Writing& writing, const Status& status) {
-  --waiting_;
-  writing.answered = true;
+void NvmeStore::AnswerWrite(const std::shared_ptr<Writing>& writing, const Status& status) {
+  unanswered_.erase(writing);
+  writing->answered = true;
   if (status.ok()) {
-    writing.call->done(writing.i, writing.entry.page.serial);
+    writing->call->done(writing->i, writing->entry.page.serial);
   } else {
-    writing.call->done(writing.i, status);
+    writing->call->done(writing->i, status);
   }
-  Settle(writing);
+  Settle(*writing);
+}
+
+// A device's thread and that of the index have no deadline for what they do.
+void NvmeStore::AnswerOverdue() {
+  const MonotonicNs now = clock_.Now();
+  std::vector<std::shared_ptr<Writing>> overdue;
+  std::copy_if(unanswered_.begin(), unanswered_.end(), std::back_inserter(overdue),
+               [now](const auto& writing) { return writing->deadline <= now; });
+  for (const auto& writing : overdue) {
+    const Status why(Code::kDeadlineExceeded,
+                     "page " + writing->entry.page.name.key.Hex() + ": not written after " +
+                         std::to_string((now - writing->began) / kNsPerMs) + " ms");
+    if (writing->stage == Writing::Stage::kSlot) {
+      const auto transfer = writing->transfer.lock();
+      if (transfer) DeviceOf(writing->entry.page.place)->GiveUp(*transfer, why);
+      continue;
+    }
+    // A sync has a deadline of its own, which the device answers for.
+    if (writing->stage == Writing::Stage::kIndex) index_.GiveUp(why.message());
+    AnswerWrite(writing, why);
+  }
 }
 
 void NvmeStore::EndWrite(Writing& writing) {
@@ -450,7 +478,7 @@ void NvmeStore::StartSync(FileId file) {
   transfer->kind = Transfer::Kind::kSync;
   transfer->file = devices_[file.device]->FileOf(file.file);
   transfer->deadline = clock_.Now() + options_.sync_deadline_ns;
-  transfer->answered = [this, file, covered](Transfer& done) {
+  transfer->answered = [this, file, covered](Transfer&, const Status& status) {
     FileSync& now = syncs_.at(file);
     now.running = false;
     if (now.next.empty()) {
@@ -459,7 +487,7 @@ void NvmeStore::StartSync(FileId file) {
       StartSync(file);
     }
     for (const IndexQueue::Done& tell : *covered)
-      tell(done.status);
+      tell(status);
   };
   Device& device = *devices_[file.device];
   if (transfer->file != nullptr && device.readable()) {
@@ -470,7 +498,7 @@ void NvmeStore::StartSync(FileId file) {
   if (transfer->file != nullptr) {
     transfer->status = Status(Code::kUnavailable, "the device takes no writes now");
   }
-  box_->Push([transfer] { transfer->answered(*transfer); });
+  box_->Push([transfer] { transfer->answered(*transfer, transfer->status); });
 }
 
 void NvmeStore::Flush(std::function<void(Status)> done) {
@@ -515,6 +543,7 @@ void NvmeStore::Erase(std::vector<StoredPage> pages, std::function<void(Status)>
 void NvmeStore::Turn() {
   for (const auto& device : devices_)
     device->Turn();
+  AnswerOverdue();
   EraseDoubtful();
 }
 
@@ -532,7 +561,10 @@ PageStoreReport NvmeStore::Report() const {
   std::copy(std::begin(faults_), std::end(faults_), std::begin(report.faults));
   report.orphans = orphans_;
   report.index_bytes = index_.bytes_on_disk();
-  report.waiting = waiting_;
+  report.index_syncs = index_.syncs();
+  report.waiting = unanswered_.size();
+  for (const auto& writing : unanswered_)
+    report.oldest_write_ns = std::max(report.oldest_write_ns, clock_.Now() - writing->began);
   return report;
 }
 
@@ -540,6 +572,14 @@ PageStoreReport NvmeStore::Report() const {
 }  // namespace terrace::nvme
 
 namespace terrace {
+
+DiskIoOptions NvmeIoOptions(const NvmeStoreOptions& options) {
+  const auto devices = static_cast<uint32_t>(options.directories.size());
+  DiskIoOptions io;
+  io.depth = devices * (options.in_flight_per_device + 1);
+  io.files = std::min(kMostIoFiles, devices * (nvme::kMaxFilesOfDevice + 1));  // And its marker.
+  return io;
+}
 
 Result<std::unique_ptr<PageStore>> OpenNvmeStore(const NvmeStoreOptions& options, DiskIo& io,
                                                  Executor& owner, const Clock& clock) {

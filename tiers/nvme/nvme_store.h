@@ -23,7 +23,7 @@
 namespace terrace {
 
 struct NvmeDirectory {
-  std::string path;             // It exists; empty or a device of this store.
+  std::string path;             // It exists, and is ours; empty or a device of this store.
   uint64_t capacity_bytes = 0;  // Of slot files. The index comes on top, about 200 bytes a page.
 };
 
@@ -32,7 +32,7 @@ struct NvmeStoreOptions {
   std::vector<NvmeDirectory> directories;
   // kNone writes as kProcess does: the log costs a page of 2 MiB nothing that can be measured.
   Durability durability = Durability::kProcess;
-  uint32_t in_flight_per_device = 64;      // Within the depth of the DiskIo, of all together.
+  uint32_t in_flight_per_device = 64;      // And a probe. See NvmeIoOptions.
   size_t waiting_writes = 4096;            // Beyond: `exhausted`.
   size_t waiting_reads_per_device = 4096;  // Beyond: kRefused.
   uint64_t bounce_bytes_per_device = 32u
@@ -48,8 +48,13 @@ struct NvmeStoreOptions {
   bool check_data = true;
 };
 
+// What the DiskIo of such a store must take at least: its devices never have more requests in
+// flight, or more files open. The rest is as it is by default.
+DiskIoOptions NvmeIoOptions(const NvmeStoreOptions& options);
+
 // `io`, `owner` and `clock` outlive it. Blocks. Fails with
 //   not_found          the first directory, or one that is new to the store, does not exist;
+//   permission_denied  it is another user's, or others may write there;
 //   mismatch           a directory holds something else, or is of another store or format;
 //   data_loss          the index or a marker is damaged; the message says how to rebuild it;
 //   unavailable        another process has the store open;

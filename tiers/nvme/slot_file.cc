@@ -59,9 +59,13 @@ Result<UniqueFd> MakeSlotFile(const std::string& directory, const SlotFileName& 
   if (status.ok() && ::rename(unfinished.c_str(), path.c_str()) != 0) {
     status = SystemError(path, errno);
   }
-  if (status.ok()) status = SyncDirectory(directory);
+  if (!status.ok()) {
+    (void)::unlink(unfinished.c_str());
+    return status;
+  }
+  status = SyncDirectory(directory);
   if (status.ok()) return fd;
-  (void)::unlink(unfinished.c_str());
+  (void)::unlink(path.c_str());
   return status;
 }
 

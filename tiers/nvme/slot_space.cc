@@ -24,7 +24,7 @@ bool BitOf(const std::vector<uint64_t>& bits, uint32_t at) {
 uint32_t SlotsOfNewFile(uint64_t slot_bytes, uint64_t capacity_bytes, uint64_t room_bytes) {
   const uint64_t wanted = std::max(std::min(kMostOfFile, capacity_bytes / kSharesOfCapacity),
                                    capacity_bytes / kFilesOfCapacity);
-  const uint64_t slots = std::max<uint64_t>(1, wanted / slot_bytes);
+  const uint64_t slots = std::clamp<uint64_t>(wanted / slot_bytes, 1, kMaxSlotsOfFile);
   return static_cast<uint32_t>(std::min(slots, room_bytes / slot_bytes));
 }
 

@@ -34,8 +34,10 @@ struct Transfer {
   MonotonicNs deadline = 0;
 
   // Owner thread. `answered` once, then `ended` once: nothing touches the memory any more.
-  std::function<void(Transfer&)> answered;
+  std::function<void(Transfer&, const Status&)> answered;
   std::function<void(Transfer&)> ended;
+  bool told = false;      // `answered` was called.
+  MonotonicNs began = 0;  // When it was its turn; 0: it waits.
 
   // The answer.
   Status status;
