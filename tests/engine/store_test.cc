@@ -373,6 +373,26 @@ TEST(StoreBounds, TheBudgetEndsWritingForTheDay) {
   EXPECT_THAT(***persisted, ElementsAre(Code::kOk)) << "two seconds pay for a page";
 }
 
+TEST(StoreBounds, ANearlyFullStoreIsNoWayAroundTheBudget) {
+  EngineOptions options = StoreWorld::Options();
+  options.store.high_percent = 30;
+  options.store.low_percent = 30;
+  options.store.write_bytes_per_day = 86'400;
+  options.store.write_burst_bytes = 3 * (kPage + SimPageStore::kHeaderBytes);
+  StoreWorld w(options, {.capacity_bytes = 10 * (kPage + SimPageStore::kHeaderBytes)});
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 3);
+  w.world.Settle();
+  ASSERT_EQ(w.store.pages(), 3u);
+  client.PutChain(space, 3, 1);
+  EXPECT_THAT(***client.Persist(space, {3}), ElementsAre(Code::kExhausted));
+  w.world.engine->Demote(0, [](const Result<Demoted>&) {});
+  w.world.Settle();
+  EXPECT_EQ(w.Figures().spilled.extents, 3u);
+  EXPECT_TRUE(client.Reads(space, 3));
+}
+
 TEST(StoreBounds, RoomIsMadeAheadOfNeed) {
   // Ten pages fit; above nine they leave until there are at most seven.
   EngineOptions options = StoreWorld::Options();
