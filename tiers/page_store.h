@@ -120,6 +120,8 @@ class PageStore {
   virtual void Release(PlaceId place) = 0;
   // What a page of that size takes of the capacity.
   virtual uint64_t PlaceBytes(uint32_t bytes) const = 0;
+  // Whether any device is written to now.
+  virtual bool writable() const = 0;
   // Of all devices that are written to, and not allocated.
   virtual uint64_t free_bytes() const = 0;
   virtual uint64_t capacity_bytes() const = 0;

@@ -53,7 +53,7 @@ void HostEngine::Persist(ClientId id, const PersistSpec& spec,
   const Result<Space*> space = OpenedSpace(**client, spec.slot, spec.epoch);
   if (!space) return done(space.error());
   if (store_ == nullptr) return done(NoStore());
-  store_->Persist(catalog_.At((*client)->spec.tenant), **space, spec, std::move(done));
+  store_->Persist(**client, **space, spec, std::move(done));
 }
 
 void HostEngine::Demote(uint64_t bytes, std::function<void(Result<Demoted>)> done) {

@@ -358,6 +358,7 @@ void Daemon::Stop(int signal) {
 }
 
 void Daemon::DrainStore(MonotonicNs since, std::function<void()> idle) {
+  (void)engine_->Turn();  // The service takes none any more.
   const StoreFigures now = engine_->Summary().store;
   const bool waits = now.queued_pages + now.writing_pages + now.erasing_pages > 0;
   if (!waits || clock_.Now() > since + kSpillLimit) return idle();

@@ -54,6 +54,8 @@ TEST(Admission, AnEmptyBudgetPaysForNothing) {
   AdmissionFigures figures = Roomy();
   figures.budget_bytes = 0;
   EXPECT_EQ(Admit(figures), Unspilled::kBudget);
+  figures.free_bytes = 0;
+  EXPECT_EQ(Admit(figures), Unspilled::kBudget) << "not even for who overrides what is rare";
 }
 
 TEST(WriteBudget, FillsByTheDayUpToItsBurst) {

@@ -285,6 +285,95 @@ TEST_F(StoreTest, PersistTellsOfFailures) {
   EXPECT_THAT(***client.Persist(space, {0}), ElementsAre(Code::kUnavailable));
 }
 
+TEST_F(StoreTest, AFullStoreIsNotADeviceThatTakesNoWrites) {
+  StoreWorld full(StoreWorld::Options(),
+                  {.capacity_bytes = 2 * (kPage + SimPageStore::kHeaderBytes)});
+  StoringClient client(full);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 3);
+  const auto all = client.Persist(space, {0, 1, 2});
+  full.world.journal.RunPending();
+  full.store.RunPending();
+  ASSERT_TRUE(all->has_value());
+  EXPECT_THAT(***all, ElementsAre(Code::kOk, Code::kOk, Code::kExhausted));
+  EXPECT_THAT(***client.Persist(space, {2}), ElementsAre(Code::kExhausted));
+  full.store.SetState(DeviceState::kReadOnly);
+  EXPECT_THAT(***client.Persist(space, {2}), ElementsAre(Code::kUnavailable));
+}
+
+TEST_F(StoreTest, WhoWaitsForADeviceThatNeverAnswersIsToldInTime) {
+  EngineOptions options = StoreWorld::Options();
+  options.store.max_writing_pages = 1;
+  StoreWorld hung(options);
+  StoringClient client(hung);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 2);
+  (void)hung.world.engine->Turn();
+  hung.world.journal.RunPending();
+  const auto queued = client.Persist(space, {1});
+  hung.world.clock.Advance((options.store.write_deadline_ms + 1) * kNsPerMs);
+  (void)hung.world.engine->Turn();
+  ASSERT_TRUE(queued->has_value());
+  EXPECT_THAT(***queued, ElementsAre(Code::kUnavailable));
+  hung.EvictAll();
+  EXPECT_FALSE(client.Find(space, 1).has_value()) << "nothing is held for it any more";
+}
+
+TEST_F(StoreTest, WhoIsGoneWaitsForNoPageToBeDurable) {
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 2);
+  const auto queued = client.Persist(space, {0, 1});
+  engine().ClientGone(client.given.id);
+  ASSERT_TRUE(queued->has_value());
+  EXPECT_THAT(***queued, Each(Code::kUnavailable));
+  w.EvictAll();
+  EXPECT_EQ(engine().Summary().pages, 0u);
+}
+
+TEST_F(StoreTest, AWriteThatHangsDoesNotStopOthers) {
+  EngineOptions options = StoreWorld::Options();
+  options.store.max_writing_pages = 1;
+  StoreWorld hung(options);
+  StoringClient client(hung);
+  const SpaceGiven space = client.Open();
+  hung.store.slow_faults.FailAfter(0, Status(Code::kDeadlineExceeded, "slow"));
+  client.PutChain(space, 0, 2);
+  hung.world.Settle();
+  EXPECT_EQ(hung.store.overdue(), 1u);
+  EXPECT_TRUE(hung.store.Has(client.NameOf(space, 1)));
+  hung.store.EndOverdue();
+  EXPECT_EQ(hung.world.engine->CheckInvariants(), Status());
+}
+
+TEST_F(StoreTest, TheOldestLeaveFirstAfterARestartToo) {
+  EngineOptions options = StoreWorld::Options();
+  options.store.high_percent = 80;
+  options.store.low_percent = 40;
+  StoreWorld small(options, {.capacity_bytes = 5 * (kPage + SimPageStore::kHeaderBytes)});
+  {
+    StoringClient client(small);
+    const SpaceGiven space = client.Open();
+    client.PutChain(space, 0, 2);
+    small.world.Settle();
+    client.Drop(space, 0);
+    small.world.Settle();
+    small.world.clock.Advance(kNsPerSecond);
+    client.PutChain(space, 2, 2);  // One of them in the place of the first.
+    small.world.Settle();
+  }
+  small.world.Restart();
+  StoringClient client(small);
+  const SpaceGiven space = client.Open();
+  small.world.clock.Advance(kNsPerSecond);
+  client.PutChain(space, 4, 1);
+  client.PutChain(space, 5, 1);
+  (void)client.Persist(space, {5});
+  small.world.Settle();
+  EXPECT_FALSE(small.store.Has(client.NameOf(space, 1)));
+  EXPECT_TRUE(small.store.Has(client.NameOf(space, 5)));
+}
+
 TEST(StoreWithoutPromises, PersistIsAMismatch) {
   StoreWorld w(StoreWorld::Options(), {.durability = Durability::kNone});
   StoringClient client(w);
@@ -371,6 +460,48 @@ TEST(StoreBounds, TheBudgetEndsWritingForTheDay) {
   const auto persisted = client.Persist(space, {4});
   w.world.Settle();
   EXPECT_THAT(***persisted, ElementsAre(Code::kOk)) << "two seconds pay for a page";
+}
+
+TEST(StoreBounds, APageIsPaidForOnceHoweverOftenItIsToBeDurable) {
+  EngineOptions options = StoreWorld::Options();
+  options.store.write_bytes_per_day = 86'400;
+  options.store.write_burst_bytes = 2 * (kPage + SimPageStore::kHeaderBytes);
+  StoreWorld w(options);
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 1);
+  const auto many = client.Persist(space, {0, 0, 0});
+  const auto queued = client.Persist(space, {0});
+  w.world.journal.RunPending();
+  const auto writing = client.Persist(space, {0});
+  w.store.RunPending();
+  EXPECT_THAT(***many, ElementsAre(Code::kOk, Code::kOk, Code::kOk));
+  EXPECT_THAT(***queued, ElementsAre(Code::kOk));
+  EXPECT_THAT(***writing, ElementsAre(Code::kOk));
+  client.PutChain(space, 1, 1);
+  EXPECT_EQ(w.Unspilled(Unspilled::kBudget), 0u) << "half of it is left";
+  EXPECT_EQ(w.Figures().write_budget_bytes, 0u);
+  EXPECT_THAT(***client.Persist(space, {0}), ElementsAre(Code::kOk));
+}
+
+TEST(StoreBounds, ANearlyFullStoreIsNoWayAroundTheBudget) {
+  EngineOptions options = StoreWorld::Options();
+  options.store.high_percent = 30;
+  options.store.low_percent = 30;
+  options.store.write_bytes_per_day = 86'400;
+  options.store.write_burst_bytes = 3 * (kPage + SimPageStore::kHeaderBytes);
+  StoreWorld w(options, {.capacity_bytes = 10 * (kPage + SimPageStore::kHeaderBytes)});
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 3);
+  w.world.Settle();
+  ASSERT_EQ(w.store.pages(), 3u);
+  client.PutChain(space, 3, 1);
+  EXPECT_THAT(***client.Persist(space, {3}), ElementsAre(Code::kExhausted));
+  w.world.engine->Demote(0, [](const Result<Demoted>&) {});
+  w.world.Settle();
+  EXPECT_EQ(w.Figures().spilled.extents, 3u);
+  EXPECT_TRUE(client.Reads(space, 3));
 }
 
 TEST(StoreBounds, RoomIsMadeAheadOfNeed) {

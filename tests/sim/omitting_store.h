@@ -33,6 +33,7 @@ class OmittingStore final : public PageStore {
   }
   void Release(PlaceId place) override { store_.Release(place); }
   uint64_t PlaceBytes(uint32_t bytes) const override { return store_.PlaceBytes(bytes); }
+  bool writable() const override { return store_.writable(); }
   uint64_t free_bytes() const override { return store_.free_bytes(); }
   uint64_t capacity_bytes() const override { return store_.capacity_bytes(); }
   bool Readable(PlaceId place) const override { return store_.Readable(place); }

@@ -86,6 +86,7 @@ class NvmeStore final : public PageStore {
   std::vector<PlaceId> Allocate(uint32_t bytes, size_t count) override;
   void Release(PlaceId place) override { Free(place); }
   uint64_t PlaceBytes(uint32_t bytes) const override { return SlotBytes(bytes); }
+  bool writable() const override;
   uint64_t free_bytes() const override;
   uint64_t capacity_bytes() const override;
   bool Readable(PlaceId place) const override;
@@ -245,6 +246,11 @@ void NvmeStore::Free(PlaceId place) {
   // A page of a device that was off at the start has no slot in the books.
   if (!device->space().IsTaken(FromPlaceId(place))) return;
   device->space().Free(FromPlaceId(place), clock_.Now());
+}
+
+bool NvmeStore::writable() const {
+  return std::any_of(devices_.begin(), devices_.end(),
+                     [](const auto& device) { return device->writable(); });
 }
 
 uint64_t NvmeStore::free_bytes() const {

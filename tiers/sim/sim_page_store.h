@@ -46,6 +46,7 @@ class SimPageStore final : public PageStore {
   std::vector<PlaceId> Allocate(uint32_t bytes, size_t count) override;
   void Release(PlaceId place) override;
   uint64_t PlaceBytes(uint32_t bytes) const override;
+  bool writable() const override { return state_ == DeviceState::kServing; }
   uint64_t free_bytes() const override;
   uint64_t capacity_bytes() const override { return options_.capacity_bytes; }
   bool Readable(PlaceId place) const override;

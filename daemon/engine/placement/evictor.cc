@@ -26,15 +26,17 @@ EvictionDone Evictor::Pass(const EvictionGoal& goal) {
   deferred_pages_ = 0;
   deferred_slots_ = 0;
   deferred_bytes_ = 0;
+  looked_ = 0;
+  refused_ = false;
   if (Satisfied()) return {};
   // Each item is offered at most once, so the walk is bounded by what is resident; what is in use
   // goes to the newest end, so that the next walk meets others first.
-  residents_.policy().Victims(UINT64_MAX, clock_.Now(), [this](ItemId id) { return Offer(id); });
+  residents_.policy().Victims(goal.looks, clock_.Now(), [this](ItemId id) { return Offer(id); });
   TakePassedOver();
   if (Useful()) return CarryOut();
   for (const SlotRef& slot : chosen_pages_)
     slot->victim = false;
-  return {};
+  return {.looked = looked_, .refused = refused_};
 }
 
 bool Evictor::Satisfied() const {
@@ -60,6 +62,7 @@ bool Evictor::Useful() const {
 
 Verdict Evictor::Offer(ItemId id) {
   if (Satisfied()) return Verdict::kStop;
+  ++looked_;
   const Residents::Item& item = residents_.item(id);
   return item.slot.slab == nullptr ? OfferBlock(item.block) : OfferPage(item.slot);
 }
@@ -76,10 +79,14 @@ Verdict Evictor::OfferPage(SlotRef slot) {
   if (slot->victim) return Verdict::kTake;
   if (slot->transfers > 0) {
     // To be written is no use of a page: it keeps its place in the policy's order.
-    if (goal_.unstored == Unstored::kWriteFirst || goal_.unstored == Unstored::kKeep) Defer(slot);
+    // Nobody knows when the device will let go of what is overdue.
+    const bool saves = goal_.unstored == Unstored::kWriteFirst || goal_.unstored == Unstored::kKeep;
+    if (saves && !slot->overdue) Defer(slot);
     return Verdict::kSkip;
   }
   if (!Evictable(slot)) return Verdict::kInUse;
+  // Nothing of others is of use.
+  if (goal_.own_only && slot.slab->owner() != goal_.of) return Verdict::kSkip;
   if (store_ != nullptr && goal_.unstored != Unstored::kAsOthers && !store_->Has(slot)) {
     if (const std::optional<Verdict> decided = DecideUnstored(slot)) return *decided;
   }
@@ -87,9 +94,6 @@ Verdict Evictor::OfferPage(SlotRef slot) {
 }
 
 std::optional<Verdict> Evictor::DecideUnstored(SlotRef slot) {
-  // Not for others: nothing of theirs is of use.
-  const bool useful = !goal_.own_only || slot.slab->owner() == goal_.of;
-  if (!useful) return Verdict::kSkip;
   if (goal_.unstored == Unstored::kLast) {
     if (!passing_over_) return std::nullopt;
     if (passed_over_.size() < kPassedOver) {
@@ -101,12 +105,14 @@ std::optional<Verdict> Evictor::DecideUnstored(SlotRef slot) {
     return std::nullopt;
   }
   const bool keep = goal_.unstored == Unstored::kKeep;
-  if (store_->Save(slot, /*regardless=*/keep)) {
+  const Saving saving = store_->Save(slot, /*regardless=*/keep);
+  if (saving == Saving::kUnderWay) {
     Defer(slot);
     return Verdict::kSkip;
   }
-  if (keep) return Verdict::kSkip;
-  return std::nullopt;
+  if (!keep) return std::nullopt;
+  refused_ = saving == Saving::kNoneNow;
+  return refused_ ? Verdict::kStop : Verdict::kSkip;
 }
 
 void Evictor::Defer(SlotRef slot) {
@@ -133,7 +139,6 @@ Verdict Evictor::TakeForGoal(SlotRef slot) {
     ++own_slots_;
     return Verdict::kTake;
   }
-  if (goal_.own_only) return Verdict::kSkip;
   if (goal_.any_page) {
     TakePage(slot);
     freed_bytes_ += slot.slab->shape().page_bytes;
@@ -151,7 +156,10 @@ bool Evictor::Evictable(SlotRef slot) {
 
 bool Evictor::GrainEvictable(Slab& slab, uint32_t grain) {
   for (uint32_t i = grain * slab.shape().grain_slots; i < slab.SlotsEnd(grain); ++i) {
-    if (IsBusy(slab.slot(i).state) && !Evictable({&slab, i})) return false;
+    const Slot& slot = slab.slot(i);
+    if (IsBusy(slot.state) && !Evictable({&slab, i})) return false;
+    // It goes in a later pass, without loss.
+    if (goal_.unstored == Unstored::kWriteFirst && slot.queued && IsBusy(slot.state)) return false;
   }
   return true;
 }
@@ -189,7 +197,7 @@ void Evictor::TakePage(SlotRef slot) {
 }
 
 EvictionDone Evictor::CarryOut() {
-  EvictionDone done;
+  EvictionDone done{.looked = looked_, .refused = refused_};
   const auto reason = static_cast<size_t>(goal_.reason);
   std::set<TenantId> tenants;
   for (const SlotRef& slot : chosen_pages_) {

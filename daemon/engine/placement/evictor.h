@@ -30,15 +30,21 @@ class BlockOwner {
   virtual void Evict(ArenaId arena) = 0;
 };
 
+// What comes of having a page written.
+enum class Saving : uint8_t {
+  kUnderWay,    // It will leave memory without loss later.
+  kNotThisOne,  // It is not worth it, or has waited for too long.
+  kNoneNow,     // Nor would any other be taken: no device, no budget, too much that waits.
+};
+
 // What the store has of pages in memory, and whether it may take them.
 class StoredCopies {
  public:
   virtual ~StoredCopies() = default;
   // Of a linked page, or of one unlinked a moment ago.
   virtual bool Has(SlotRef slot) const = 0;
-  // Has the page written, or is about it already: it will leave memory without loss later. False
-  // if it is not worth it or, with `regardless` of that, if it cannot be.
-  virtual bool Save(SlotRef slot, bool regardless) = 0;
+  // Has the page written, whatever it is worth with `regardless`, or is about it already.
+  virtual Saving Save(SlotRef slot, bool regardless) = 0;
   // The page left memory and the store does not have it.
   virtual void Lost(SlotRef slot) = 0;
 };
@@ -69,6 +75,8 @@ struct EvictionGoal {
   EvictionReason reason = EvictionReason::kPages;  // For the count.
   // Without `of`: no more pages and blocks than this.
   uint64_t limit = UINT64_MAX;
+  // Pages and blocks looked at. What is in use is not looked at again soon.
+  uint64_t looks = UINT64_MAX;
   Unstored unstored = Unstored::kAsOthers;
 };
 
@@ -76,6 +84,8 @@ struct EvictionDone {
   uint64_t pages = 0;
   uint64_t blocks = 0;
   uint64_t bytes = 0;  // Of these.
+  uint64_t looked = 0;
+  bool refused = false;  // The walk ended early: the store took no more.
 };
 
 class Evictor {
@@ -139,6 +149,8 @@ class Evictor {
   uint64_t freed_bytes_ = 0;          // Memory that can be taken back.
   std::vector<SlotRef> passed_over_;  // In the policy's order.
   bool passing_over_ = false;
+  uint64_t looked_ = 0;
+  bool refused_ = false;
   uint64_t deferred_pages_ = 0;
   uint64_t deferred_slots_ = 0;  // Of those: of the class,
   uint64_t deferred_bytes_ = 0;  // and of others.

@@ -53,7 +53,6 @@ std::map<ClientId, Pins::Holding> Pins::ReadPins(Tenant& tenant) {
           ++next_stamp_;
           waiting = watcher_ != nullptr && watcher_->Waiting(client);
         }
-        if (waiting) watcher_->Pinned(client, extents);
         for (size_t i = 0; i < extents.size(); ++i) {
           // Pins lie anywhere in memory: what is stamped next is fetched meanwhile.
           if (i + kPrefetchAhead < extents.size()) {
@@ -61,6 +60,7 @@ std::map<ClientId, Pins::Holding> Pins::ReadPins(Tenant& tenant) {
             if (ahead) ahead->slab->PrefetchStamp(ahead->index);
           }
           const std::optional<SlotRef> slot = memory_.FindSlot(tenant.id, extents[i]);
+          if (slot && waiting && (*slot)->holds != 0) watcher_->Pinned(client, extents[i]);
           if (slot && slot->slab->Stamp(slot->index, next_stamp_)) {
             holding->bytes += slot->slab->shape().page_bytes;
           }

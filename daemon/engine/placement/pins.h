@@ -27,8 +27,8 @@ class PageWatcher {
   virtual ~PageWatcher() = default;
   // Whether pages are held for the client.
   virtual bool Waiting(ClientId client) const = 0;
-  // A scan found these extents pinned by a client that is waiting.
-  virtual void Pinned(ClientId client, std::span<const uint64_t> extents) = 0;
+  // A scan found an extent that somebody holds pinned by a client that is waiting.
+  virtual void Pinned(ClientId client, uint64_t extent) = 0;
   // A ring's record, of any client.
   virtual void Told(TenantId tenant, const TenantIndex::RingVisit& visit) = 0;
 };

@@ -32,6 +32,8 @@ constexpr uint64_t kGiveBackStepBytes = 32u << 20;
 constexpr MonotonicNs kVacantNs = kNsPerSecond;
 // What kept the tier from making blanks may be over.
 constexpr MonotonicNs kRepeatReserveNs = 5 * kNsPerSecond;
+// Of one step of a demotion: more than can wait to be written, which is met again by each.
+constexpr uint64_t kDemotedLooks = 16384;
 constexpr uint64_t kRingRecordsAPass = 65536;
 
 }  // namespace
@@ -139,6 +141,7 @@ EvictionDone Placement::Demote(uint64_t bytes, uint64_t limit) {
                         .any_page = true,
                         .reason = EvictionReason::kOperator,
                         .limit = limit,
+                        .looks = kDemotedLooks,
                         .unstored = Unstored::kKeep});
 }
 

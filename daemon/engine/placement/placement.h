@@ -41,7 +41,8 @@ class Placement {
   // Evicts pages and blocks until `bytes` of them are gone; 0: all that nobody holds.
   EvictionDone Evict(uint64_t bytes, uint64_t limit);
   // One pass over pages that lets go of up to `limit` of them, and `bytes` (0: all), which are in
-  // the store; others are written first and go in a later pass. What the store does not take stays.
+  // the store; others are written first and go in a later pass. What the store does not take stays,
+  // and where it takes no more for now the pass ends. One pass looks at a part of what is resident.
   EvictionDone Demote(uint64_t bytes, uint64_t limit);
 
   // A bounded amount of background work; true if more is waiting. Arenas that were released since

@@ -44,6 +44,7 @@ Status Residents::Link(SlotRef slot, const PageName& name, const PageFacts& fact
   slot->facts = facts;
   slot->read = false;
   slot->queued = false;
+  slot->unspilled = false;
   memory_.SetState(slot, SlotState::kLinked);
   slot->item = NewItem({.slot = slot}, {.item_class = ItemClass::kKv, .bytes = bytes});
   if (Space* space = tenant.FindSpace(name.space_slot, name.space_epoch)) {
@@ -57,6 +58,7 @@ Status Residents::Relink(SlotRef slot) {
   RETURN_IF_ERROR(Link(slot, before.name, before.facts));
   slot->read = before.read;
   slot->queued = before.queued;
+  slot->unspilled = before.unspilled;
   return {};
 }
 

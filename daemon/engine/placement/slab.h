@@ -67,9 +67,11 @@ struct Slot {
   uint16_t transfers = 0;  // Of the store, out of its memory or into it, that have not ended.
   uint16_t holds = 0;      // Somebody waits for the page, or it waits to be written: it stays.
   SlotState state = SlotState::kEmpty;
-  bool victim = false;  // Chosen by the eviction that is running.
-  bool read = false;    // Since it was committed, as far as rings tell.
-  bool queued = false;  // To be written to the store.
+  bool victim = false;     // Chosen by the eviction that is running.
+  bool read = false;       // Since it was committed, as far as rings tell.
+  bool queued = false;     // To be written to the store.
+  bool unspilled = false;  // Counted as not written to it.
+  bool overdue = false;    // Its transfer is answered, and the device still has the memory.
 };
 
 struct SlabClass;

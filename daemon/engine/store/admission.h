@@ -15,7 +15,7 @@ namespace terrace {
 // Why a page was not written to the store.
 enum class Unspilled : uint8_t {
   kNone,
-  kDevice,  // No device is written to, or none has room for anything.
+  kDevice,  // No device is written to.
   kQueue,   // Too many pages wait for it.
   kRare,    // The store is nearly full of pages that are used as often.
   kBudget,  // Enough bytes were written for now.

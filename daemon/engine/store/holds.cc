@@ -51,11 +51,6 @@ void Holds::Release(ClientId client, uint64_t extent) {
   if (held.until.empty()) held_.erase(found);
 }
 
-void Holds::Pinned(ClientId client, std::span<const uint64_t> extents) {
-  for (const uint64_t extent : extents)
-    Release(client, extent);
-}
-
 void Holds::Forget(SlotRef slot) {
   const uint64_t extent = ExtentOf(slot);
   while (true) {

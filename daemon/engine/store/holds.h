@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <map>
 #include <set>
-#include <span>
 #include <tuple>
 #include <unordered_map>
 #include <vector>
@@ -30,7 +29,6 @@ class Holds {
   bool Hold(const ClientGiven& client, SlotRef slot, MonotonicNs until);
   bool Waiting(ClientId client) const { return of_client_.contains(client); }
   void Release(ClientId client, uint64_t extent);
-  void Pinned(ClientId client, std::span<const uint64_t> extents);
   // Nobody holds the slot any more.
   void Forget(SlotRef slot);
   // Who held the one holds the other.

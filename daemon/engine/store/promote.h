@@ -39,7 +39,7 @@ namespace terrace {
 class Promote {
  public:
   static constexpr size_t kMaxRequests = 4096;
-  static constexpr size_t kMaxRequestsOfClient = 64;
+  static constexpr size_t kMaxRequestsOfClient = 32;
   static constexpr size_t kMaxWaiters = 4096;  // Of a flight, those that gave up included.
   static constexpr uint64_t kStepBytes = kGrantStepBytes;
 

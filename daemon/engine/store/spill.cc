@@ -1,6 +1,7 @@
 #include "daemon/engine/store/spill.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "base/check.h"
@@ -8,7 +9,7 @@
 namespace terrace {
 namespace {
 
-// Items looked at by one Pump, of which those that wait for the journal or an erasure are put back.
+// Items looked at by one Pump, and deadlines by one turn.
 constexpr size_t kLooks = 2048;
 // Pages of one call of the store.
 constexpr size_t kPagesACall = 512;
@@ -35,11 +36,11 @@ Stored::Watermarks Spill::watermarks() const {
 Unspilled Spill::Judge(SlotRef slot) {
   AdmissionFigures figures;
   figures.free_bytes = parts_.store.free_bytes();
-  figures.device_writes = figures.free_bytes > 0;
+  figures.device_writes = parts_.store.writable();
   figures.capacity_bytes = parts_.store.capacity_bytes();
   figures.place_bytes = PlaceBytes(slot);
   figures.high_bytes = watermarks().high_bytes;
-  figures.queued_pages = queue_.size();
+  figures.queued_pages = queued_pages_;
   figures.max_queued_pages = options_.max_queued_pages;
   figures.budget_bytes = budget_left();
   figures.frequency = parts_.sketch.Estimate(SketchItem(slot->name.key.Word(0), slot->name.part));
@@ -55,51 +56,56 @@ Unspilled Spill::Judge(SlotRef slot) {
   return Admit(figures);
 }
 
-Spill::Item Spill::ItemOf(SlotRef slot) {
+// A page is counted once, however often it is tried.
+void Spill::Count(SlotRef slot, Unspilled why) {
+  if (!std::exchange(slot->unspilled, true)) ++unspilled_[static_cast<size_t>(why)];
+}
+
+Spill::Place Spill::Add(SlotRef slot) {
   slot->queued = true;
-  Item item;
-  item.tenant = slot.slab->tenant();
-  item.extent = shm::ExtentOf(slot.slab->HandleOf(slot.index));
-  item.name = slot->name;
-  item.charged_bytes = PlaceBytes(slot);
-  budget_.Take(item.charged_bytes, parts_.clock.Now());
+  queue_.emplace_front();
+  const Place item = queue_.begin();
+  item->in = &queue_;
+  item->tenant = slot.slab->tenant();
+  item->extent = shm::ExtentOf(slot.slab->HandleOf(slot.index));
+  item->name = slot->name;
+  item->charged_bytes = PlaceBytes(slot);
+  item->serial = ++last_serial_;
+  budget_.Take(item->charged_bytes, parts_.clock.Now());
+  by_extent_[item->extent] = item;
+  ++queued_pages_;
+  SetDeadline(item);
   return item;
+}
+
+void Spill::SetDeadline(Place item) {
+  deadlines_.erase({item->deadline, item->serial});
+  item->late = false;
+  item->deadline = parts_.clock.Now() + options_.write_deadline_ms * kNsPerMs;
+  deadlines_.emplace(std::pair(item->deadline, item->serial), item);
 }
 
 void Spill::Offer(SlotRef slot) {
   parts_.sketch.Add(SketchItem(slot->name.key.Word(0), slot->name.part));
   if (slot->queued || Has(slot)) return;
-  if (const Unspilled why = Judge(slot); why != Unspilled::kNone) {
-    ++unspilled_[static_cast<size_t>(why)];
-    return;
-  }
-  queue_.push_back(ItemOf(slot));
+  if (const Unspilled why = Judge(slot); why != Unspilled::kNone) return Count(slot, why);
+  queue_.splice(queue_.end(), queue_, Add(slot));
 }
 
-bool Spill::Save(SlotRef slot, bool regardless) {
-  if (slot->queued || slot->transfers > 0) return true;
+Saving Spill::Save(SlotRef slot, bool regardless) {
+  if (slot->queued) {
+    return by_extent_.at(shm::ExtentOf(slot.slab->HandleOf(slot.index)))->late ? Saving::kNotThisOne
+                                                                               : Saving::kUnderWay;
+  }
   Unspilled why = Judge(slot);
   if (regardless && why == Unspilled::kRare) why = Unspilled::kNone;
-  if (why != Unspilled::kNone) {
-    ++unspilled_[static_cast<size_t>(why)];
-    return false;
+  if (why == Unspilled::kNone) {
+    // It is the next to leave: before what was committed lately.
+    (void)Add(slot);
+    return Saving::kUnderWay;
   }
-  // It is the next to leave: before what was committed lately.
-  queue_.push_front(ItemOf(slot));
-  return true;
-}
-
-void Spill::Persist(SlotRef slot, Saved saved) {
-  const Unspilled why = Judge(slot);
-  if (why != Unspilled::kNone && why != Unspilled::kRare) {
-    ++unspilled_[static_cast<size_t>(why)];
-    return saved(why == Unspilled::kDevice ? Code::kUnavailable : Code::kExhausted);
-  }
-  Item item = ItemOf(slot);
-  item.saved = std::move(saved);
-  item.held = true;
-  ++slot->holds;
-  queue_.push_front(std::move(item));
+  Count(slot, why);
+  return why == Unspilled::kRare ? Saving::kNotThisOne : Saving::kNoneNow;
 }
 
 void Spill::Lost(SlotRef slot) {
@@ -113,35 +119,129 @@ bool Spill::Has(SlotRef slot) const {
   return parts_.stored.Serves(id, slot->facts.generation);
 }
 
+// ---- Who waits until pages are durable
+
+void Spill::Persist(ClientId client, SlotRef slot, Saved saved) {
+  Waiter waiter{.client = client, .saved = std::move(saved)};
+  if (slot->queued) {
+    const Place item = by_extent_.at(shm::ExtentOf(slot.slab->HandleOf(slot.index)));
+    Wait(item, slot, std::move(waiter));
+    SetDeadline(item);
+    if (item->in == &queue_) queue_.splice(queue_.begin(), queue_, item);
+    return;
+  }
+  if (Writing* writing = WritingOf(slot)) return writing->waiters.push_back(std::move(waiter));
+  const Unspilled why = Judge(slot);
+  if (why != Unspilled::kNone && why != Unspilled::kRare) {
+    Count(slot, why);
+    return waiter.saved(why == Unspilled::kDevice ? Code::kUnavailable : Code::kExhausted);
+  }
+  Wait(Add(slot), slot, std::move(waiter));
+}
+
+Spill::Writing* Spill::WritingOf(SlotRef slot) {
+  const Space* space = SpaceOf(slot.slab->tenant(), slot->name);
+  if (space == nullptr) return nullptr;
+  const ItemId id = parts_.stored.Find(space->id, slot->name.part, slot->name.key);
+  if (id == kNoRecord || !parts_.stored.Writes(id, slot->facts.generation)) return nullptr;
+  return &writes_.at(id);
+}
+
+void Spill::Wait(Place item, SlotRef slot, Waiter waiter) {
+  if (item->waiters.empty()) ++slot->holds;
+  item->waiters.push_back(std::move(waiter));
+}
+
+Spill::Waiters Spill::TakeWaiters(Place item) {
+  if (item->waiters.empty()) return {};
+  const std::optional<SlotRef> slot = parts_.memory.FindSlot(item->tenant, item->extent);
+  TERRACE_CHECK(slot.has_value() && (*slot)->holds > 0);
+  --(*slot)->holds;
+  return std::exchange(item->waiters, {});
+}
+
+void Spill::Tell(const Waiters& waiters, Code code) {
+  for (const Waiter& waiter : waiters)
+    waiter.saved(code);
+}
+
+void Spill::ClientGone(ClientId client) {
+  Waiters gone;
+  const auto take = [&](Waiters* waiters) {
+    const auto others = std::stable_partition(waiters->begin(), waiters->end(),
+                                              [&](const Waiter& w) { return w.client != client; });
+    std::move(others, waiters->end(), std::back_inserter(gone));
+    waiters->erase(others, waiters->end());
+  };
+  // Nobody waits for what is late.
+  for (const auto& [deadline, item] : deadlines_) {
+    Waiters waiters = TakeWaiters(item);
+    take(&waiters);
+    if (waiters.empty()) continue;
+    ++(*parts_.memory.FindSlot(item->tenant, item->extent))->holds;
+    item->waiters = std::move(waiters);
+  }
+  for (auto& [id, writing] : writes_)
+    take(&writing.waiters);
+  Tell(gone, Code::kUnavailable);
+}
+
+bool Spill::Turn() {
+  const MonotonicNs now = parts_.clock.Now();
+  for (size_t i = 0; i < kLooks && !deadlines_.empty(); ++i) {
+    const auto [deadline, item] = *deadlines_.begin();
+    if (deadline.first > now) break;
+    deadlines_.erase(deadlines_.begin());
+    item->late = true;
+    Tell(TakeWaiters(item), Code::kUnavailable);
+  }
+  return Pump();
+}
+
+// ---- Parking
+
+void Spill::Move(Place item, Queue* to) {
+  to->splice(to->begin(), *item->in, item);
+  item->in = to;
+}
+
+Spill::Turned Spill::Park(Place item, Cause cause) {
+  Move(item, &parked_[cause]);
+  return Turned::kParked;
+}
+
+void Spill::Unpark(Cause cause) {
+  auto entry = parked_.extract(cause);
+  if (entry.empty()) return;
+  // Parked one before the other, they come to the head of the queue in the order they left it.
+  Queue& parked = entry.mapped();
+  while (!parked.empty())
+    Move(parked.begin(), &queue_);
+}
+
 // ---- Writing
 
+bool Spill::HasRoom(size_t pages, uint64_t bytes) const {
+  return writing_pages_ + pages < options_.max_writing_pages &&
+         writing_bytes_ + bytes < options_.max_writing_bytes &&
+         overdue_pages_ < kOverdueShare * options_.max_writing_pages;
+}
+
 bool Spill::Pump() {
-  std::deque<Item> waiting;
   std::vector<Ready> ready;
   uint64_t bytes = 0;
   for (size_t looks = 0; looks < kLooks && !queue_.empty(); ++looks) {
-    if (writing_pages_ + ready.size() >= options_.max_writing_pages ||
-        writing_bytes_ + bytes >= options_.max_writing_bytes || ready.size() == kPagesACall) {
-      break;
-    }
-    Item item = std::move(queue_.front());
-    queue_.pop_front();
+    if (!HasRoom(ready.size(), bytes) || ready.size() == kPagesACall) break;
     Ready one;
-    const Turned turned = Prepare(&item, &one);
-    if (turned == Turned::kWaits) waiting.push_back(std::move(item));
-    if (turned != Turned::kReady) continue;
+    if (Prepare(queue_.begin(), &one) != Turned::kReady) continue;
     bytes += one.bytes;
     ready.push_back(one);
   }
-  // To the back, so that those whose turn does not come for long keep nobody waiting.
-  queue_.insert(queue_.end(), std::make_move_iterator(waiting.begin()),
-                std::make_move_iterator(waiting.end()));
-  const bool more = ready.size() == kPagesACall;
   if (!ready.empty()) Start(ready);
-  return more;
+  return !queue_.empty() && HasRoom(0, 0);
 }
 
-Spill::Turned Spill::Prepare(Item* item, Ready* ready) {
+Spill::Turned Spill::Prepare(Place item, Ready* ready) {
   const std::optional<SlotRef> slot = parts_.memory.FindSlot(item->tenant, item->extent);
   const Space* space = SpaceOf(item->tenant, item->name);
   const bool there = slot && (*slot)->state == SlotState::kLinked && (*slot)->name == item->name;
@@ -151,25 +251,10 @@ Spill::Turned Spill::Prepare(Item* item, Ready* ready) {
   if (facts.generation != index.generation(space->generation_index)) {
     return Refuse(item, Unspilled::kGone, Code::kStale);
   }
-  const ItemId id = parts_.stored.Find(space->id, item->name.part, item->name.key);
-  if (id != kNoRecord) {
-    const StoredRecord& record = parts_.stored.at(id);
-    if (record.state == StoredState::kWriting && !record.doomed) {
-      if (item->saved) writes_.at(id).saved.push_back(std::exchange(item->saved, {}));
-      EndItem(item);
-      return Turned::kOver;
-    }
-    if (parts_.stored.Serves(id, facts.generation)) {
-      EndItem(item);
-      if (item->saved) item->saved(Code::kOk);
-      return Turned::kOver;
-    }
-    // Another page of that name is on its way out: this one has to wait until it is gone.
-    parts_.stored.Erase(id, StoredErasure::kStale);
-    return Turned::kWaits;
-  }
+  const ItemId copy = parts_.stored.Find(space->id, item->name.part, item->name.key);
+  if (copy != kNoRecord) return PrepareCopy(item, facts, copy);
   SpaceNo number = 0;
-  const Turned turned = PrepareSpace(*space, item->tenant, item, &number);
+  const Turned turned = PrepareSpace(item, *space, &number);
   if (turned != Turned::kReady) return turned;
   // In the catalogue from here on: the next in the queue may be the same page.
   ready->slot = *slot;
@@ -187,50 +272,75 @@ Spill::Turned Spill::Prepare(Item* item, Ready* ready) {
   Writing& writing = writes_[ready->id];
   writing.tenant = item->tenant;
   writing.name = item->name;
-  if (item->saved) writing.saved.push_back(std::exchange(item->saved, {}));
-  EndItem(item);
+  writing.waiters = End(item);
   return Turned::kReady;
 }
 
-Spill::Turned Spill::PrepareSpace(const Space& space, TenantId tenant, Item* item,
-                                  SpaceNo* number) {
-  const std::optional<SpaceNo> added = parts_.stored.AddSpace(
-      {.id = space.id, .tenant = parts_.catalog.At(tenant).name, .spec = space.spec});
+// There is a page of that name already.
+Spill::Turned Spill::PrepareCopy(Place item, const PageFacts& facts, ItemId id) {
+  if (parts_.stored.Writes(id, facts.generation)) {
+    budget_.GiveBack(item->charged_bytes);
+    Waiters waiters = End(item);
+    std::move(waiters.begin(), waiters.end(), std::back_inserter(writes_.at(id).waiters));
+    return Turned::kOver;
+  }
+  if (parts_.stored.Serves(id, facts.generation)) {
+    budget_.GiveBack(item->charged_bytes);
+    Tell(End(item), Code::kOk);
+    return Turned::kOver;
+  }
+  // It is on its way out: this one has to wait until it is gone.
+  parts_.stored.Erase(id, StoredErasure::kStale);
+  return Park(item, OfPage(id));
+}
+
+Spill::Turned Spill::PrepareSpace(Place item, const Space& space, SpaceNo* number) {
+  const std::optional<SpaceNo> added =
+      parts_.stored.AddSpace(space.id, parts_.catalog.At(item->tenant).name, space.spec);
   if (!added) return Refuse(item, Unspilled::kSpace, Code::kUnavailable);
   *number = *added;
   switch (parts_.stored.Prepare(*added)) {
     case Stored::Readiness::kReady:
       return Turned::kReady;
     case Stored::Readiness::kWait:
-      return Turned::kWaits;
+      return Park(item, OfSpace(*added));
     case Stored::Readiness::kRefused:
       break;
   }
   return Refuse(item, Unspilled::kSpace, Code::kUnavailable);
 }
 
-// The slot is another page's by now, perhaps: then the mark on it is that page's own.
-void Spill::EndItem(Item* item) {
-  const std::optional<SlotRef> slot = parts_.memory.FindSlot(item->tenant, item->extent);
-  if (slot && (*slot)->name == item->name) (*slot)->queued = false;
-  if (item->held) {
-    TERRACE_CHECK(slot.has_value() && (*slot)->holds > 0);
-    --(*slot)->holds;
-    item->held = false;
+Spill::Waiters Spill::End(Place item) {
+  Waiters waiters = TakeWaiters(item);
+  const auto latest = by_extent_.find(item->extent);
+  // The slot has a later item, perhaps, or is another page's: then the mark on it is not this
+  // one's.
+  if (latest != by_extent_.end() && latest->second == item) {
+    const std::optional<SlotRef> slot = parts_.memory.FindSlot(item->tenant, item->extent);
+    if (slot && (*slot)->name == item->name) (*slot)->queued = false;
+    by_extent_.erase(latest);
   }
+  deadlines_.erase({item->deadline, item->serial});
+  --queued_pages_;
+  item->in->erase(item);
+  return waiters;
 }
 
-Spill::Turned Spill::Refuse(Item* item, Unspilled why, Code code) {
-  ++unspilled_[static_cast<size_t>(why)];
+Spill::Turned Spill::Refuse(Place item, Unspilled why, Code code) {
+  const std::optional<SlotRef> slot = parts_.memory.FindSlot(item->tenant, item->extent);
+  if (slot && (*slot)->name == item->name) {
+    Count(*slot, why);
+  } else {
+    ++unspilled_[static_cast<size_t>(why)];
+  }
   budget_.GiveBack(item->charged_bytes);
-  EndItem(item);
-  if (item->saved) item->saved(code);
+  Tell(End(item), code);
   return Turned::kOver;
 }
 
 void Spill::Start(const std::vector<Ready>& ready) {
   std::vector<PageStore::PageWrite> writes;
-  const auto started = std::make_shared<std::vector<Ready>>();
+  const auto batch = std::make_shared<Batch>();
   for (size_t first = 0; first < ready.size();) {
     const uint32_t bytes = ready[first].bytes;
     size_t end = first + 1;
@@ -238,7 +348,7 @@ void Spill::Start(const std::vector<Ready>& ready) {
       ++end;
     const std::vector<PlaceId> places = parts_.store.Allocate(bytes, end - first);
     // A device that takes no write now has no place for anything, whatever leaves it.
-    if (places.size() < end - first && parts_.store.free_bytes() > 0) {
+    if (places.size() < end - first && parts_.store.writable()) {
       parts_.stored.WantPlaces(bytes, end - first - places.size());
     }
     for (size_t i = first; i < end; ++i) {
@@ -251,7 +361,7 @@ void Spill::Start(const std::vector<Ready>& ready) {
       ++slot->transfers;
       ++writing_pages_;
       writing_bytes_ += bytes;
-      started->push_back(ready[i]);
+      batch->pages.push_back(ready[i]);
       writes.push_back(
           {.page = parts_.stored.PageOf(ready[i].id),
            .bytes =
@@ -260,31 +370,35 @@ void Spill::Start(const std::vector<Ready>& ready) {
     first = end;
   }
   if (writes.empty()) return;
+  batch->left = writes.size();
   parts_.store.Write(
       std::move(writes), parts_.clock.Now() + options_.write_deadline_ms * kNsPerMs,
-      [this, started](size_t i, const Result<uint64_t>& serial) {
-        Written((*started)[i].id, serial);
-      },
-      [this, started](size_t i) { Ended((*started)[i].slot); });
+      [this, batch](size_t i, const Result<uint64_t>& serial) { Written(batch->pages[i], serial); },
+      [this, batch](size_t i) { Ended(batch.get(), batch->pages[i].slot); });
 }
 
 void Spill::NoPlace(const Ready& ready) {
-  ++unspilled_[static_cast<size_t>(Unspilled::kPlace)];
+  Count(ready.slot, Unspilled::kPlace);
   budget_.GiveBack(ready.charged_bytes);
   parts_.stored.WriteFailed(ready.id);
   auto entry = writes_.extract(ready.id);
-  for (const Saved& saved : entry.mapped().saved)
-    saved(Code::kExhausted);
+  Tell(entry.mapped().waiters, parts_.store.writable() ? Code::kExhausted : Code::kUnavailable);
 }
 
-void Spill::Written(ItemId id, const Result<uint64_t>& serial) {
+void Spill::Written(const Ready& page, const Result<uint64_t>& serial) {
+  const ItemId id = page.id;
   auto entry = writes_.extract(id);
   TERRACE_CHECK(!entry.empty());
-  Writing& writing = entry.mapped();
+  const Writing& writing = entry.mapped();
+  SlotRef slot = page.slot;
+  slot->overdue = true;
+  ++overdue_pages_;
+  --writing_pages_;
+  writing_bytes_ -= page.bytes;
   Code code = Code::kOk;
   if (!serial) {
     code = serial.error().code() == Code::kExhausted ? Code::kExhausted : Code::kUnavailable;
-    ++unspilled_[static_cast<size_t>(Unspilled::kFailed)];
+    Count(slot, Unspilled::kFailed);
     parts_.stored.WriteFailed(id);
   } else {
     const StoredRecord& record = parts_.stored.at(id);
@@ -296,8 +410,7 @@ void Spill::Written(ItemId id, const Result<uint64_t>& serial) {
     if (dropped) code = Code::kNotFound;
     if (!right) code = Code::kStale;
   }
-  for (const Saved& saved : writing.saved)
-    saved(code);
+  Tell(writing.waiters, code);
 }
 
 // A space that nobody has open keeps its pages: they are found when it is opened again.
@@ -307,12 +420,12 @@ bool Spill::StillRight(const Writing& writing, uint64_t generation) const {
   return space == nullptr || index.generation(space->generation_index) == generation;
 }
 
-void Spill::Ended(SlotRef slot) {
-  TERRACE_CHECK(slot->transfers > 0);
+void Spill::Ended(Batch* batch, SlotRef slot) {
+  TERRACE_CHECK(slot->transfers > 0 && overdue_pages_ > 0);
   --slot->transfers;
-  --writing_pages_;
-  writing_bytes_ -= slot.slab->shape().page_bytes;
-  if (writing_pages_ * 2 < options_.max_writing_pages) (void)Pump();
+  --overdue_pages_;
+  slot->overdue = false;
+  if (--batch->left == 0) (void)Pump();
 }
 
 }  // namespace terrace

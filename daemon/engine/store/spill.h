@@ -6,16 +6,24 @@
 // whatever happens to the page: what was dropped meanwhile is erased as soon as it is written, and
 // so is what is of an old generation by then. Owned by the engine; owner thread only.
 //
+// A page that cannot be written yet is parked by what it waits for, its space's journal record or
+// another page of its name that is being erased, and looked at again when that is over.
+//
 // Limits, in StoreOptions: pages that wait, pages and bytes being written. At the first a page is
-// not written, and counted; at the others it waits.
+// not written, and counted; at the others it waits. Who waits for a page to be durable is answered
+// by the write deadline, and nothing is held for it afterwards. Writes that are answered but whose
+// memory the device still has count apart, up to kOverdueShare times the pages being written, so
+// that a device that hangs does not stop the others.
 #pragma once
 
 #include <array>
 #include <cstdint>
-#include <deque>
 #include <functional>
+#include <list>
+#include <map>
 #include <memory>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -45,42 +53,67 @@ inline uint64_t SketchItem(uint64_t key_word, uint32_t part) {
   return key_word ^ part * 0x9e3779b97f4a7c15;
 }
 
-class Spill final : public StoredCopies {
+class Spill final : public StoredCopies, public StoredWaiter {
  public:
+  static constexpr uint64_t kOverdueShare = 4;
+
   Spill(const StoreOptions& options, const StoreParts& parts);
 
   // A page was linked that a client wrote. O(1).
   void Offer(SlotRef slot);
-  // Has a linked page written whatever admission says, if the budget pays for it. `saved` gets kOk
-  // when it is durable. It may be called from within.
+  // Has a linked page written whatever admission says, if the budget pays for it; one that is about
+  // to be written already is paid for. `saved` gets kOk when it is durable. It may be called from
+  // within.
   using Saved = std::function<void(Code)>;
-  void Persist(SlotRef slot, Saved saved);
+  void Persist(ClientId client, SlotRef slot, Saved saved);
+  // Who waits there is answered.
+  void ClientGone(ClientId client);
+  // Deadlines, and what can be started; true if more could have been.
+  bool Turn();
   // Starts what can be started; true if more could have been.
   bool Pump();
 
   // ---- StoredCopies
   bool Has(SlotRef slot) const override;
-  bool Save(SlotRef slot, bool regardless) override;
+  Saving Save(SlotRef slot, bool regardless) override;
   void Lost(SlotRef slot) override;
+
+  // ---- StoredWaiter
+  void RecordAnswered(SpaceNo space) override { Unpark(OfSpace(space)); }
+  void PageGone(ItemId id) override { Unpark(OfPage(id)); }
+  void GoOn() override { (void)Pump(); }
 
   Stored::Watermarks watermarks() const;
   // ---- Figures
   const Amount& spilled() const { return spilled_; }
+  // Pages, each by the first reason that it met.
   const std::array<uint64_t, kUnspilled>& unspilled() const { return unspilled_; }
-  uint64_t queued_pages() const { return queue_.size(); }
+  uint64_t queued_pages() const { return queued_pages_; }
   uint64_t writing_pages() const { return writing_pages_; }
   uint64_t writing_bytes() const { return writing_bytes_; }
+  uint64_t overdue_pages() const { return overdue_pages_; }
   uint64_t budget_left() { return budget_.Left(parts_.clock.Now()); }
 
  private:
+  struct Waiter {
+    ClientId client = 0;
+    Saved saved;
+  };
+  using Waiters = std::vector<Waiter>;
   // A page that waits, by name and place: it may have left memory when its turn comes.
+  struct Item;
+  using Queue = std::list<Item>;
+  using Place = Queue::iterator;
   struct Item {
     TenantId tenant = 0;
     uint64_t extent = 0;
     PageName name;
     uint64_t charged_bytes = 0;  // Of the budget.
-    Saved saved;                 // If somebody waits for it;
-    bool held = false;           // then the slot is held.
+    Waiters waiters;             // While there are some the slot is held.
+    MonotonicNs deadline = 0;
+    uint64_t serial = 0;  // Its own, among those of one deadline.
+    bool late = false;    // The deadline is over.
+    Queue* in = nullptr;  // The queue, or where it is parked.
   };
   // A page in the catalogue that gets a place next.
   struct Ready {
@@ -89,39 +122,68 @@ class Spill final : public StoredCopies {
     uint32_t bytes = 0;
     uint64_t charged_bytes = 0;
   };
+  // One call of the store.
+  struct Batch {
+    std::vector<Ready> pages;
+    size_t left = 0;
+  };
   // A page that is being written.
   struct Writing {
     TenantId tenant = 0;
     PageName name;
-    std::vector<Saved> saved;
+    Waiters waiters;
   };
+  // What a parked page waits for.
+  using Cause = uint64_t;
+  static Cause OfSpace(SpaceNo space) { return uint64_t{1} << 32 | space; }
+  static Cause OfPage(ItemId id) { return id; }
 
   const Space* SpaceOf(TenantId tenant, const PageName& name) const;
   uint64_t PlaceBytes(SlotRef slot) const {
     return parts_.store.PlaceBytes(slot.slab->shape().page_bytes);
   }
   Unspilled Judge(SlotRef slot);
-  Item ItemOf(SlotRef slot);
+  void Count(SlotRef slot, Unspilled why);
+  Place Add(SlotRef slot);
+  void SetDeadline(Place item);
+  void Wait(Place item, SlotRef slot, Waiter waiter);
+  // The waiters' hold on the item's slot ends; they are not told yet.
+  Waiters TakeWaiters(Place item);
+  static void Tell(const Waiters& waiters, Code code);
+  void Move(Place item, Queue* to);
+  void Unpark(Cause cause);
+  // A write of the slot's page that is under way; null: there is none.
+  Writing* WritingOf(SlotRef slot);
+  bool HasRoom(size_t pages, uint64_t bytes) const;
   // Whether the item can be written now; what it came to otherwise is done here.
-  enum class Turned : uint8_t { kReady, kWaits, kOver };
-  Turned Prepare(Item* item, Ready* ready);
-  Turned PrepareSpace(const Space& space, TenantId tenant, Item* item, SpaceNo* number);
+  enum class Turned : uint8_t { kReady, kParked, kOver };
+  Turned Prepare(Place item, Ready* ready);
+  Turned PrepareCopy(Place item, const PageFacts& facts, ItemId id);
+  Turned PrepareSpace(Place item, const Space& space, SpaceNo* number);
   // The item leaves the queue, its page written or not.
-  void EndItem(Item* item);
-  Turned Refuse(Item* item, Unspilled why, Code code);
+  Waiters End(Place item);
+  Turned Refuse(Place item, Unspilled why, Code code);
+  Turned Park(Place item, Cause cause);
   void Start(const std::vector<Ready>& ready);
   void NoPlace(const Ready& ready);
-  void Written(ItemId id, const Result<uint64_t>& serial);
-  void Ended(SlotRef slot);
+  void Written(const Ready& page, const Result<uint64_t>& serial);
+  void Ended(Batch* batch, SlotRef slot);
   bool StillRight(const Writing& writing, uint64_t generation) const;
 
   const StoreOptions options_;
   const StoreParts parts_;
   WriteBudget budget_;
-  std::deque<Item> queue_;
+  Queue queue_;
+  std::unordered_map<Cause, Queue> parked_;
+  std::unordered_map<uint64_t, Place> by_extent_;  // The latest item of each slot.
+  // Of items that are not late.
+  std::map<std::pair<MonotonicNs, uint64_t>, Place> deadlines_;
+  uint64_t last_serial_ = 0;
+  uint64_t queued_pages_ = 0;                   // In the queue or parked.
   std::unordered_map<ItemId, Writing> writes_;  // Until they are answered.
-  uint64_t writing_pages_ = 0;                  // Until they have ended.
+  uint64_t writing_pages_ = 0;                  // Likewise.
   uint64_t writing_bytes_ = 0;
+  uint64_t overdue_pages_ = 0;  // Answered, and not ended.
   Amount spilled_;
   std::array<uint64_t, kUnspilled> unspilled_ = {};
 };

@@ -1,6 +1,7 @@
 #include "daemon/engine/store/store_tier.h"
 
 #include <algorithm>
+#include <unordered_map>
 #include <utility>
 
 namespace terrace {
@@ -34,7 +35,7 @@ StoreTier::StoreTier(const StoreOptions& options, const Parts& parts)
                 .sketch = sketch_,
                 .clock = parts.clock},
                parts.residents, parts.placement, holds_) {
-  stored_.SetOnProgress([this] { (void)spill_.Pump(); });
+  stored_.SetWaiter(&spill_);
 }
 
 void StoreTier::SpaceOpened(const Space& space) {
@@ -66,7 +67,7 @@ void StoreTier::Told(TenantId, const TenantIndex::RingVisit& visit) {
 
 // ---- Making pages durable
 
-void StoreTier::Persist(const Tenant& tenant, const Space& space, const PersistSpec& spec,
+void StoreTier::Persist(const Client& client, const Space& space, const PersistSpec& spec,
                         Persisted done) {
   if (parts_.store.Report().durability == Durability::kNone) {
     return done(Status(Code::kMismatch, "the store promises no durability"));
@@ -77,22 +78,32 @@ void StoreTier::Persist(const Tenant& tenant, const Space& space, const PersistS
   ++persists_;
   struct Request {
     std::vector<Code> codes;
+    std::vector<size_t> same_as;  // Of each key, the last index with it: that one is asked for.
     size_t left = 0;
     Persisted done;
   };
   const auto request = std::make_shared<Request>();
   request->codes.assign(spec.keys.size(), Code::kNotFound);
-  request->left = spec.keys.size() + 1;  // One for this call, so that none answers before it ends.
+  request->left = 1;  // For this call, so that none answers before it ends.
   request->done = std::move(done);
   const auto answer = [this, request](size_t index, Code code) {
     if (index < request->codes.size()) request->codes[index] = code;
     if (--request->left > 0) return;
     --persists_;
+    for (size_t i = 0; i < request->codes.size(); ++i)
+      request->codes[i] = request->codes[request->same_as[i]];
     request->done(std::move(request->codes));
   };
+  const Tenant& tenant = parts_.catalog.At(client.spec.tenant);
   const uint64_t generation = tenant.index->generation(space.generation_index);
+  request->same_as.resize(spec.keys.size());
+  std::unordered_map<Digest, size_t, DigestHash> asked;
   // Backwards, since each goes to the head of the queue.
   for (size_t i = spec.keys.size(); i-- > 0;) {
+    const auto [first, added] = asked.emplace(spec.keys[i], i);
+    request->same_as[i] = first->second;
+    if (!added) continue;
+    ++request->left;
     if (stored_.Serves(stored_.Find(space.id, spec.part, spec.keys[i]), generation)) {
       answer(i, Code::kOk);
       continue;
@@ -103,7 +114,7 @@ void StoreTier::Persist(const Tenant& tenant, const Space& space, const PersistS
       continue;
     }
     const auto slot = parts_.memory.FindSlot(tenant.id, shm::ExtentOf(page->handle));
-    spill_.Persist(*slot, [answer, i](Code code) { answer(i, code); });
+    spill_.Persist(client.given.id, *slot, [answer, i](Code code) { answer(i, code); });
   }
   (void)spill_.Pump();
   answer(spec.keys.size(), Code::kOk);
@@ -130,8 +141,13 @@ bool StoreTier::StepDemotion() {
   const MonotonicNs now = parts_.clock.Now();
   if (done.pages > 0) under_way.progress = now;
   const bool enough = under_way.wanted != 0 && under_way.so_far.bytes >= under_way.wanted;
-  const bool nothing = done.pages == 0 && parts_.evictor.deferred_pages() == 0;
-  if (!enough && !nothing && now < under_way.progress + kDemotionStallNs) return done.pages > 0;
+  const bool deferred = parts_.evictor.deferred_pages() > 0;
+  under_way.in_vain = done.pages > 0 || deferred ? 0 : under_way.in_vain + done.looked;
+  const bool nothing = done.pages == 0 && !deferred &&
+                       (done.refused || under_way.in_vain >= parts_.residents.count());
+  if (!enough && !nothing && now < under_way.progress + kDemotionStallNs) {
+    return done.pages > 0 || under_way.in_vain > 0;
+  }
   const std::unique_ptr<Demotion> over = std::move(demotion_);
   over->done(over->so_far);
   return false;
@@ -141,6 +157,7 @@ bool StoreTier::StepDemotion() {
 
 void StoreTier::ClientGone(ClientId client) {
   promote_.ClientGone(client);
+  spill_.ClientGone(client);
   holds_.ClientGone(client);
 }
 
@@ -154,15 +171,15 @@ bool StoreTier::Turn() {
   bool more = promote_.Turn();
   more |= StepDemotion();
   more |= stored_.Turn(spill_.watermarks());
-  more |= spill_.Pump();
+  more |= spill_.Turn();
   return more;
 }
 
 // ---- Figures
 
 const std::array<Amount, kItemClasses>* StoreTier::TotalsOf(const std::string& tenant) const {
-  const auto found = stored_.totals().find(tenant);
-  return found == stored_.totals().end() ? nullptr : &found->second;
+  const auto found = stored_.tenants().find(tenant);
+  return found == stored_.tenants().end() ? nullptr : &found->second.totals;
 }
 
 StoreFigures StoreTier::Figures() {
@@ -172,11 +189,11 @@ StoreFigures StoreTier::Figures() {
   figures.capacity_bytes = parts_.store.capacity_bytes();
   figures.free_bytes = parts_.store.free_bytes();
   figures.used_bytes = stored_.used_bytes();
-  for (const auto& [tenant, totals] : stored_.totals()) {
+  for (const auto& [tenant, stored] : stored_.tenants()) {
     if (parts_.catalog.Find(tenant) != nullptr) continue;
     for (int of = 0; of < kItemClasses; ++of) {
-      figures.absent[of].extents += totals[of].extents;
-      figures.absent[of].bytes += totals[of].bytes;
+      figures.absent[of].extents += stored.totals[of].extents;
+      figures.absent[of].bytes += stored.totals[of].bytes;
     }
   }
   figures.pages = stored_.pages();
@@ -214,7 +231,7 @@ Status StoreTier::CheckInvariants() const {
     for (uint32_t i = 0; i < slab->shape().slots; ++i)
       transfers += slab->slot(i).transfers;
   }
-  if (transfers != spill_.writing_pages() + promote_.reading_pages()) {
+  if (transfers != spill_.writing_pages() + spill_.overdue_pages() + promote_.reading_pages()) {
     return Status(Code::kInternal, "slots in transfer are not the pages read and written");
   }
   return {};

@@ -62,7 +62,7 @@ class StoreTier final : public PageWatcher {
     promote_.Prefetch(client, space, spec, std::move(done));
   }
   using Persisted = std::function<void(Result<std::vector<Code>>)>;
-  void Persist(const Tenant& tenant, const Space& space, const PersistSpec& spec, Persisted done);
+  void Persist(const Client& client, const Space& space, const PersistSpec& spec, Persisted done);
   void Demote(uint64_t bytes, std::function<void(Result<Demoted>)> done);
   void Flush(std::function<void(Status)> done) { parts_.store.Flush(std::move(done)); }
   void ClientGone(ClientId client);
@@ -70,9 +70,7 @@ class StoreTier final : public PageWatcher {
 
   // ---- PageWatcher
   bool Waiting(ClientId client) const override { return holds_.Waiting(client); }
-  void Pinned(ClientId client, std::span<const uint64_t> extents) override {
-    holds_.Pinned(client, extents);
-  }
+  void Pinned(ClientId client, uint64_t extent) override { holds_.Release(client, extent); }
   void Told(TenantId tenant, const TenantIndex::RingVisit& visit) override;
 
   // ---- Figures
@@ -85,6 +83,7 @@ class StoreTier final : public PageWatcher {
   struct Demotion {
     uint64_t wanted = 0;  // 0: all.
     Demoted so_far;
+    uint64_t in_vain = 0;      // Pages looked at since the last one that left or was to be written.
     MonotonicNs progress = 0;  // When the last page left.
     std::function<void(Result<Demoted>)> done;
   };

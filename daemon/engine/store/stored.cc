@@ -1,6 +1,7 @@
 #include "daemon/engine/store/stored.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "base/check.h"
@@ -12,7 +13,7 @@ namespace {
 // Among so many of the oldest the next victim is looked for: those being read or written are few.
 constexpr uint64_t kVictimLooks = 16;
 // Records looked at a turn for pages of spaces that are served no more.
-constexpr ItemId kSweepStep = 4096;
+constexpr size_t kSweepStep = 4096;
 // Among so many of the oldest those of a wanted size are looked for.
 constexpr uint64_t kPlaceLooks = 16384;
 constexpr MonotonicNs kRetryNs = kNsPerSecond;
@@ -39,6 +40,17 @@ Status Stored::Restore(std::vector<std::string>* problems) {
   }
   Unknown unknown;
   RETURN_IF_ERROR(store_.Restore([&](const StoredPage& page) { RestorePage(page, &unknown); }));
+  // The store tells them in any order; the oldest leave first.
+  std::vector<ItemId> by_age(records_.size());
+  std::iota(by_age.begin(), by_age.end(), 0);
+  std::sort(by_age.begin(), by_age.end(), [this](ItemId a, ItemId b) {
+    return std::pair(records_[a].committed_ms, a) < std::pair(records_[b].committed_ms, b);
+  });
+  for (const ItemId id : by_age) {
+    InsertIntoPolicy(id);
+    Use(records_[id].space);
+  }
+  sweep_left_ = records_.size();  // Some may be of unknown spaces.
   // Records whose last page left just before the end.
   for (SpaceNo space = 0; space < spaces_.size(); ++space)
     ForgetIfUnused(space);
@@ -89,7 +101,9 @@ SpaceNo Stored::NewSpace(const SpaceRecord& record, uint64_t layout) {
   space = {};
   space.record = record;
   space.layout = layout;
-  space.totals = &totals_[record.tenant];
+  space.tenant = &tenants_[record.tenant];
+  space.in_tenant = space.tenant->spaces.insert(space.tenant->spaces.end(), number);
+  NoteEmpty(number);
   return number;
 }
 
@@ -98,20 +112,53 @@ const StoredSpace* Stored::FindSpace(const Digest& id) const {
   return found == numbers_.end() ? nullptr : &spaces_[found->second];
 }
 
-std::optional<SpaceNo> Stored::AddSpace(const SpaceRecord& record) {
-  if (const auto found = numbers_.find(record.id); found != numbers_.end()) {
+std::optional<SpaceNo> Stored::AddSpace(const Digest& id, const std::string& tenant,
+                                        const SpaceSpec& spec) {
+  if (const auto found = numbers_.find(id); found != numbers_.end()) {
     if (spaces_[found->second].doomed) return std::nullopt;
     return found->second;
   }
-  if (numbers_.size() >= kMaxSpaces) {
-    // Of spaces that were added and got no page.
-    for (SpaceNo space = 0; space < spaces_.size(); ++space)
-      ForgetIfUnused(space);
-    if (numbers_.size() >= kMaxSpaces) return std::nullopt;
-  }
-  const SpaceNo number = NewSpace(record, LayoutFingerprint(record.spec.layout));
-  numbers_.emplace(record.id, number);
+  if (!MakeSpaceRoom(&tenants_[tenant])) return std::nullopt;
+  const SpaceNo number =
+      NewSpace({.id = id, .tenant = tenant, .spec = spec}, LayoutFingerprint(spec.layout));
+  numbers_.emplace(id, number);
   return number;
+}
+
+bool Stored::MakeSpaceRoom(StoredTenant* tenant) {
+  const auto full = [&] {
+    return numbers_.size() >= kMaxSpaces || tenant->spaces.size() >= kMaxSpacesOfTenant;
+  };
+  if (full() && !empty_spaces_.empty()) ForgetIfUnused(*empty_spaces_.begin());
+  if (!full()) return true;
+  // One at a time.
+  if (leaving_spaces_ > 0) return false;
+  StoredTenant* from = tenant;
+  if (tenant->spaces.size() < kMaxSpacesOfTenant) {
+    for (auto& [name, other] : tenants_) {
+      if (other.spaces.size() > from->spaces.size()) from = &other;
+    }
+  }
+  const auto oldest = std::find_if(from->spaces.begin(), from->spaces.end(), [this](SpaceNo space) {
+    return !spaces_[space].doomed && spaces_[space].pages > 0;
+  });
+  if (oldest != from->spaces.end()) Doom(*oldest, StoredErasure::kRoom);
+  return false;
+}
+
+void Stored::NoteEmpty(SpaceNo number) {
+  const StoredSpace& space = spaces_[number];
+  if (space.pages == 0 && space.on_record != StoredSpace::OnRecord::kSaving) {
+    empty_spaces_.insert(number);
+  } else {
+    empty_spaces_.erase(number);
+  }
+}
+
+void Stored::Use(SpaceNo number) {
+  const StoredSpace& space = spaces_[number];
+  std::list<SpaceNo>& spaces = space.tenant->spaces;
+  spaces.splice(spaces.end(), spaces, space.in_tenant);
 }
 
 Stored::Readiness Stored::Prepare(SpaceNo number) {
@@ -120,6 +167,7 @@ Stored::Readiness Stored::Prepare(SpaceNo number) {
   if (space.on_record == StoredSpace::OnRecord::kSaving) return Readiness::kWait;
   if (clock_.Now() < space.refused_until) return Readiness::kRefused;
   space.on_record = StoredSpace::OnRecord::kSaving;
+  NoteEmpty(number);
   // Writes of the journal take effect in their order: also after a deletion that is not durable
   // yet.
   journal_.Put(SpaceRecordKey(space.record.id), EncodeSpaceRecord(space.record),
@@ -128,7 +176,10 @@ Stored::Readiness Stored::Prepare(SpaceNo number) {
                  of.on_record =
                      saved.ok() ? StoredSpace::OnRecord::kYes : StoredSpace::OnRecord::kNo;
                  if (!saved.ok()) of.refused_until = clock_.Now() + kRetryNs;
-                 on_progress_();
+                 NoteEmpty(number);
+                 if (of.doomed) ForgetIfUnused(number);
+                 waiter_->RecordAnswered(number);
+                 waiter_->GoOn();
                });
   return Readiness::kWait;
 }
@@ -143,14 +194,14 @@ void Stored::DoomSpace(const Digest& id) {
 void Stored::Doom(SpaceNo space, StoredErasure why) {
   spaces_[space].doomed = true;
   spaces_[space].doom = why;
-  ++doomed_spaces_;
-  sweep_ = 0;
+  if (why == StoredErasure::kRoom) ++leaving_spaces_;
+  sweep_left_ = records_.size();
 }
 
 void Stored::ForgetIfUnused(SpaceNo number) {
   StoredSpace& space = spaces_[number];
-  // Free numbers have no tenant's totals.
-  if (space.totals == nullptr || space.pages > 0 ||
+  // Free numbers have no tenant.
+  if (space.tenant == nullptr || space.pages > 0 ||
       space.on_record == StoredSpace::OnRecord::kSaving) {
     return;
   }
@@ -158,7 +209,9 @@ void Stored::ForgetIfUnused(SpaceNo number) {
     // Lost, the deletion is made up for at the next start.
     journal_.Delete(SpaceRecordKey(space.record.id), [](const Status&) {});
   }
-  if (space.doomed) --doomed_spaces_;
+  if (space.doomed && space.doom == StoredErasure::kRoom) --leaving_spaces_;
+  space.tenant->spaces.erase(space.in_tenant);
+  empty_spaces_.erase(number);
   const auto named = numbers_.find(space.record.id);
   if (named != numbers_.end() && named->second == number) numbers_.erase(named);
   space = {};
@@ -194,6 +247,12 @@ bool Stored::Serves(ItemId id, uint64_t generation) const {
          record.generation == generation;
 }
 
+bool Stored::Writes(ItemId id, uint64_t generation) const {
+  const StoredRecord& record = records_[id];
+  return record.state == StoredState::kWriting && !record.doomed && !spaces_[record.space].doomed &&
+         record.generation == generation;
+}
+
 StoredPage Stored::PageOf(ItemId id) const {
   const StoredRecord& record = records_[id];
   const StoredSpace& space = spaces_[record.space];
@@ -212,6 +271,7 @@ StoredPage Stored::PageOf(ItemId id) const {
 
 void Stored::Touch(ItemId id) {
   policy_->Touch(id, clock_.Now());
+  Use(records_[id].space);
 }
 
 ItemId Stored::NextVictim() {
@@ -252,13 +312,18 @@ ItemId Stored::NewRecord(SpaceNo space, const StoredPage& page) {
   ItemId& head = shard.heads[hash & (shard.heads.size() - 1)];
   record.next = head;
   head = id;
-  policy_->Insert(id,
-                  {.item_class = static_cast<ItemClass>(record.item_class), .bytes = record.bytes},
-                  clock_.Now());
   ++spaces_[space].pages;
+  NoteEmpty(space);
   TotalOf(record).Add(store_.PlaceBytes(record.bytes));
   used_bytes_ += store_.PlaceBytes(record.bytes);
   return id;
+}
+
+void Stored::InsertIntoPolicy(ItemId id) {
+  const StoredRecord& record = records_[id];
+  policy_->Insert(id,
+                  {.item_class = static_cast<ItemClass>(record.item_class), .bytes = record.bytes},
+                  clock_.Now());
 }
 
 // One shard at a time, so that with millions of pages no call moves more than some thousands.
@@ -295,7 +360,9 @@ void Stored::Remove(ItemId id) {
   free_ = id;
   ++free_count_;
   --spaces_[space].pages;
+  NoteEmpty(space);
   ForgetIfUnused(space);
+  waiter_->PageGone(id);
 }
 
 // ---- Their states
@@ -303,6 +370,8 @@ void Stored::Remove(ItemId id) {
 ItemId Stored::BeginWrite(SpaceNo space, const StoredPage& page) {
   TERRACE_CHECK(spaces_[space].on_record == StoredSpace::OnRecord::kYes);
   const ItemId id = NewRecord(space, page);
+  InsertIntoPolicy(id);
+  Use(space);
   records_[id].state = StoredState::kWriting;
   return id;
 }
@@ -359,17 +428,15 @@ bool Stored::Turn(const Watermarks& marks) {
 
 // True while there is more to look at now.
 bool Stored::Sweep() {
-  if (doomed_spaces_ == 0 || BacklogFull()) return false;
-  const ItemId end = static_cast<ItemId>(std::min<size_t>(records_.size(), sweep_ + kSweepStep));
-  for (; sweep_ < end && !BacklogFull(); ++sweep_) {
-    const StoredRecord& record = records_[sweep_];
+  for (size_t looks = 0; looks < kSweepStep && sweep_left_ > 0 && !BacklogFull(); ++looks) {
+    const ItemId id = sweep_;
+    sweep_ = (sweep_ + 1) % static_cast<ItemId>(records_.size());
+    --sweep_left_;
+    const StoredRecord& record = records_[id];
     if (record.state == StoredState::kFree || !spaces_[record.space].doomed) continue;
-    Erase(sweep_, spaces_[record.space].doom);
+    Erase(id, spaces_[record.space].doom);
   }
-  if (sweep_ < records_.size()) return !BacklogFull();
-  // Again from the start: what was being written in between comes under it then.
-  sweep_ = 0;
-  return false;
+  return sweep_left_ > 0 && !BacklogFull();
 }
 
 // What devices that take no write hold is no reason to erase what others hold: of what is known to
@@ -446,7 +513,7 @@ void Stored::Erased(const std::vector<ItemId>& ids, const Status& status) {
     erased_[static_cast<size_t>(records_[id].why)].Add(bytes);
     Remove(id);
   }
-  on_progress_();
+  waiter_->GoOn();
 }
 
 // ---- Figures
@@ -489,10 +556,11 @@ Status Stored::CheckInvariants() const {
       pages_counted != pages()) {
     return Status(Code::kInternal, "stored pages are not what is counted of them");
   }
-  for (const auto& [tenant, totals] : totals_) {
-    for (int of = 0; of < kItemClasses; ++of) {
-      if (sums[tenant][of].extents != totals[of].extents ||
-          sums[tenant][of].bytes != totals[of].bytes) {
+  for (const auto& [tenant, of] : tenants_) {
+    const auto& totals = of.totals;
+    for (int c = 0; c < kItemClasses; ++c) {
+      if (sums[tenant][c].extents != totals[c].extents ||
+          sums[tenant][c].bytes != totals[c].bytes) {
         return Status(Code::kInternal, "tenant '" + tenant + "' has other stored pages than told");
       }
     }

@@ -6,17 +6,19 @@
 // It knows nothing of memory, slots or clients. Owned by the engine; owner thread only.
 //
 // Memory: 128 bytes a record, 12 in the policy and 4 to 8 in the table: about 150 bytes a page,
-// told by bytes(). Limits: kMaxSpaces spaces; kErasedATurn pages a turn leave to make room or are
+// told by bytes(). Limits: kMaxSpaces spaces,
+// kMaxSpacesOfTenant of a tenant; kErasedATurn pages a turn leave to make room or are
 // found to be of no use, kMaxErasing are being erased for that.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <deque>
-#include <functional>
+#include <list>
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -57,6 +59,12 @@ struct StoredRecord {
 };
 static_assert(sizeof(StoredRecord) == 128);
 
+// A tenant with spaces that have pages there, or had some.
+struct StoredTenant {
+  std::array<Amount, kItemClasses> totals = {};
+  std::list<SpaceNo> spaces;  // The one that was written or read least lately first.
+};
+
 // A space with pages in the store, or about to have some.
 struct StoredSpace {
   SpaceRecord record;
@@ -68,12 +76,26 @@ struct StoredSpace {
   // Nothing of it is served: its pages are erased by and by, for that reason.
   bool doomed = false;
   StoredErasure doom = StoredErasure::kUnknown;
-  std::array<Amount, kItemClasses>* totals = nullptr;  // Of its tenant.
+  StoredTenant* tenant = nullptr;
+  std::list<SpaceNo>::iterator in_tenant;
+};
+
+// Who waits for the journal, or for pages to be gone.
+class StoredWaiter {
+ public:
+  virtual ~StoredWaiter() = default;
+  // Prepare has something else to say of the space than to wait.
+  virtual void RecordAnswered(SpaceNo space) = 0;
+  // The record is another page's from now on.
+  virtual void PageGone(ItemId id) = 0;
+  // After some of these: what waited may go on.
+  virtual void GoOn() = 0;
 };
 
 class Stored {
  public:
   static constexpr size_t kMaxSpaces = 65536;
+  static constexpr size_t kMaxSpacesOfTenant = 4096;
   static constexpr size_t kErasedATurn = 256;
   static constexpr size_t kMaxErasing = 4096;
 
@@ -86,9 +108,11 @@ class Stored {
   // ---- Spaces
   // Null unless pages of that space are, or may come to be, in the store.
   const StoredSpace* FindSpace(const Digest& id) const;
-  // The space's number, kept as long as it has pages; nullopt when there are too many, or while
-  // pages that were of another model under that id are being erased.
-  std::optional<SpaceNo> AddSpace(const SpaceRecord& record);
+  // The space's number, kept as long as it has pages; nullopt while its pages of old are being
+  // erased, or when there are too many: then the pages of the one leave that was written or read
+  // least lately, of the same tenant if that has too many and else of the one with the most.
+  std::optional<SpaceNo> AddSpace(const Digest& id, const std::string& tenant,
+                                  const SpaceSpec& spec);
   enum class Readiness : uint8_t { kReady, kWait, kRefused };
   // Whether pages of it may be written: its record has to be durable first.
   Readiness Prepare(SpaceNo space);
@@ -101,6 +125,8 @@ class Stored {
   const StoredRecord& at(ItemId id) const { return records_[id]; }
   // Stored, to be read, and of that generation.
   bool Serves(ItemId id, uint64_t generation) const;
+  // Being written, to be served, and of that generation.
+  bool Writes(ItemId id, uint64_t generation) const;
   StoredPage PageOf(ItemId id) const;
   uint64_t pages() const { return records_.size() - free_count_; }
   void Touch(ItemId id);
@@ -128,12 +154,11 @@ class Stored {
   // There was no place for so many pages of that size, though there is room: in the next turn as
   // many of that size leave, at most kErasedATurn.
   void WantPlaces(uint32_t bytes, size_t count);
-  // Called when something may go on that waited for the journal or an erasure.
-  void SetOnProgress(std::function<void()> on_progress) { on_progress_ = std::move(on_progress); }
+  void SetWaiter(StoredWaiter* waiter) { waiter_ = waiter; }
 
   // ---- Figures
   // What pages take of the store, by tenant and class.
-  const std::map<std::string, std::array<Amount, kItemClasses>>& totals() const { return totals_; }
+  const std::map<std::string, StoredTenant>& tenants() const { return tenants_; }
   const std::array<Amount, kStoredErasures>& erased() const { return erased_; }
   uint64_t erasing() const { return to_erase_.size() + erasing_; }
   uint64_t used_bytes() const { return used_bytes_; }
@@ -162,7 +187,15 @@ class Stored {
   void RestorePage(const StoredPage& page, Unknown* unknown);
   SpaceNo UnknownSpace(const StoredPage& page, Unknown* unknown);
   void Doom(SpaceNo space, StoredErasure why);
+  // Whether there is room for one more space of the tenant; if not, it is being made.
+  bool MakeSpaceRoom(StoredTenant* tenant);
+  // After a change of its pages or of its record.
+  void NoteEmpty(SpaceNo space);
+  // It was written or read.
+  void Use(SpaceNo space);
+  // Not known to the policy yet.
   ItemId NewRecord(SpaceNo space, const StoredPage& page);
+  void InsertIntoPolicy(ItemId id);
   void Remove(ItemId id);
   // Its last page left, or none came.
   void ForgetIfUnused(SpaceNo space);
@@ -176,7 +209,7 @@ class Stored {
   void SendErasures();
   void Erased(const std::vector<ItemId>& ids, const Status& status);
   Amount& TotalOf(const StoredRecord& record) {
-    return (*spaces_[record.space].totals)[record.item_class];
+    return spaces_[record.space].tenant->totals[record.item_class];
   }
   bool BacklogFull() const { return to_erase_.size() + erasing_ >= kMaxErasing; }
 
@@ -184,7 +217,7 @@ class Stored {
   Journal& journal_;
   const Clock& clock_;
   const std::unique_ptr<Policy> policy_;
-  std::function<void()> on_progress_;
+  StoredWaiter* waiter_ = nullptr;
 
   std::deque<StoredRecord> records_;  // In pieces: growing moves nothing.
   ItemId free_ = kNoRecord;
@@ -194,8 +227,11 @@ class Stored {
   std::deque<StoredSpace> spaces_;
   std::vector<SpaceNo> free_spaces_;
   std::unordered_map<Digest, SpaceNo, DigestHash> numbers_;  // Of those not doomed.
-  size_t doomed_spaces_ = 0;
-  std::map<std::string, std::array<Amount, kItemClasses>> totals_;  // By tenant.
+  // Without pages, and without a journal record that is being written: spaces that were added and
+  // got no page.
+  std::set<SpaceNo> empty_spaces_;
+  size_t leaving_spaces_ = 0;  // Doomed to make room for others.
+  std::map<std::string, StoredTenant> tenants_;
 
   std::deque<ItemId> to_erase_;               // In state kErasing, not sent yet.
   uint64_t erasing_ = 0;                      // Sent.
@@ -204,7 +240,10 @@ class Stored {
   MonotonicNs retry_at_ = 0;                  // After a failed erasure.
   std::map<uint32_t, size_t> wanted_places_;  // Of the next turn, by page bytes.
   bool making_room_ = false;  // From above the high watermark until below the low one.
-  ItemId sweep_ = 0;          // Where the search for pages of doomed spaces goes on.
+  // The search for pages of doomed spaces: where it goes on, and how many records it has to look at
+  // still. Once around for each doom finds them all: none gets a page any more.
+  ItemId sweep_ = 0;
+  size_t sweep_left_ = 0;
   std::array<Amount, kStoredErasures> erased_ = {};
 };
 

@@ -370,7 +370,8 @@ typedef struct kvc_prefetch_options {
 
 /* Asks for pages that lie in the page store to be brought into memory, and returns: one message.
  * `keys` (at most 512) are the first or next pages of one chain, in its order; what follows a page
- * that is nowhere is left where it is. `timeout_ms` is for sending. */
+ * that is nowhere is left where it is. `timeout_ms` is for sending. KVC_EXHAUSTED, from kvc_wait:
+ * 32 of this client wait already. */
 KVC_API kvc_code kvc_prefetch(kvc_client* client, const kvc_space* space, const kvc_key* keys,
                               size_t count, const kvc_prefetch_options* options, int32_t timeout_ms,
                               kvc_fetch** fetch, kvc_error* error);
