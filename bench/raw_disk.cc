@@ -68,7 +68,8 @@ Result<RawDisk> RawDisk::Make(const RawDiskOptions& options) {
   if (fallocate(disk.file_.get(), 0, 0, static_cast<off_t>(bytes)) != 0) {
     return SystemError("fallocate " + options.path, errno);
   }
-  ASSIGN_OR_RETURN(disk.memory_, HugeMemory::Allocate(options.transfer_bytes * kMaxDepth));
+  ASSIGN_OR_RETURN(disk.memory_, HugeMemory::Allocate(std::max(
+                                     options.memory_bytes, options.transfer_bytes * kMaxDepth)));
   RETURN_IF_ERROR(disk.OpenRing());
   std::vector<uint64_t> all(options.transfers);
   std::iota(all.begin(), all.end(), 0);
@@ -91,7 +92,7 @@ Status RawDisk::OpenRing() {
 }
 
 // Of the submission queue: its tail is ours, and there is room for every transfer of the depth.
-void RawDisk::Prepare(Verb verb, uint64_t transfer, uint32_t place) {
+void RawDisk::Prepare(Verb verb, uint64_t transfer) {
   auto* tail = queue_.At<uint32_t>(params_.sq_off.tail);
   const uint32_t index = *tail & *queue_.At<uint32_t>(params_.sq_off.ring_mask);
   io_uring_sqe& entry = entries_.At<io_uring_sqe>(0)[index];
@@ -99,10 +100,10 @@ void RawDisk::Prepare(Verb verb, uint64_t transfer, uint32_t place) {
   entry.opcode = verb == Verb::kRead ? IORING_OP_READ : IORING_OP_WRITE;
   entry.fd = file_.get();
   entry.off = transfer * options_.transfer_bytes;
-  entry.addr =
-      reinterpret_cast<uintptr_t>(memory_.bytes().data() + place * options_.transfer_bytes);
+  const uint64_t pieces = memory_.bytes().size() / options_.transfer_bytes;
+  entry.addr = reinterpret_cast<uintptr_t>(memory_.bytes().data() +
+                                           next_piece_++ % pieces * options_.transfer_bytes);
   entry.len = static_cast<uint32_t>(options_.transfer_bytes);
-  entry.user_data = place;
   queue_.At<uint32_t>(params_.sq_off.array)[index] = index;
   // The kernel reads the entry after it has seen the tail.
   std::atomic_ref(*tail).store(*tail + 1, std::memory_order_release);
@@ -125,8 +126,7 @@ Result<double> RawDisk::Move(Verb verb, std::span<const uint64_t> transfers, uin
   size_t begun = 0;
   uint32_t prepared = 0;
   while (begun < std::min<size_t>(std::min(depth, kMaxDepth), transfers.size())) {
-    Prepare(verb, transfers[begun], static_cast<uint32_t>(begun));
-    ++begun;
+    Prepare(verb, transfers[begun++]);
     ++prepared;
   }
   for (size_t ended = 0; ended < transfers.size();) {
@@ -141,7 +141,7 @@ Result<double> RawDisk::Move(Verb verb, std::span<const uint64_t> transfers, uin
       }
       ++ended;
       if (begun == transfers.size()) continue;
-      Prepare(verb, transfers[begun++], static_cast<uint32_t>(completion.user_data));
+      Prepare(verb, transfers[begun++]);
       ++prepared;
     }
     std::atomic_ref(*head).store(end, std::memory_order_release);

@@ -52,6 +52,9 @@ struct RawDiskOptions {
   std::string path;             // Made anew.
   uint64_t transfer_bytes = 0;  // Of one read or write: a multiple of 4096.
   uint64_t transfers = 0;       // That the file has room for.
+  // It comes from and goes to all of it, in turn: as much as what it is compared with uses, for
+  // memory that a processor's cache holds is filled sooner.
+  uint64_t memory_bytes = 0;
 };
 
 class RawDisk {
@@ -90,7 +93,7 @@ class RawDisk {
 
   explicit RawDisk(RawDiskOptions options) : options_(std::move(options)) {}
   Status OpenRing();
-  void Prepare(Verb verb, uint64_t transfer, uint32_t place);
+  void Prepare(Verb verb, uint64_t transfer);
   Status Enter(uint32_t submit);
 
   RawDiskOptions options_;
@@ -100,6 +103,7 @@ class RawDisk {
   Mapping queue_;
   Mapping entries_;
   HugeMemory memory_;
+  uint64_t next_piece_ = 0;  // Of the memory.
 };
 
 }  // namespace terrace::bench

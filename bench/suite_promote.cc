@@ -148,7 +148,8 @@ Result<Measured> Measure(const SuiteOptions& options, const Sizes& sizes, uint64
                                                        .store_bytes = 2 * sizes.stored_bytes}));
   ASSIGN_OR_RETURN(RawDisk raw, RawDisk::Make({.path = daemon.folder() + "/raw",
                                                .transfer_bytes = page_bytes,
-                                               .transfers = sizes.stored_bytes / page_bytes}));
+                                               .transfers = sizes.stored_bytes / page_bytes,
+                                               .memory_bytes = sizes.memory_bytes}));
   const Residents residents{.socket = daemon.socket(),
                             .salt = "promote",
                             .pages = 0,

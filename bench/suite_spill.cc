@@ -135,7 +135,8 @@ Result<Measured> Measure(const SuiteOptions& options, const Sizes& sizes, uint64
                                                        .store_bytes = 4 * sizes.round_bytes}));
   ASSIGN_OR_RETURN(RawDisk raw, RawDisk::Make({.path = daemon.folder() + "/raw",
                                                .transfer_bytes = page_bytes,
-                                               .transfers = sizes.round_bytes / page_bytes}));
+                                               .transfers = sizes.round_bytes / page_bytes,
+                                               .memory_bytes = sizes.round_bytes}));
   const Residents residents{.socket = daemon.socket(),
                             .salt = "spill",
                             .pages = 0,
