@@ -14,6 +14,8 @@ namespace {
 constexpr MonotonicNs kNever = std::numeric_limits<MonotonicNs>::max();
 // Tasks of the device's thread: batches of writes, files made and removed.
 constexpr size_t kMostTasks = 4096;
+// Pages of a batch go to the device when so much of it is prepared: while the others are, it works.
+constexpr size_t kBytesSentTogether = 1u << 20;
 
 }  // namespace
 
@@ -194,6 +196,7 @@ bool Device::Equip(Transfer& transfer) {
 void Device::SendWrites(Transfers writes) {
   const auto prepare = [this, writes] {
     Transfers ready;
+    size_t bytes = 0;
     for (const auto& write : writes) {
       if (!write->file->status.ok()) {
         SendBack({write}, write->file->status, false);
@@ -201,6 +204,10 @@ void Device::SendWrites(Transfers writes) {
       }
       if (write->kind == Transfer::Kind::kWrite) PrepareWrite(*write);
       ready.push_back(write);
+      bytes += write->memory.size();
+      if (bytes < kBytesSentTogether) continue;
+      Send(std::exchange(ready, {}));
+      bytes = 0;
     }
     if (!ready.empty()) Send(std::move(ready));
   };
