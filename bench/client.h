@@ -32,6 +32,7 @@ using Sequence = std::unique_ptr<kvc_sequence, Closer<kvc_sequence_destroy>>;
 using Pages = std::unique_ptr<kvc_pages, Closer<kvc_pages_release>>;
 using Grants = std::unique_ptr<kvc_grants, Closer<kvc_grants_destroy>>;
 using Weights = std::unique_ptr<kvc_weights, Closer<kvc_detach>>;
+using Fetch = std::unique_ptr<kvc_fetch, Closer<kvc_fetch_destroy>>;
 
 inline constexpr size_t kMaxBatch = 512;  // Pages of one message (kvclient.h).
 

@@ -49,17 +49,17 @@ Result<std::string> FindTerraced() {
 }
 
 Result<Daemon> Daemon::Start(const DaemonOptions& options) {
-  std::string binary = options.binary;
-  if (binary.empty()) {
-    ASSIGN_OR_RETURN(binary, FindTerraced());
-  }
   std::error_code failed;
   std::string folder = (fs::temp_directory_path(failed) / "terrace-bench-XXXXXX").string();
   if (mkdtemp(folder.data()) == nullptr) return SystemError("mkdtemp " + folder, errno);
   Daemon daemon;
   daemon.folder_ = folder;
+  daemon.binary_ = options.binary;
+  if (daemon.binary_.empty()) {
+    ASSIGN_OR_RETURN(daemon.binary_, FindTerraced());
+  }
   RETURN_IF_ERROR(daemon.WriteConfig(options));
-  RETURN_IF_ERROR(daemon.Launch(binary));
+  RETURN_IF_ERROR(daemon.Launch());
   RETURN_IF_ERROR(daemon.AwaitReady(options));
   return daemon;
 }
@@ -81,6 +81,10 @@ Status Daemon::WriteConfig(const DaemonOptions& options) const {
   if (options.tenants > 0) {
     config << "[metrics]\nlisten = \"" << metrics() << "\"\n";
   }
+  if (options.store_bytes > 0) {
+    config << "[[nvme]]\npath = \"" << folder_ << "/store\"\ncapacity = \"" << options.store_bytes
+           << "\"\n";
+  }
   for (uint32_t tenant = 0; tenant < options.tenants; ++tenant) {
     config << "[[socket]]\npath = \"" << socket_of(tenant) << "\"\ntenant = \"tenant-" << tenant
            << "\"\n";
@@ -91,7 +95,7 @@ Status Daemon::WriteConfig(const DaemonOptions& options) const {
   return {};
 }
 
-Status Daemon::Launch(const std::string& binary) {
+Status Daemon::Launch() {
   const std::string config = folder_ + "/terraced.toml";
   const pid_t parent = getpid();
   pid_ = fork();
@@ -101,7 +105,7 @@ Status Daemon::Launch(const std::string& binary) {
     if (getppid() != parent) _exit(1);
     // Its standard output would mix with the one object that a suite prints.
     dup2(STDERR_FILENO, STDOUT_FILENO);
-    execl(binary.c_str(), "terraced", "--config", config.c_str(), nullptr);
+    execl(binary_.c_str(), "terraced", "--config", config.c_str(), nullptr);
     _exit(127);
   }
   pidfd_.Reset(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
@@ -146,6 +150,19 @@ Result<double> Daemon::ProcessorSeconds() const {
   return seconds;
 }
 
+Status Daemon::KillAndLaunch() {
+  kill(pid_, SIGKILL);
+  int state = 0;
+  AwaitEnd(&state);
+  return Launch();
+}
+
+void Daemon::AwaitEnd(int* state) {
+  while (waitpid(pid_, state, 0) < 0 && errno == EINTR) {
+  }
+  pid_ = -1;
+}
+
 Daemon::~Daemon() {
   (void)Stop();
 }
@@ -159,13 +176,11 @@ Status Daemon::Stop() {
       kill(pid_, SIGKILL);
     }
     int state = 0;
-    while (waitpid(pid_, &state, 0) < 0 && errno == EINTR) {
-    }
+    AwaitEnd(&state);
     if (outcome.ok() && !(WIFEXITED(state) && WEXITSTATUS(state) == 0)) {
       outcome = {Code::kInternal,
                  "terraced did not end well: wait status " + std::to_string(state)};
     }
-    pid_ = -1;
   }
   if (!folder_.empty()) {
     std::error_code failed;

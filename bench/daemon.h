@@ -21,6 +21,7 @@ struct DaemonOptions {
   // Not 0: so many tenants, each with a socket of its own (socket_of), and metrics are served. The
   // first tenant's socket is socket().
   uint32_t tenants = 0;
+  uint64_t store_bytes = 0;  // Not 0: it has a page store, in its folder.
 };
 
 class Daemon {
@@ -31,7 +32,8 @@ class Daemon {
   Daemon(Daemon&& other) noexcept
       : pid_(std::exchange(other.pid_, -1)),
         pidfd_(std::move(other.pidfd_)),
-        folder_(std::exchange(other.folder_, {})) {}
+        folder_(std::exchange(other.folder_, {})),
+        binary_(std::move(other.binary_)) {}
   Daemon& operator=(Daemon&&) = delete;
   ~Daemon();  // Stop, whatever comes of it.
 
@@ -46,18 +48,23 @@ class Daemon {
   const std::string& folder() const { return folder_; }
   // Processor time of all its threads so far, from /proc.
   Result<double> ProcessorSeconds() const;
+  // SIGKILL, and the same again on what that left. Returns when it is started, and accepts
+  // connections some time later.
+  Status KillAndLaunch();
   // SIGTERM, and SIGKILL after ten seconds. Ok if it ended by itself with exit code 0.
   Status Stop();
 
  private:
   Daemon() = default;
   Status WriteConfig(const DaemonOptions& options) const;
-  Status Launch(const std::string& binary);
+  Status Launch();
+  void AwaitEnd(int* state);
   Status AwaitReady(const DaemonOptions& options) const;
 
   pid_t pid_ = -1;
   UniqueFd pidfd_;
   std::string folder_;
+  std::string binary_;
 };
 
 // The terraced that belongs to this program: beside it, or where the build tree has it.

@@ -48,6 +48,10 @@ constexpr Suite kSuites[] = {
     {"connect", "Connect, first hit, disconnect, 100,000 times", RunConnect},
     {"flood", "56 clients with and without 8 hostile ones", RunFlood},
     {"control", "Round trips and commits, against a bare echo", RunControl},
+    {"spill", "Pages written to the store, against the bare disk", RunSpill},
+    {"promote", "Pages read back from the store, against the bare disk", RunPromote},
+    {"restart", "SIGKILL with 1,000,000 stored pages, to the first hit", RunRestart},
+    {"verify", "What checking the bytes of stored pages costs", RunVerify},
     {"metrics", "Scrapes of 32 tenants with 1,000 spaces under load", RunMetrics},
 };
 

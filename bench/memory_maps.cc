@@ -86,4 +86,13 @@ Result<uint64_t> MappedDirectoryCapacity() {
   return capacity;
 }
 
+Result<double> StatusBytes(pid_t pid, const std::string& field) {
+  std::ifstream status("/proc/" + std::to_string(pid) + "/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with(field + ":")) return 1024 * std::stod(line.substr(field.size() + 1));
+  }
+  return Status(Code::kUnavailable,
+                field + " of process " + std::to_string(pid) + " cannot be read");
+}
+
 }  // namespace terrace::bench

@@ -29,6 +29,9 @@ Result<std::vector<MappedRange>> MapsOf(pid_t pid);
 
 Result<uint64_t> OpenDescriptors(pid_t pid);
 
+// A line of /proc/PID/status that counts kB ("RssAnon"), in bytes.
+Result<double> StatusBytes(pid_t pid, const std::string& field);
+
 // Capacity, in entries, of the newest directory that this process maps.
 Result<uint64_t> MappedDirectoryCapacity();
 

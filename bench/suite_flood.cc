@@ -11,7 +11,6 @@
 
 #include <array>
 #include <cmath>
-#include <fstream>
 
 #include "base/random.h"
 #include "bench/content.h"
@@ -148,15 +147,6 @@ Status BeGood(const Residents& residents, const Sizes& sizes, uint64_t number, L
   while (link.Receive<Go>())
     RETURN_IF_ERROR(link.Send(client.Work(sizes.seconds)));
   return {};
-}
-
-// A line of /proc/PID/status, in bytes.
-Result<double> StatusBytes(pid_t pid, const std::string& field) {
-  std::ifstream status("/proc/" + std::to_string(pid) + "/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.starts_with(field + ":")) return 1024 * std::stod(line.substr(field.size() + 1));
-  }
-  return Status(Code::kUnavailable, "the daemon's memory cannot be read");
 }
 
 struct Round {

@@ -28,5 +28,9 @@ Result<Figures> RunControl(const SuiteOptions& options);
 Result<Figures> RunMetrics(const SuiteOptions& options);
 Result<Figures> RunConnect(const SuiteOptions& options);
 Result<Figures> RunFlood(const SuiteOptions& options);
+Result<Figures> RunSpill(const SuiteOptions& options);
+Result<Figures> RunPromote(const SuiteOptions& options);
+Result<Figures> RunRestart(const SuiteOptions& options);
+Result<Figures> RunVerify(const SuiteOptions& options);
 
 }  // namespace terrace::bench

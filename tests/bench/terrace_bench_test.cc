@@ -73,6 +73,10 @@ INSTANTIATE_TEST_SUITE_P(
         SuiteCase{{"flood"},
                   {"errors_for_good_clients", "hit_ns_p50_ratio", "daemon_memory_growth_bytes"}},
         SuiteCase{{"control"}, {"rtt_over_echo", "commits_per_second"}},
+        SuiteCase{{"spill"}, {"spill_over_raw", "put_slowdown"}},
+        SuiteCase{{"promote"}, {"promote_over_raw", "added_us"}},
+        SuiteCase{{"restart"}, {"restart_seconds", "pages_found", "bytes_per_indexed_page"}},
+        SuiteCase{{"verify"}, {"verify_cost"}},
         SuiteCase{{"metrics"}, {"scrape_ms", "loop_ms_p99", "ping_us_p99"}}),
     [](const auto& tested) {
       const auto& arguments = tested.param.arguments;
@@ -96,6 +100,9 @@ TEST(SuiteCounts, AClientLeavesNothingBehind) {
 }
 TEST(SuiteCounts, HostileClientsCauseNoErrors) {
   EXPECT_EQ(FiguresOf({"flood", "--quick"})["figures"]["errors_for_good_clients"], 0);
+}
+TEST(SuiteCounts, AKilledDaemonFindsEveryPage) {
+  EXPECT_EQ(FiguresOf({"restart", "--quick"})["figures"]["pages_found"], 1);
 }
 TEST(SuiteCounts, ABatchIsTwoMessages) {
   EXPECT_EQ(FiguresOf({"put", "--quick"})["figures"]["messages_per_batch"], 2);

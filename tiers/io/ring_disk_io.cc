@@ -28,8 +28,11 @@ namespace {
 constexpr uint64_t kWokenId = 1;
 constexpr uint64_t kCancelId = 2;
 
-// Completions handled before what was submitted meanwhile goes to the kernel.
+// Completions handled before what was submitted meanwhile goes to the kernel: so many, or of so
+// many bytes. A device may answer for all that it has at once, and would have nothing to do while
+// one page after the other is checked.
 constexpr unsigned kCompletionsATurn = 16;
+constexpr size_t kBytesATurn = 1u << 20;
 
 Status Refused(const std::string& what, int negative_error) {
   return SystemError(what, -negative_error);
@@ -253,7 +256,8 @@ class RingThread {
 
   void TakeCompletions() {
     io_uring_cqe* completion = nullptr;
-    for (unsigned i = 0; i < kCompletionsATurn; ++i) {
+    size_t bytes = 0;
+    for (unsigned i = 0; i < kCompletionsATurn && bytes < kBytesATurn; ++i) {
       if (::io_uring_peek_cqe(&ring_.get(), &completion) != 0) return;
       const uint64_t id = completion->user_data;
       const int result = completion->res;
@@ -263,6 +267,7 @@ class RingThread {
       } else if (id != kCancelId) {
         Flight* flight = flights_.Find(id);
         TERRACE_CHECK(flight != nullptr);
+        bytes += flight->bytes;
         Ended(*flight, result);
       }
     }

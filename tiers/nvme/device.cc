@@ -17,6 +17,8 @@ namespace {
 constexpr size_t kMostTasks = 4096;
 // What had less time since its turn came and was late says nothing about the device.
 constexpr MonotonicNs kFairNs = 100 * kNsPerMs;
+// Pages of a batch go to the device when so much of it is prepared: while the others are, it works.
+constexpr size_t kBytesSentTogether = 1u << 20;
 
 }  // namespace
 
@@ -242,6 +244,7 @@ bool Device::Equip(Transfer& transfer) {
 void Device::SendWrites(Transfers writes) {
   const auto prepare = [this, writes] {
     Transfers ready;
+    size_t bytes = 0;
     for (const auto& write : writes) {
       if (!write->file->status.ok()) {
         SendBack({write}, write->file->status, false);
@@ -249,6 +252,10 @@ void Device::SendWrites(Transfers writes) {
       }
       if (write->kind == Transfer::Kind::kWrite) PrepareWrite(*write);
       ready.push_back(write);
+      bytes += write->memory.size();
+      if (bytes < kBytesSentTogether) continue;
+      Send(std::exchange(ready, {}));
+      bytes = 0;
     }
     if (!ready.empty()) Send(std::move(ready));
   };
