@@ -54,6 +54,8 @@ TEST(Admission, AnEmptyBudgetPaysForNothing) {
   AdmissionFigures figures = Roomy();
   figures.budget_bytes = 0;
   EXPECT_EQ(Admit(figures), Unspilled::kBudget);
+  figures.free_bytes = 105;
+  EXPECT_EQ(Admit(figures), Unspilled::kBudget) << "nor for those who ask not what is worth it";
 }
 
 TEST(WriteBudget, FillsByTheDayUpToItsBurst) {

@@ -12,13 +12,14 @@ constexpr double kNsPerDay = 86'400.0 * 1e9;
 Unspilled Admit(const AdmissionFigures& figures) {
   if (!figures.device_writes) return Unspilled::kDevice;
   if (figures.queued_pages >= figures.max_queued_pages) return Unspilled::kQueue;
+  // Before what the page is worth: who writes it regardless of that has no more budget than others.
+  if (figures.budget_bytes == 0) return Unspilled::kBudget;
   const uint64_t used =
       figures.capacity_bytes - std::min(figures.capacity_bytes, figures.free_bytes);
   if (used + figures.place_bytes > figures.high_bytes &&
       figures.frequency <= figures.victim_frequency) {
     return Unspilled::kRare;
   }
-  if (figures.budget_bytes == 0) return Unspilled::kBudget;
   return Unspilled::kNone;
 }
 

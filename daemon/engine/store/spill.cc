@@ -56,14 +56,24 @@ Unspilled Spill::Judge(SlotRef slot) {
 }
 
 Spill::Item Spill::ItemOf(SlotRef slot) {
-  slot->queued = true;
   Item item;
   item.tenant = slot.slab->tenant();
   item.extent = shm::ExtentOf(slot.slab->HandleOf(slot.index));
   item.name = slot->name;
-  item.charged_bytes = PlaceBytes(slot);
+  item.charged_bytes = Paid(slot) ? 0 : PlaceBytes(slot);
   budget_.Take(item.charged_bytes, parts_.clock.Now());
+  slot->queued = true;
   return item;
+}
+
+// Whether the budget was charged for the page already: it waits to be written, or is.
+bool Spill::Paid(SlotRef slot) const {
+  if (slot->queued) return true;
+  const Space* space = SpaceOf(slot.slab->tenant(), slot->name);
+  if (space == nullptr) return false;
+  const ItemId id = parts_.stored.Find(space->id, slot->name.part, slot->name.key);
+  return id != kNoRecord && parts_.stored.at(id).state == StoredState::kWriting &&
+         !parts_.stored.at(id).doomed;
 }
 
 void Spill::Offer(SlotRef slot) {
@@ -90,7 +100,8 @@ bool Spill::Save(SlotRef slot, bool regardless) {
 }
 
 void Spill::Persist(SlotRef slot, Saved saved) {
-  const Unspilled why = Judge(slot);
+  Unspilled why = Judge(slot);
+  if (why == Unspilled::kBudget && Paid(slot)) why = Unspilled::kNone;
   if (why != Unspilled::kNone && why != Unspilled::kRare) {
     ++unspilled_[static_cast<size_t>(why)];
     return saved(why == Unspilled::kDevice ? Code::kUnavailable : Code::kExhausted);

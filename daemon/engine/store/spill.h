@@ -102,6 +102,7 @@ class Spill final : public StoredCopies {
   }
   Unspilled Judge(SlotRef slot);
   Item ItemOf(SlotRef slot);
+  bool Paid(SlotRef slot) const;
   // Whether the item can be written now; what it came to otherwise is done here.
   enum class Turned : uint8_t { kReady, kWaits, kOver };
   Turned Prepare(Item* item, Ready* ready);
