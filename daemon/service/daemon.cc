@@ -294,7 +294,7 @@ void Daemon::TellWithoutAdmin() const {
 }
 
 void Daemon::CheckTheHost() {
-  for (const HostFinding& finding : CheckHost(config_, ReadHostFacts())) {
+  for (const HostFinding& finding : CheckHost(config_, ReadHostFacts(config_))) {
     Log(finding.lacking ? LogLevel::kWarning : LogLevel::kDebug, "host-check",
         {{"subject", finding.subject},
          {"lacking", finding.lacking ? "yes" : "no"},
