@@ -118,6 +118,9 @@ std::string DescribeMemory(const Json& status) {
           Count(status, "/pages/grants") + " grants, " + Count(status, "/pages/abandoned_grants") +
           " of them past their deadline\n";
   text += "  limbo       " + Bytes(status, "/host/limbo_bytes") + " invalid but still pinned\n";
+  if (const uint64_t filling = Number(status, "/host/filling_bytes"); filling > 0) {
+    text += "  filling     " + HumanBytes(filling) + " being read from the store\n";
+  }
   text += "  free slots  " + Bytes(status, "/host/free_bytes") + "\n";
   if (const uint64_t gone = Number(status, "/host/held_gone_bytes"); gone > 0) {
     text += "  besides     " + HumanBytes(gone) + " of unloaded weights that clients still map\n";

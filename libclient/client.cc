@@ -27,6 +27,13 @@ Result<Deadline> Client::DeadlineOf(int32_t timeout_ms) const {
   return Deadline::In(timeout_ms == 0 ? options_.timeout_ms : timeout_ms);
 }
 
+Status Contact::CheckDoes(uint64_t capability, std::string_view what) const {
+  const messages::HelloReply& daemon = life->hello();
+  if ((daemon.capabilities & capability) != 0) return {};
+  return {Code::kMismatch, "the daemon, terraced " + daemon.daemon_version + ", is too old to " +
+                               std::string(what) + ": update it"};
+}
+
 Result<Contact> Client::contact() const {
   MutexLock lock(mu_);
   if (connected_.load(std::memory_order_relaxed) == 0) {

@@ -13,6 +13,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -46,6 +47,10 @@ struct ClientOptions {
 struct Contact {
   std::shared_ptr<Connection> connection;
   std::shared_ptr<Life> life;
+
+  // Whether that daemon does what the wire::Capability stands for; `what` completes "is too old
+  // to".
+  Status CheckDoes(uint64_t capability, std::string_view what) const;
 };
 
 class Client final : private ConnectionEvents {

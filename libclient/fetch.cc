@@ -9,6 +9,7 @@ Result<std::unique_ptr<Fetch>> Fetch::Ask(std::shared_ptr<Client> client, const 
                                           std::span<const Digest> keys, const FetchOptions& options,
                                           Deadline deadline) {
   ASSIGN_OR_RETURN(Contact now, client->contact());
+  RETURN_IF_ERROR(now.CheckDoes(wire::kStoreCapability, "prefetch pages"));
   const Binding& binding = space.binding();
   if (binding.life_epoch != now.life->epoch()) {
     return Status(Code::kStale, "the space could not be opened again after a reconnect");

@@ -63,6 +63,20 @@ uint64_t ResidentBytes(const HostReport& report) {
   return report.hugetlb_bytes + report.thp_bytes + report.small_page_bytes;
 }
 
+StoreOptions StoreOptionsOf(const Config& config, uint64_t memory_bytes) {
+  StoreOptions options;
+  options.write_bytes_per_day = config.write_bytes_per_day;
+  // No burst is more than a day's writes, or each start would write more than a day may.
+  if (config.write_bytes_per_day != 0) {
+    options.write_burst_bytes = std::min(options.write_burst_bytes, config.write_bytes_per_day);
+  }
+  // What is being written cannot be evicted, and what is being read takes the place of what is
+  // there: both leave room in a small memory.
+  options.max_writing_bytes = std::min(options.max_writing_bytes, memory_bytes / 8);
+  options.max_reading_bytes = std::min(options.max_reading_bytes, memory_bytes / 2);
+  return options;
+}
+
 }  // namespace
 
 Daemon::~Daemon() {
@@ -162,7 +176,7 @@ Status Daemon::StartEngine() {
   options.slab_bytes = config_.slab_bytes;
   options.block_bytes = config_.block_bytes;
   options.pretouch_bytes = config_.pretouch_bytes;
-  options.store.write_bytes_per_day = config_.write_bytes_per_day;
+  options.store = StoreOptionsOf(config_, capacity_->present_bytes());
   static_cast<ClientLimits&>(options) = ClientLimitsNow();
   EngineParts parts;
   parts.clock = &clock_;
@@ -217,7 +231,7 @@ Status Daemon::Start() {
   RETURN_IF_ERROR(StartEngine());
   RETURN_IF_ERROR(Listen());
   for (const std::string& problem : engine_->Summary().restore_problems) {
-    LogLimited(LogLevel::kWarning, "model-not-restored", {{"why", problem}});
+    LogLimited(LogLevel::kWarning, "not-restored", {{"why", problem}});
   }
   loop_.OnSignals({SIGTERM, SIGINT, SIGHUP}, [this](int signal) {
     // Without a file to read again SIGHUP means what it says: the terminal is gone.
@@ -301,7 +315,7 @@ void Daemon::TellWithoutAdmin() const {
 }
 
 void Daemon::CheckTheHost() {
-  for (const HostFinding& finding : CheckHost(config_, ReadHostFacts())) {
+  for (const HostFinding& finding : CheckHost(config_, ReadHostFacts(config_))) {
     Log(finding.lacking ? LogLevel::kWarning : LogLevel::kDebug, "host-check",
         {{"subject", finding.subject},
          {"lacking", finding.lacking ? "yes" : "no"},

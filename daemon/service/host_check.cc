@@ -1,8 +1,10 @@
 #include "daemon/service/host_check.h"
 
+#include <fcntl.h>
 #include <linux/io_uring.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -28,6 +30,8 @@ constexpr size_t kHugePage = 2u << 20;
 constexpr unsigned kCapIpcLock = 14;  // linux/capability.h
 // Of the daemon itself: libraries, the journal's files, epoll and timers, the listening sockets.
 constexpr uint64_t kOwnDescriptors = 128;
+// Slot files of one directory of the store (docs/architecture.md).
+constexpr uint64_t kFilesOfDirectory = 512;
 
 uint64_t LimitOf(__rlimit_resource resource, bool hard) {
   rlimit limit{};
@@ -63,6 +67,19 @@ int ProbeIoUring() {
   io_uring_params params{};
   const UniqueFd ring(static_cast<int>(::syscall(SYS_io_uring_setup, 1, &params)));
   return ring ? 0 : errno;
+}
+
+// The directory itself may have to be made yet.
+NvmeFacts ProbeDirectory(const std::string& path) {
+  NvmeFacts facts{.path = path};
+  std::string at = path;
+  while (at.size() > 1 && ::access(at.c_str(), F_OK) != 0)
+    at.resize(std::max<size_t>(at.rfind('/'), 1));
+  struct statvfs system {};
+  if (::statvfs(at.c_str(), &system) == 0) facts.total_bytes = system.f_blocks * system.f_frsize;
+  const UniqueFd file(::open(at.c_str(), O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600));
+  facts.direct_error = file ? 0 : errno;
+  return facts;
 }
 
 uint64_t Wanted(const Config& config, const HostFacts& facts) {
@@ -137,14 +154,43 @@ HostFinding HugePages(const Config& config, const HostFacts& facts) {
           ", or use Linux 6.1 or later with transparent huge pages"};
 }
 
-HostFinding IoUring(const HostFacts& facts) {
-  // Not lacking: nothing of this version would use it.
-  if (facts.io_uring_error == 0) {
-    return {"io_uring", false, "it works; files are read by threads with pread all the same"};
+HostFinding IoUring(const Config& config, const HostFacts& facts) {
+  if (config.nvme.empty()) {
+    return {"io_uring", false, "not used: there is no [[nvme]] in the configuration"};
   }
-  return {"io_uring", false,
+  if (config.io_uring == IoUringChoice::kNever) {
+    return {"io_uring", false, "store.io_uring is \"never\": the store uses threads"};
+  }
+  if (facts.io_uring_error == 0) return {"io_uring", false, "it works, and the store uses it"};
+  return {"io_uring", true,
           "not to be had (" + std::string(std::strerror(facts.io_uring_error)) +
-              "); nothing follows: files are read by threads with pread"};
+              "). The store uses threads: each transfer costs two switches between them, and a "
+              "device that hangs keeps one of them. Set kernel.io_uring_disabled to 0, and allow "
+              "io_uring_setup, io_uring_enter and io_uring_register where system calls are "
+              "filtered"};
+}
+
+HostFinding Directory(const NvmeConfig& nvme, const NvmeFacts& facts) {
+  const std::string path = nvme.path + ": ";
+  if (facts.direct_error == EINVAL) {
+    return {"nvme", true,
+            path +
+                "its file system knows no O_DIRECT, and the daemon does not start. Choose a "
+                "directory on ext4 or xfs"};
+  }
+  if (facts.total_bytes != 0 && facts.total_bytes < nvme.capacity_bytes) {
+    return {"nvme", true,
+            path + "nvme.capacity is " + RoundedSizeText(nvme.capacity_bytes) +
+                ", and its file system has " + RoundedSizeText(facts.total_bytes) +
+                ". When that is full the store takes no more pages; what it has is served. Lower "
+                "nvme.capacity, or mount what is meant to be there"};
+  }
+  if (facts.direct_error != 0) {
+    return {"nvme", false,
+            path + "whether O_DIRECT works was not tried (" +
+                std::string(std::strerror(facts.direct_error)) + ")"};
+  }
+  return {"nvme", false, path + "O_DIRECT works"};
 }
 
 HostFinding Descriptors(const Config& config, const HostFacts& facts) {
@@ -153,7 +199,8 @@ HostFinding Descriptors(const Config& config, const HostFacts& facts) {
                                   config.block_bytes != 0 ? config.block_bytes : UINT64_MAX);
   const uint64_t arena_bytes = arena == UINT64_MAX ? DefaultArenaBytes(wanted_bytes) : arena;
   const uint64_t open = kOwnDescriptors + wanted_bytes / arena_bytes + 2ull * config.clients +
-                        (config.connections - config.clients);
+                        (config.connections - config.clients) +
+                        kFilesOfDirectory * config.nvme.size();
   // Replies may hold a part of the limit besides.
   const uint64_t needed =
       (open * FdBudget::kPartOfLimit + FdBudget::kPartOfLimit - 2) / (FdBudget::kPartOfLimit - 1);
@@ -171,7 +218,7 @@ HostFinding Descriptors(const Config& config, const HostFacts& facts) {
 
 }  // namespace
 
-HostFacts ReadHostFacts() {
+HostFacts ReadHostFacts(const Config& config) {
   HostSystem& system = KernelHostSystem();
   HostFacts facts;
   facts.memory = ReadMemoryLimit();
@@ -182,12 +229,18 @@ HostFacts ReadHostFacts() {
   facts.shmem_huge_pages = system.ShmemHugePages();
   facts.collapse_error = ProbeCollapse(system);
   facts.io_uring_error = ProbeIoUring();
+  for (const NvmeConfig& nvme : config.nvme)
+    facts.nvme.push_back(ProbeDirectory(nvme.path));
   return facts;
 }
 
 std::vector<HostFinding> CheckHost(const Config& config, const HostFacts& facts) {
-  return {Memory(config, facts), Memlock(config, facts), HugePages(config, facts), IoUring(facts),
-          Descriptors(config, facts)};
+  std::vector<HostFinding> findings = {Memory(config, facts), Memlock(config, facts),
+                                       HugePages(config, facts), IoUring(config, facts),
+                                       Descriptors(config, facts)};
+  for (size_t i = 0; i < config.nvme.size() && i < facts.nvme.size(); ++i)
+    findings.push_back(Directory(config.nvme[i], facts.nvme[i]));
+  return findings;
 }
 
 }  // namespace terrace

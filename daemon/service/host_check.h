@@ -1,8 +1,9 @@
 // HostCheck: what this host lacks for a configuration, in words: what was found, what follows, and
 // what to do about it. At the start of the daemon, and for `terraced --check-host`.
 //
-// Nothing that it finds keeps the daemon from serving. Blocks for some file reads and one probe of
-// 2 MiB of memory; any thread.
+// Nothing that it finds keeps the daemon from serving, but a directory of the store without
+// O_DIRECT. Blocks for some file reads, one probe of 2 MiB of memory, and an unnamed file in each
+// directory of the store; any thread.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,13 @@
 
 namespace terrace {
 
+// Of the file system that a directory of the store is on, or would be made on.
+struct NvmeFacts {
+  std::string path;
+  int direct_error = 0;  // Of an unnamed file with O_DIRECT; EINVAL: it knows none; 0: it works.
+  uint64_t total_bytes = 0;  // 0: not read.
+};
+
 struct HostFacts {
   Result<MemoryLimit> memory = Status(Code::kUnavailable, "not read");
   uint64_t memlock_bytes = 0;  // RLIMIT_MEMLOCK; UINT64_MAX: no limit.
@@ -24,15 +32,16 @@ struct HostFacts {
   std::string shmem_huge_pages;
   int collapse_error = 0;  // Of MADV_COLLAPSE on 2 MiB of a memfd; 0: it works.
   int io_uring_error = 0;  // Of io_uring_setup; 0: it works.
+  std::vector<NvmeFacts> nvme;
 };
-HostFacts ReadHostFacts();
+HostFacts ReadHostFacts(const Config& config);
 
 struct HostFinding {
   std::string_view subject;  // "memlock"
   bool lacking = false;
   std::string text;
 };
-// One for each subject, in a fixed order.
+// One for each subject, in a fixed order; one for each directory of the store, last.
 std::vector<HostFinding> CheckHost(const Config& config, const HostFacts& facts);
 
 }  // namespace terrace

@@ -31,7 +31,7 @@ int PrintConfig(Config config) {
 }
 
 int PrintHostCheck(const Config& config) {
-  for (const HostFinding& finding : CheckHost(config, ReadHostFacts())) {
+  for (const HostFinding& finding : CheckHost(config, ReadHostFacts(config))) {
     std::printf("%-12s %s: %s\n", finding.lacking ? "lacking" : "good",
                 std::string(finding.subject).c_str(), finding.text.c_str());
   }

@@ -130,6 +130,7 @@ Json Host(const StatusReport& engine, const ServiceReport& service) {
           {"linked_bytes", engine.linked_bytes},
           {"granted_bytes", engine.granted_bytes},
           {"limbo_bytes", engine.limbo_bytes},
+          {"filling_bytes", engine.filling_bytes},
           {"free_bytes", engine.free_bytes},
           {"block_bytes", engine.block_bytes},
           {"held_gone_bytes", engine.held_gone_bytes},
@@ -198,10 +199,11 @@ Json ByClass(const Amount (&amounts)[kItemClasses]) {
   return json;
 }
 
+// By reason; the first is that there was none.
 template <size_t n, typename Counts>
 Json NotZero(const std::array<const char*, n>& names, const Counts& counts) {
   Json json = Json::object();
-  for (size_t i = 0; i < n; ++i) {
+  for (size_t i = 1; i < n; ++i) {
     if (counts[i] != 0) json[names[i]] = counts[i];
   }
   return json;

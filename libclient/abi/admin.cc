@@ -43,11 +43,7 @@ Status SetAccess(kvc_client* client, const char* name, const char* tenant, bool 
   Client& core = *Of(client)->client;
   ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
   ASSIGN_OR_RETURN(const auto now, core.contact());
-  const messages::HelloReply& daemon = now.life->hello();
-  if ((daemon.capabilities & wire::kModelAccessCapability) == 0) {
-    return {Code::kMismatch, "the daemon, terraced " + daemon.daemon_version +
-                                 ", is too old to grant or revoke models: update it"};
-  }
+  RETURN_IF_ERROR(now.CheckDoes(wire::kModelAccessCapability, "grant or revoke models"));
   return now.connection->Call(request, deadline).status();
 }
 
@@ -205,7 +201,10 @@ kvc_code kvc_demote(kvc_client* client, uint64_t bytes, int32_t timeout_ms, kvc_
     Client& core = *Of(client)->client;
     RETURN_IF_ERROR(CheckClient(core));
     ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
-    ASSIGN_OR_RETURN(const auto answer, core.Call(messages::Demote{.bytes = bytes}, deadline));
+    ASSIGN_OR_RETURN(const auto now, core.contact());
+    RETURN_IF_ERROR(now.CheckDoes(wire::kStoreCapability, "demote pages"));
+    ASSIGN_OR_RETURN(const auto answer,
+                     now.connection->Call(messages::Demote{.bytes = bytes}, deadline));
     if (demoted == nullptr) return {};
     return Write(
         kvc_demoted{.struct_size = 0, .pages = answer.reply.pages, .bytes = answer.reply.bytes},
@@ -219,6 +218,8 @@ kvc_code kvc_flush(kvc_client* client, int32_t timeout_ms, kvc_error* error) {
     Client& core = *Of(client)->client;
     RETURN_IF_ERROR(CheckClient(core));
     ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
-    return core.Call(messages::Flush{}, deadline).status();
+    ASSIGN_OR_RETURN(const auto now, core.contact());
+    RETURN_IF_ERROR(now.CheckDoes(wire::kStoreCapability, "flush a store"));
+    return now.connection->Call(messages::Flush{}, deadline).status();
   });
 }

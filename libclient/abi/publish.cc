@@ -104,6 +104,7 @@ kvc_code kvc_persist(kvc_client* client, const kvc_space* space, const kvc_key* 
     RETURN_IF_ERROR(CheckWriter(core));
     ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
     ASSIGN_OR_RETURN(const client::Contact now, core.contact());
+    RETURN_IF_ERROR(now.CheckDoes(wire::kStoreCapability, "make pages durable"));
     ASSIGN_OR_RETURN(const SpaceRef at, RefOf(*Of(space)->space, now));
     const messages::Persist request{
         .slot = at.slot,

@@ -24,8 +24,9 @@ inline ProgramOutput RunTerracectl(std::vector<std::string> arguments,
 
 class Terracectl : public ::testing::Test {
  protected:
+  virtual DaemonProcessOptions Options() const { return {}; }
   void SetUp() override {
-    auto daemon = DaemonProcess::Start();
+    auto daemon = DaemonProcess::Start(Options());
     ASSERT_TRUE(daemon) << daemon.error().ToString();
     daemon_ = *std::move(daemon);
   }

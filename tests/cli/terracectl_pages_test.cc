@@ -235,5 +235,66 @@ TEST_F(TerracectlPages, SpacesShowTheirLayout) {
   EXPECT_THAT(Run({"spaces"}).standard_output, HasSubstr(id_.substr(0, 12)));
 }
 
+// ---- The store
+
+class TerracectlStore : public TerracectlPages {
+ protected:
+  DaemonProcessOptions Options() const override {
+    DaemonProcessOptions options;
+    options.store = "[[nvme]]\npath = \"@/nvme\"\ncapacity = \"64MiB\"\n";
+    return options;
+  }
+  void Put(int first, int count) {
+    for (int i = first; i < first + count; ++i)
+      ASSERT_EQ(Run({"put", "--space", id_, "--key", KeyOf(i), PageFile('s')}).exit_code, 0);
+  }
+};
+
+TEST_F(TerracectlStore, TiersShowWhatIsStoredAndHowTheDevicesAre) {
+  Put(10, 4);
+  EXPECT_EQ(RunJson({"demote", "--all"})["pages"], 4);
+  const auto report = RunJson({"tiers"});
+  ASSERT_EQ(report["tiers"].size(), 2u);
+  EXPECT_EQ(report["tiers"][0]["tier"], "host");
+  const auto& store = report["tiers"][1];
+  EXPECT_EQ(store["pages"], 4);
+  EXPECT_EQ(store["spilled"]["bytes"], 4 * kPageBytes);
+  EXPECT_EQ(store["faults"], nlohmann::json::object());
+  EXPECT_EQ(store["devices"][0]["state"], "serving");
+  const std::string text = Run({"tiers"}).standard_output;
+  EXPECT_THAT(text, HasSubstr("4 of 1 spaces, durable against the end of the process"));
+  EXPECT_THAT(text, HasSubstr(daemon().folder() + "/nvme"));
+  EXPECT_THAT(text, HasSubstr("serving"));
+  EXPECT_THAT(text, HasSubstr("default"));
+}
+
+TEST_F(TerracectlStore, DemoteTakesStoredPagesOutOfMemory) {
+  Put(10, 6);
+  EXPECT_GE(RunJson({"demote", "--bytes", "8K"})["pages"], 2);
+  const auto text = Run({"demote", "--all"});
+  EXPECT_EQ(text.exit_code, 0) << text.standard_error;
+  EXPECT_THAT(text.standard_output, HasSubstr("are in the store alone"));
+  EXPECT_EQ(RunJson({"pages"})["pages"].size(), 0u);
+  EXPECT_EQ(RunJson({"tiers"})["tiers"][1]["pages"], 6);
+}
+
+TEST_F(TerracectlStore, FlushWaits) {
+  Put(10, 2);
+  const auto text = Run({"flush"});
+  EXPECT_EQ(text.exit_code, 0) << text.standard_error;
+  EXPECT_THAT(text.standard_output, HasSubstr("survives the loss of power"));
+  EXPECT_EQ(RunJson({"flush"}), nlohmann::json::object());
+}
+
+TEST_F(TerracectlPages, WithoutAStoreItsVerbsSaySo) {
+  for (const std::vector<std::string>& call :
+       {std::vector<std::string>{"demote", "--all"}, {"flush"}}) {
+    const ProgramOutput output = Run(call);
+    EXPECT_NE(output.exit_code, 0) << call[0];
+    EXPECT_THAT(output.standard_error, HasSubstr("the daemon has no store")) << call[0];
+  }
+  EXPECT_EQ(RunJson({"tiers"})["tiers"].size(), 1u);
+}
+
 }  // namespace
 }  // namespace terrace

@@ -75,6 +75,11 @@ TEST(TerracectlAlone, RefusesWrongUsage) {
       {"evict", "--bytes", "lots"},
       {"evict", "--bytes", "0"},
       {"evict", "--bytes", "1K", "--all"},
+      {"demote"},
+      {"demote", "--bytes", "some"},
+      {"demote", "--bytes", "1K", "--all"},
+      {"flush", "now"},
+      {"tiers", "nvme"},
       {"pages", "--limit", "0"},
       {"put", "--space", "00", "-"},
       {"put", "--space", "00", "--key", "00", "--tokens", "1", "-"},
@@ -92,8 +97,9 @@ TEST(TerracectlAlone, RefusesWrongUsage) {
 TEST(TerracectlAlone, HelpNamesEveryVerbAndExitCode) {
   const ProgramOutput output = RunTerracectl({"--help"});
   EXPECT_EQ(output.exit_code, 0);
-  for (const char* word : {"status", "models", "model", "load", "unload", "spaces", "clients",
-                           "pages", "put", "get", "evict", "version", "Exit codes: 0"}) {
+  for (const char* word :
+       {"status", "models", "model", "load", "unload", "spaces", "clients", "pages", "put", "get",
+        "evict", "tiers", "demote", "flush", "version", "Exit codes: 0"}) {
     EXPECT_THAT(output.standard_output, HasSubstr(word));
   }
 }

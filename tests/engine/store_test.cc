@@ -454,7 +454,9 @@ TEST(StoreBounds, TheBudgetEndsWritingForTheDay) {
   client.PutChain(space, 0, 5);
   EXPECT_EQ(w.Unspilled(Unspilled::kBudget), 2u);
   EXPECT_THAT(***client.Persist(space, {4}), ElementsAre(Code::kExhausted));
+  const auto paid = client.Persist(space, {0, 1, 2});
   w.world.Settle();
+  EXPECT_THAT(***paid, ElementsAre(Code::kOk, Code::kOk, Code::kOk)) << "they are on their way";
   EXPECT_EQ(w.store.pages(), 3u);
   w.world.clock.Advance(2 * kNsPerSecond);
   const auto persisted = client.Persist(space, {4});

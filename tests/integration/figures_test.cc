@@ -77,7 +77,7 @@ class FiguresTest : public IntegrationTest {
     const Json host = Report("status")["host"];
     EXPECT_EQ(host["used_bytes"].get<uint64_t>(),
               host["linked_bytes"].get<uint64_t>() + host["granted_bytes"].get<uint64_t>() +
-                  host["limbo_bytes"].get<uint64_t>() + host["free_bytes"].get<uint64_t>() +
+                  host["limbo_bytes"].get<uint64_t>() + host["filling_bytes"].get<uint64_t>() + host["free_bytes"].get<uint64_t>() +
                   host["block_bytes"].get<uint64_t>());
     EXPECT_LE(host["used_bytes"], host["capacity_bytes"]);
   }

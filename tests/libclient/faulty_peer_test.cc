@@ -308,22 +308,12 @@ void AnswerGrant(ScriptedPeer& peer, uint64_t request, const std::vector<uint64_
   peer.Send(Type::kGrantReply, request, reply, {arena->get()});
 }
 
-void AnswerOpen(ScriptedPeer& peer, uint64_t request) {
-  wire::OpenSpaceReply reply;
-  reply.set_space_id(std::string(32, 'x'));
-  reply.set_slot(1);
-  reply.set_epoch(1);
-  reply.set_page_bytes(4096);
-  reply.mutable_layout()->set_page_tokens(16);
-  peer.Send(Type::kOpenSpaceReply, request, reply);
-}
-
 class GivenBack : public testing::Test {
  protected:
   void SetUp() override {
     peer_.SetScript([this](ScriptedPeer& p, const Frame& f) {
       if (f.header.type == Type::kOpenSpace) {
-        AnswerOpen(p, f.header.request);
+        p.AnswerOpenSpace(f);
         return Act::kHandled;
       }
       if (f.header.type == Type::kGrant) {
@@ -471,7 +461,7 @@ TEST(FaultyPeer, LongRepliesAndLongRequestsDoNotWaitForEachOther) {
   ScriptedPeer peer;
   peer.SetScript([&](ScriptedPeer& p, const Frame& f) {
     if (f.header.type == Type::kOpenSpace) {
-      AnswerOpen(p, f.header.request);
+      p.AnswerOpenSpace(f);
     } else if (f.header.type == Type::kDrop) {
       p.SendBody(Type::kDropReply, f.header.request, reply);
     } else {
@@ -579,7 +569,7 @@ TEST(FaultyPeer, SpaceThatCannotBeOpenedAgainMissesAsStale) {
   ScriptedPeer peer;
   peer.SetScript(On(Type::kOpenSpace, [&](ScriptedPeer& p, const Frame& f) {
     if (open) {
-      AnswerOpen(p, f.header.request);
+      p.AnswerOpenSpace(f);
     } else {
       p.SendError(f.header.request, 2, "no such model");
     }
@@ -739,6 +729,9 @@ TEST(OtherReleases, WhatADaemonCannotDoYetIsNotAskedOfIt) {
   EXPECT_EQ(kvc_model_grant(client.get(), "m", "t", 0, &error), KVC_MISMATCH);
   EXPECT_NE(std::string(error.message).find("too old"), std::string::npos) << error.message;
   EXPECT_EQ(peer.CountOf(Type::kModelAccess), 0u);
+  EXPECT_EQ(kvc_demote(client.get(), 0, 0, nullptr, &error), KVC_MISMATCH);
+  EXPECT_EQ(kvc_flush(client.get(), 0, &error), KVC_MISMATCH);
+  EXPECT_EQ(peer.CountOf(Type::kDemote) + peer.CountOf(Type::kFlush), 0u);
   EXPECT_EQ(kvc_ping(client.get(), 0, nullptr), KVC_OK);  // The rest goes on.
 }
 

@@ -55,6 +55,11 @@ void ScriptedPeer::SetLife(uint64_t life) {
   life_ = life;
 }
 
+void ScriptedPeer::SetCapabilities(uint64_t capabilities) {
+  MutexLock lock(mu_);
+  capabilities_ = capabilities;
+}
+
 void ScriptedPeer::SetResumes(bool resumes) {
   MutexLock lock(mu_);
   resumes_ = resumes;
@@ -151,6 +156,7 @@ void ScriptedPeer::AnswerHello(const Frame& request) {
   {
     MutexLock lock(mu_);
     reply.set_life(life_);
+    reply.set_capabilities(capabilities_);
     resumes = resumes_;
     if (hello.resume_client() == 0) ++clients_;
     reply.set_client(hello.resume_client() != 0 ? hello.resume_client() : clients_);
@@ -165,6 +171,16 @@ void ScriptedPeer::AnswerHello(const Frame& request) {
   } else {
     SendError(request.header.request, static_cast<uint32_t>(Code::kStale), "no such client");
   }
+}
+
+void ScriptedPeer::AnswerOpenSpace(const Frame& request) {
+  wire::OpenSpaceReply reply;
+  reply.set_space_id(std::string(32, 'x'));
+  reply.set_slot(1);
+  reply.set_epoch(1);
+  reply.set_page_bytes(4096);
+  reply.mutable_layout()->set_page_tokens(16);
+  Send(wire::Type::kOpenSpaceReply, request.header.request, reply);
 }
 
 void ScriptedPeer::Answer(const Frame& request) {

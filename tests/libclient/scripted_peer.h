@@ -51,7 +51,11 @@ class ScriptedPeer {
 
   // A hello that is answered as by a daemon in its life `life`.
   void AnswerHello(const Frame& request);
+  // A space of pages of 4 KiB and 16 tokens, in slot 1 and epoch 1.
+  void AnswerOpenSpace(const Frame& request);
   void SetLife(uint64_t life) EXCLUDES(mu_);
+  // Of the hellos from now on; none at first, as of a daemon from before there were any.
+  void SetCapabilities(uint64_t capabilities) EXCLUDES(mu_);
   // Whether a hello that resumes is taken.
   void SetResumes(bool resumes) EXCLUDES(mu_);
   static UniqueFd MakeChannel(size_t bytes);
@@ -73,6 +77,7 @@ class ScriptedPeer {
   std::shared_ptr<FrameSocket> connection_ GUARDED_BY(mu_);
   std::vector<wire::Type> requests_ GUARDED_BY(mu_);
   uint64_t life_ GUARDED_BY(mu_) = 7;
+  uint64_t capabilities_ GUARDED_BY(mu_) = 0;
   bool resumes_ GUARDED_BY(mu_) = true;
   uint64_t clients_ GUARDED_BY(mu_) = 0;
 };

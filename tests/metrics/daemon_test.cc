@@ -3,7 +3,7 @@
 #include "proto/shared_memory.h"
 #include "tests/cli/run_program.h"
 #include "tests/integration/effort.h"
-#include "tests/integration/integration_test.h"
+#include "tests/integration/store_steps.h"
 
 namespace terrace {
 namespace {
@@ -26,8 +26,13 @@ class MetricsTest : public IntegrationTest {
   }
   // Promise 6, of the exported figures.
   static void ExpectItAddsUp(const Scrape& scrape) {
-    EXPECT_EQ(scrape.Sum("terrace_extent_bytes"), scrape.Sum("terrace_tier_used_bytes"));
-    EXPECT_LE(scrape.Sum("terrace_tier_used_bytes"), scrape.Sum("terrace_tier_capacity_bytes"));
+    for (const std::string tier : {"host", "nvme"}) {
+      const bench::Labels of_tier = {{"tier", tier}};
+      EXPECT_EQ(scrape.Sum("terrace_extent_bytes", of_tier),
+                scrape.Sum("terrace_tier_used_bytes", of_tier));
+      EXPECT_LE(scrape.Sum("terrace_tier_used_bytes", of_tier),
+                scrape.Sum("terrace_tier_capacity_bytes", of_tier));
+    }
     for (const bench::Sample& sample : scrape.samples()) {
       if (sample.name != "terrace_lookups_total") continue;
       const bench::Labels tenant = {{"tenant", sample.labels.at("tenant")}};
@@ -175,9 +180,53 @@ TEST_F(MetricsTest, EvictionsAreToldByReason) {
   EXPECT_EQ(scrape.Sum("terrace_evicted_bytes_total"), 100 * kPage);
 }
 
+TEST_F(MetricsTest, TheStoreAddsUpWhilePagesComeAndGo) {
+  DaemonProcessOptions options;
+  options.capacity = "16MiB";
+  options.metrics = true;
+  options.store = kOneDirectory;
+  StartDaemon(options);
+  constexpr uint64_t kWorkers = 2;
+  SharedWords<std::atomic<uint64_t>> ended;
+  std::vector<bench::Child> clients;
+  for (uint64_t seed = 0; seed < kWorkers; ++seed) {
+    clients.push_back(StartClient("worker", [&, seed](kvc_client* client, bench::Link&) -> Status {
+      ASSIGN_OR_RETURN(const StoreSteps steps,
+                       StoreSteps::Open(client, kPage, std::to_string(seed)));
+      for (uint64_t round = 0; round < 20; ++round) {
+        const std::vector<kvc_key> keys = Keys(round * 16, 16);
+        RETURN_IF_ERROR(PutPages(client, steps.space(), keys).status());
+        RETURN_IF_ERROR(steps.Persist(keys));
+        RETURN_IF_ERROR(steps.ExpectStored(Keys(round * 8, 16)));
+      }
+      ++*ended;
+      return {};
+    }));
+  }
+  while (*ended < kWorkers && Runs(clients[0]) && Runs(clients[1]))
+    ExpectItAddsUp(Ask());
+  for (bench::Child& client : clients)
+    ExpectDone(client);
+  const Scrape scrape = Ask();
+  ExpectItAddsUp(scrape);
+  const bench::Labels stored = {{"tier", "nvme"}, {"class", "kv"}, {"tenant", "default"}};
+  EXPECT_EQ(scrape.Sum("terrace_extents", stored), kWorkers * 20 * 16);
+  EXPECT_EQ(scrape.Sum("terrace_store_spilled_pages_total"), kWorkers * 20 * 16);
+  EXPECT_EQ(scrape.Sum("terrace_transfer_bytes_total", {{"from", "host"}, {"to", "nvme"}}),
+            kWorkers * 20 * 16 * kPage);
+  EXPECT_GT(scrape.Sum("terrace_promoted_pages_total"), 0);
+  EXPECT_EQ(scrape.Sum("terrace_store_faults_total"), 0);
+  EXPECT_EQ(scrape.Sum("terrace_device_state", {{"state", "serving"}}), 1);
+  EXPECT_EQ(scrape.Sum("terrace_device_allocated_bytes"),
+            scrape.Sum("terrace_tier_used_bytes", {{"tier", "nvme"}}));
+}
+
 TEST_F(MetricsTest, PromtoolAcceptsTheDaemonsText) {
   if (std::string_view(PROMTOOL_PATH).empty()) GTEST_SKIP() << "there is no promtool";
-  StartDaemon();
+  DaemonProcessOptions options;
+  options.metrics = true;
+  options.store = kOneDirectory;
+  StartDaemon(options);
   Report("status");
   ProgramCall check;
   check.program = PROMTOOL_PATH;

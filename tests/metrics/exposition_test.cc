@@ -37,6 +37,11 @@ Snapshot FullSnapshot() {
   snapshot.engine.spaces.push_back(space);
   snapshot.service.traffic.frames_received[2] = 1;
   snapshot.service.traffic.frames_sent[3] = 1;
+  StoreFigures& store = snapshot.engine.store;
+  store.present = true;
+  store.store.devices.resize(1);
+  store.store.devices[0].path = "/mnt/nvme0";
+  store.write_budget_bytes = 5;
   snapshot.loop.counts[0] = 2;
   snapshot.loop.counts.back() = 1;
   snapshot.loop.total_ns = 3'000'000'000;
@@ -140,8 +145,58 @@ TEST(Exposition, NoNameOfATenantOrModelSpoilsAScrape) {
   EXPECT_EQ(PromtoolCheck(scrape.text()).exit_code, 0);
 }
 
+TEST(Exposition, TheStoreIsToldByTenantClassAndReason) {
+  Snapshot snapshot = FullSnapshot();
+  StoreFigures& store = snapshot.engine.store;
+  const int kv = static_cast<int>(ItemClass::kKv);
+  snapshot.engine.tenants[0].stored[kv] = {3, 3000};
+  store.absent[kv] = {1, 1000};
+  store.used_bytes = 4000;
+  store.capacity_bytes = 9000;
+  store.spilled = {5, 5000};
+  store.promoted = {2, 2000};
+  store.erased[static_cast<int>(StoredErasure::kRoom)] = {2, 2000};
+  store.unspilled[static_cast<int>(Unspilled::kBudget)] = 7;
+  store.faults[static_cast<int>(ReadFault::kNone)] = 100;
+  store.faults[static_cast<int>(ReadFault::kData)] = 1;
+  store.fetch_latency_ns = 250'000;
+  DeviceReport& device = store.store.devices[0];
+  device.state = DeviceState::kReadOnly;
+  device.written_bytes = 6000;
+  device.write_errors = 4;
+  const Scrape scrape = ScrapeOf(snapshot);
+  EXPECT_EQ(
+      scrape.Sum("terrace_extent_bytes",
+                 {{"tier", "nvme"}, {"class", "kv"}, {"tenant", "acme"}, {"state", "stored"}}),
+      3000);
+  EXPECT_EQ(scrape.Sum("terrace_extent_bytes", {{"tier", "nvme"}}),
+            scrape.Sum("terrace_tier_used_bytes", {{"tier", "nvme"}}));
+  EXPECT_EQ(scrape.Sum("terrace_extents", {{"tier", "nvme"}}), 4);
+  EXPECT_EQ(scrape.Sum("terrace_tier_capacity_bytes", {{"tier", "nvme"}}), 9000);
+  EXPECT_EQ(scrape.Sum("terrace_transfer_bytes_total", {{"from", "host"}, {"to", "nvme"}}), 5000);
+  EXPECT_EQ(scrape.Sum("terrace_transfer_bytes_total", {{"from", "nvme"}, {"to", "host"}}), 2000);
+  EXPECT_EQ(scrape.Sum("terrace_store_erased_bytes_total", {{"reason", "room"}}), 2000);
+  EXPECT_EQ(scrape.Sum("terrace_store_unspilled_pages_total", {{"reason", "budget"}}), 7);
+  EXPECT_EQ(scrape.Sum("terrace_store_faults_total"), 1) << "what is served is no fault";
+  EXPECT_DOUBLE_EQ(scrape.Sum("terrace_store_fetch_latency_seconds"), 250e-6);
+  EXPECT_EQ(scrape.Sum("terrace_store_write_budget_bytes"), 5);
+  EXPECT_EQ(scrape.Sum("terrace_device_state", {{"state", "read_only"}}), 1);
+  EXPECT_EQ(scrape.Sum("terrace_device_state"), 1);
+  EXPECT_EQ(
+      scrape.Sum("terrace_device_bytes_total", {{"device", "/mnt/nvme0"}, {"operation", "write"}}),
+      6000);
+  EXPECT_EQ(scrape.Sum("terrace_device_errors_total", {{"operation", "write"}}), 4);
+}
+
+TEST(Exposition, WithoutALimitThereIsNoBudgetToTell) {
+  Snapshot snapshot = FullSnapshot();
+  snapshot.engine.store.write_budget_bytes = UINT64_MAX;
+  EXPECT_EQ(ExpositionOf(snapshot).find("\nterrace_store_write_budget_bytes"), std::string::npos);
+}
+
 TEST(Exposition, HitsOfATierThatIsNotThereAreToldOnlyWhereClaimed) {
   Snapshot snapshot = FullSnapshot();
+  snapshot.engine.store = {};
   EXPECT_EQ(ExpositionOf(snapshot).find("nvme"), std::string::npos);
   snapshot.engine.tenants[0].lookups.hits[static_cast<int>(shm::Tier::kNvme)] = 1;
   EXPECT_EQ(ScrapeOf(snapshot).Sum("terrace_hits_total", {{"tier", "nvme"}}), 1);

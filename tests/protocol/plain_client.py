@@ -95,7 +95,9 @@ VERSION = 2  # Of the protocol.
 
 HELLO, PING, GOODBYE, DIRECTORY, ARENAS, OPEN_SPACE = 2, 4, 6, 8, 10, 12
 GRANT, COMMIT, ABORT, DROP, MODEL_ADD, LOAD, UNLOAD = 14, 16, 18, 20, 22, 26, 28
-ATTACH, ATTACH_BLOCKS, DETACH, REPORT, CLOSE_SPACE = 30, 32, 34, 38, 40
+ATTACH, ATTACH_BLOCKS, DETACH, EVICT, REPORT, CLOSE_SPACE = 30, 32, 34, 36, 38, 40
+PREFETCH, PERSIST, DEMOTE, FLUSH = 44, 46, 48, 50
+STORE_CAPABILITY = 2
 
 
 class Refused(Exception):
@@ -212,8 +214,9 @@ class Client:
     def __init__(self, path):
         self.connection = Connection(path)
         reply, (channel, directory) = self.connection.call(
-            HELLO, message((1, VERSION), (2, VERSION), (3, "plain"), (4, True)))
+            HELLO, message((1, VERSION), (2, VERSION), (3, "plain"), (4, True), (8, STORE_CAPABILITY)))
         assert reply[1] == [VERSION] and reply[7] == [1]
+        assert reply[13] == [STORE_CAPABILITY]
         self.id, self.token = reply[2][0], reply[3][0]
         self.tenant = reply[6][0].decode()
         self.channel = Words(channel, True)
@@ -349,6 +352,47 @@ def pages(client, other):
         GRANT, message((1, space.slot), (2, space.epoch), (4, third))), "open")
 
 
+def stored(client):
+    """Pages of a chain go to the store, leave memory, and come back."""
+    space = Space(client, "stored")
+    keys = [space.key(bytes(32), list(range(16)))]
+    for first in (16, 32):
+        keys.append(space.key(keys[-1], list(range(first, first + 16))))
+    at = [(1, space.slot), (2, space.epoch)]
+    reply, fds = client.connection.call(
+        GRANT, message(*at, (4, b"".join(keys)), (6, bytes(32)), (7, 0)))
+    client.add_arenas(reply.get(4, []), fds)
+    for i, handle in enumerate(packed(reply[3])):
+        client.page(handle)[:] = bytes([i + 1]) * space.page_bytes
+    client.connection.call(COMMIT, message((1, packed(reply[2]))))
+    unknown = bytes(31) + b"?"
+    reply, _ = client.connection.call(PERSIST, message(*at, (4, b"".join(keys) + unknown)))
+    assert packed(reply[1]) == [0, 0, 0, 2], "three are durable, one is nowhere"
+    client.connection.call(EVICT)
+    assert client.pin(space, keys[0]) is None
+    # Less than half of what is asked for is there: nothing is fetched.
+    prefetch = lambda *more: client.connection.call(PREFETCH, message(*at, (5, 60000), *more))[0]
+    reply = prefetch((4, b"".join(keys) + unknown * 4), (6, 50))
+    assert packed(reply[1]) == [2] * 7 and reply.get(2, [0]) == [0]
+    # What follows a gap is left where it is.
+    reply = prefetch((4, keys[0] + unknown + keys[1]))
+    assert packed(reply[1]) == [0, 2, 2] and reply[2] == [1]
+    reply = prefetch((4, b"".join(keys)))
+    assert packed(reply[1]) == [0, 0, 0] and reply[2] == [3]
+    for i, key in enumerate(keys):
+        assert client.pin(space, key) == (bytes([i + 1]) * space.page_bytes, 16)
+        client.unpin()
+    expect_refused(1, lambda: prefetch((4, keys[0]), (6, 101)), "min_percent")
+    client.connection.call(FLUSH)
+    tier = client.report("tiers")["tiers"][1]
+    assert tier["tier"] == "nvme" and tier["pages"] >= 3 and tier["promoted"]["pages"] == 3
+    client.connection.call(DEMOTE)
+    reply, _ = client.connection.call(DROP, message(*at, (4, keys[2])))
+    assert reply[1] == [1], "of the store, too"
+    assert packed(prefetch((4, keys[2]))[1]) == [2]
+    client.connection.call(CLOSE_SPACE, message(*at))
+
+
 def weights(client, folder):
     tensors = {"b.10": ("U8", [3], b"xyz"), "b.9": ("F32", [2, 1], b"12345678"), "empty": ("U8", [0], b"")}
     header, data = {}, b""
@@ -427,8 +471,11 @@ def main():
         folder = pathlib.Path(name)
         path = str(folder / "t.sock")
         log = open(folder / "log", "w+")
+        config = folder / "terraced.toml"
+        config.write_text(f'[[nvme]]\npath = "{folder}/nvme"\ncapacity = "64MiB"\n')
         daemon = subprocess.Popen(
-            [sys.argv[1], "--socket", path, "--state-dir", str(folder / "state"), "--host-capacity", "64MiB"],
+            [sys.argv[1], "--config", str(config), "--socket", path, "--state-dir", str(folder / "state"),
+             "--host-capacity", "64MiB"],
             stderr=log)
         try:
             deadline = time.monotonic() + 60
@@ -437,6 +484,7 @@ def main():
                 time.sleep(0.01)
             client, other = Client(path), Client(path)
             pages(client, other)
+            stored(client)
             weights(client, folder)
             errors(client, path)
             resume(client, path)

@@ -96,6 +96,7 @@ TEST(ConfigTables, WithoutASocketEverybodyIsOneTenant) {
 TEST(ConfigTables, WhatATableGetsWrongIsTold) {
   const std::string socket = "[[socket]]\npath = \"/s\"\n";
   const std::string peer = socket + "[[peer]]\ntenant = \"t\"\n";
+  const std::string nvme = "[[nvme]]\npath = \"/n\"\ncapacity = \"1GiB\"\n";
   const std::pair<std::string, const char*> cases[] = {
       {"[[socket]]\nmode = \"0660\"", "socket.path: every [[socket]] needs one"},
       {"[[socket]]\npath = \"s\"", "t.toml:2: socket.path: expected an absolute path"},
@@ -128,6 +129,16 @@ TEST(ConfigTables, WhatATableGetsWrongIsTold) {
       {"[daemon]\nsocket = \"/x\"\n" + socket, "daemon.socket: the [[socket]] tables say"},
       {"[socket]\npath = \"/s\"", "[socket]: there is no such section"},
       {"socket = []", "t.toml:1: socket: is written as [[socket]]"},
+      {"[[nvme]]\ncapacity = \"1GiB\"", "nvme.path: every [[nvme]] needs one"},
+      {"[[nvme]]\npath = \"/n\"", "nvme.capacity: /n needs one"},
+      {nvme + "[[nvme]]\npath = \"/n\"\ncapacity = \"2GiB\"", "nvme.path: /n twice"},
+      {"[[nvme]]\npath = \"n\"", "t.toml:2: nvme.path: expected an absolute path"},
+      {"[[nvme]]\npath = \"/n\"\ncapacity = \"63MiB\"", "t.toml:3: nvme.capacity: expected a size"},
+      {"[[nvme]]\npath = \"/n\"\ncapacity = 0.5", "nvme.capacity: expected a size"},
+      {nvme + "device = 1", "t.toml:4: nvme.device: there is no such field"},
+      {"[nvme]\npath = \"/n\"", "[nvme]: there is no such section"},
+      {"nvme = []", "t.toml:1: nvme: is written as [[nvme]]"},
+      {"[store]\npath = \"/n\"", "store.path: there is no such field"},
       {"peer = [1]", "t.toml:1: peer: is written as [[peer]]"},
   };
   for (const auto& [text, expected] : cases) {
@@ -135,6 +146,36 @@ TEST(ConfigTables, WhatATableGetsWrongIsTold) {
     EXPECT_EQ(status.code(), Code::kInvalidArgument) << text;
     EXPECT_THAT(status.message(), HasSubstr(expected)) << text;
   }
+}
+
+TEST(ConfigTables, DirectoriesOfTheStoreAreReadInTheirOrder) {
+  Config config;
+  EXPECT_TRUE(config.nvme.empty());
+  ASSERT_EQ(Read(R"(
+[store]
+durability = "power"
+write_per_day = "2TiB"
+io_uring = "never"
+[[nvme]]
+path = "/mnt/b"
+capacity = "1.5GiB"
+[[nvme]]
+path = "/mnt/a"
+capacity = 67108864
+)",
+                 &config),
+            Status());
+  EXPECT_EQ(config.durability, Durability::kPower);
+  EXPECT_EQ(config.write_bytes_per_day, 2ull << 40);
+  EXPECT_EQ(config.io_uring, IoUringChoice::kNever);
+  const std::vector<NvmeConfig> wanted = {{"/mnt/b", 1536u << 20}, {"/mnt/a", 64u << 20}};
+  EXPECT_EQ(config.nvme, wanted);
+  config.state_dir = "/s";
+  Config again;
+  config.socket = "/x";
+  ASSERT_EQ(Read(ConfigText(config), &again), Status()) << ConfigText(config);
+  EXPECT_EQ(again.nvme, wanted);
+  EXPECT_EQ(ConfigText(again), ConfigText(config));
 }
 
 TEST(ConfigTables, ThereCanBeSoManyAndNoMore) {
@@ -155,13 +196,18 @@ TEST(ConfigTables, ThereCanBeSoManyAndNoMore) {
   more = config;
   more.peers.push_back({.gid = 1, .tenant = "t"});
   EXPECT_THAT(CheckConfig(more).message(), StartsWith("peer: 1025 tables, at most 1024"));
+  for (int i = 0; i < 64; ++i)
+    config.nvme.push_back({"/n" + std::to_string(i), 1u << 30});
+  EXPECT_EQ(CheckConfig(config), Status());
+  config.nvme.push_back({"/more", 1u << 30});
+  EXPECT_THAT(CheckConfig(config).message(), StartsWith("nvme: 65 tables, at most 64"));
 }
 
 TEST(ConfigTables, EveryFieldIsInTheDocumentation) {
   std::ifstream stream(TERRACE_DOCS "/configuration.md");
   std::ostringstream page;
   page << stream.rdbuf();
-  EXPECT_EQ(ConfigTableFields().size(), 12u);
+  EXPECT_EQ(ConfigTableFields().size(), 14u);
   for (const ConfigField& field : ConfigTableFields())
     EXPECT_THAT(page.str(), HasSubstr("`" + std::string(field.path) + "`"));
 }

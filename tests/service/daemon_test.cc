@@ -129,6 +129,11 @@ TEST(Daemon, TheCommandLineSaysWhatIsWrongAndExitsWithTwo) {
   EXPECT_EQ(bad_size.exit_code, 2);
   EXPECT_THAT(bad_size.standard_error, HasSubstr("--host-capacity: host.capacity: expected"));
   EXPECT_EQ(RunTerraced({"--no-such-option"}).exit_code, 2);
+  EXPECT_EQ(RunTerraced({"--fsck=thoroughly"}).exit_code, 2);
+  EXPECT_EQ(RunTerraced({"--fsck=index", "--check-host"}).exit_code, 2);
+  const CommandOutput no_store = RunTerraced({"--fsck=index"});
+  EXPECT_EQ(no_store.exit_code, 2);
+  EXPECT_THAT(no_store.standard_error, HasSubstr("has no [[nvme]]"));
   EXPECT_EQ(RunTerraced({"--config", folder.path() + "/missing.toml"}).exit_code, 2);
 }
 

@@ -35,7 +35,7 @@ TEST(HostCheck, AGoodHostLacksNothing) {
 }
 
 TEST(HostCheck, ThisHostCanBeRead) {
-  const HostFacts facts = ReadHostFacts();
+  const HostFacts facts = ReadHostFacts({});
   ASSERT_EQ(facts.memory.status(), Status());
   EXPECT_GT(facts.memory->limit_bytes, 0u);
   EXPECT_GT(facts.descriptors, 0u);
@@ -77,13 +77,48 @@ TEST(HostCheck, HugePagesLackOnlyWhenNoWayWorks) {
   EXPECT_FALSE(Finding("huge pages", facts, config).lacking);
 }
 
-TEST(HostCheck, AMissingIoUringIsSaidAndHarmless) {
+Config WithStore(uint64_t capacity_bytes = 64u << 20) {
+  Config config;
+  config.nvme.push_back({"/mnt/n", capacity_bytes});
+  return config;
+}
+
+TEST(HostCheck, AMissingIoUringIsToldWhereAStoreWouldUseIt) {
   HostFacts facts = GoodHost();
   facts.io_uring_error = EPERM;
-  const HostFinding finding = Finding("io_uring", facts);
-  EXPECT_FALSE(finding.lacking);
-  EXPECT_THAT(finding.text,
-              AllOf(HasSubstr("Operation not permitted"), HasSubstr("nothing follows")));
+  EXPECT_FALSE(Finding("io_uring", facts).lacking);
+  Config config = WithStore();
+  const HostFinding finding = Finding("io_uring", facts, config);
+  EXPECT_TRUE(finding.lacking);
+  EXPECT_THAT(finding.text, AllOf(HasSubstr("Operation not permitted"), HasSubstr("uses threads"),
+                                  HasSubstr("kernel.io_uring_disabled")));
+  config.io_uring = IoUringChoice::kNever;
+  EXPECT_FALSE(Finding("io_uring", facts, config).lacking);
+  EXPECT_FALSE(Finding("io_uring", GoodHost(), WithStore()).lacking);
+}
+
+TEST(HostCheck, ADirectoryOfTheStoreIsLookedAt) {
+  HostFacts facts = GoodHost();
+  facts.nvme = {{.path = "/mnt/n", .direct_error = 0, .total_bytes = 1ull << 40}};
+  EXPECT_FALSE(Finding("nvme", facts, WithStore()).lacking);
+  const HostFinding small = Finding("nvme", facts, WithStore(2ull << 40));
+  EXPECT_TRUE(small.lacking);
+  EXPECT_THAT(small.text, HasSubstr("/mnt/n: nvme.capacity is 2.0TiB"));
+  facts.nvme[0].direct_error = EACCES;
+  EXPECT_FALSE(Finding("nvme", facts, WithStore()).lacking);
+  facts.nvme[0].direct_error = EINVAL;
+  const HostFinding none = Finding("nvme", facts, WithStore());
+  EXPECT_TRUE(none.lacking);
+  EXPECT_THAT(none.text, HasSubstr("knows no O_DIRECT"));
+}
+
+TEST(HostCheck, ADirectoryThatIsNotThereYetIsProbedWhereItWouldBeMade) {
+  Config config;
+  config.nvme.push_back({"/tmp/terrace-not-there/nor/this", 64u << 20});
+  const HostFacts facts = ReadHostFacts(config);
+  ASSERT_EQ(facts.nvme.size(), 1u);
+  EXPECT_GT(facts.nvme[0].total_bytes, 0u);
+  EXPECT_EQ(CheckHost(config, facts).size(), 6u);
 }
 
 TEST(HostCheck, TooLittleMemoryIsTold) {
@@ -109,6 +144,9 @@ TEST(HostCheck, TooFewDescriptorsAreCounted) {
   // A quarter of the limit is for replies under way.
   constexpr int kOpen = 2048 + 1024 + 128 + 128;
   EXPECT_THAT(finding.text, HasSubstr("may need " + std::to_string((kOpen * 4 + 2) / 3)));
+  // And the slot files of a store.
+  EXPECT_THAT(Finding("descriptors", facts, WithStore()).text,
+              HasSubstr("may need " + std::to_string(((kOpen + 512) * 4 + 2) / 3)));
 }
 
 }  // namespace

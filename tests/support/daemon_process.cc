@@ -34,6 +34,12 @@ std::string ReadAll(const std::string& path) {
   return text.str();
 }
 
+std::string InFolder(std::string text, const std::string& folder) {
+  for (size_t at = 0; (at = text.find('@', at)) != std::string::npos;)
+    text.replace(at, 1, folder);
+  return text;
+}
+
 // Starts terraced with standard output and error appended to files, as `user` and with
 // `descriptors` at most unless these are 0.
 Result<pid_t> Spawn(const std::vector<std::string>& arguments, const std::string& output,
@@ -109,9 +115,7 @@ Result<std::unique_ptr<DaemonProcess>> DaemonProcess::Start(const DaemonProcessO
   std::string name = "/tmp/terrace-test-XXXXXX";
   if (::mkdtemp(name.data()) == nullptr) return SystemError("mkdtemp", errno);
   daemon->folder_ = name;
-  std::string tables = options.tables;
-  for (size_t at = 0; (at = tables.find('@', at)) != std::string::npos;)
-    tables.replace(at, 1, name);
+  const std::string tables = InFolder(options.tables, name);
   daemon->user_ = options.user;
   daemon->descriptors_ = options.descriptors;
   if (!tables.empty()) ::chmod(name.c_str(), 0755);
@@ -127,7 +131,7 @@ Result<std::unique_ptr<DaemonProcess>> DaemonProcess::Start(const DaemonProcessO
          << "\"\n[limits]\n"
          << options.limits << "\n";
   if (options.metrics) config << "[metrics]\nlisten = \"" << daemon->metrics() << "\"\n";
-  config << tables << "\n";
+  config << InFolder(options.store, name) << tables << "\n";
   config.close();
   daemon->arguments_ = {"--config", daemon->config_file()};
   daemon->arguments_.insert(daemon->arguments_.end(), options.arguments.begin(),

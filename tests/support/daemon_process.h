@@ -27,9 +27,10 @@ struct DaemonProcessOptions {
   // [[socket]] and [[peer]] in place of daemon.socket. "@" is the daemon's folder, which others may
   // enter then; one socket has to be @/terraced.sock.
   std::string tables{};
+  std::string store{};  // [store] and [[nvme]]; "@" likewise.
   // Not 0: the daemon runs as this user and group, without capabilities. Takes root.
   uid_t user = 0;
-  uint64_t descriptors = 0;  // Not 0: its RLIMIT_NOFILE.
+  uint64_t descriptors = 0;              // Not 0: its RLIMIT_NOFILE.
   std::vector<std::string> arguments{};  // After --config FILE.
 };
 

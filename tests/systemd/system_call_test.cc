@@ -83,6 +83,32 @@ bool Install(const Calls& allowed) {
   return good;
 }
 
+// A page that was granted goes to the store and comes back: by io_uring, where there is one.
+void StoreAndFetch(WireClient& client, const wire::OpenSpaceReply& space, uint64_t granted) {
+  wire::Commit commit;
+  commit.add_grants(granted);
+  EXPECT_EQ(client.Call<wire::CommitReply>(wire::Type::kCommit, commit).status(), Status());
+  wire::Persist persist;
+  persist.set_slot(space.slot());
+  persist.set_epoch(space.epoch());
+  persist.set_keys(std::string(32, 'k'));
+  const auto durable = client.Call<wire::PersistReply>(wire::Type::kPersist, persist);
+  ASSERT_EQ(durable.status(), Status());
+  EXPECT_EQ(durable->codes(0), 0u);
+  const auto evicted = client.Call<wire::EvictReply>(wire::Type::kEvict, wire::Evict());
+  ASSERT_EQ(evicted.status(), Status());
+  EXPECT_EQ(evicted->pages(), 1u);
+  wire::Prefetch prefetch;
+  prefetch.set_slot(space.slot());
+  prefetch.set_epoch(space.epoch());
+  prefetch.set_keys(std::string(32, 'k'));
+  prefetch.set_deadline_ms(60'000);
+  const auto fetched = client.Call<wire::PrefetchReply>(wire::Type::kPrefetch, prefetch);
+  ASSERT_EQ(fetched.status(), Status());
+  EXPECT_EQ(fetched->codes(0), 0u);
+  EXPECT_EQ(client.Call<wire::FlushReply>(wire::Type::kFlush, wire::Flush()).status(), Status());
+}
+
 class SystemCalls : public testing::Test {
  protected:
   void SetUp() override {
@@ -109,7 +135,9 @@ TEST_F(SystemCalls, TheUnitAllowsWhatTheDaemonNeeds) {
                             "/given.sock\"\ntenant = \"default\"\nrole = \"admin\"\nadmin = true\n";
   const std::string own =
       "[[socket]]\npath = \"" + manager.folder() + "/own.sock\"\ntenant = \"b\"\n";
-  manager.WriteConfig(given + own);
+  const std::string store =
+      "[[nvme]]\npath = \"" + manager.folder() + "/nvme\"\ncapacity = \"64MiB\"\n";
+  manager.WriteConfig(given + own + store);
   // Memory in advance too, by threads of low priority.
   const std::string config = manager.config_file();
   std::string text = [&] {
@@ -161,10 +189,12 @@ TEST_F(SystemCalls, TheUnitAllowsWhatTheDaemonNeeds) {
   grant.set_epoch(space->epoch());
   grant.set_keys(std::string(32, 'k'));
   std::vector<UniqueFd> arenas;
-  EXPECT_EQ(client.Call<wire::GrantReply>(wire::Type::kGrant, grant, &arenas).status(), Status());
+  const auto granted = client.Call<wire::GrantReply>(wire::Type::kGrant, grant, &arenas);
+  ASSERT_EQ(granted.status(), Status()) << manager.Log();
   EXPECT_FALSE(arenas.empty());
+  StoreAndFetch(client, *space, granted->grants(0));
 
-  manager.WriteConfig(given + "[limits]\npins = 64\n");  // A socket goes, a limit changes.
+  manager.WriteConfig(given + store + "[limits]\npins = 64\n");  // A socket goes, a limit changes.
   manager.Signal(SIGHUP);
   ASSERT_TRUE(manager.AwaitReady().has_value()) << manager.Log();
   EXPECT_TRUE(manager.notifications().ReceiveWith("WATCHDOG=1").has_value());

@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "base/check.h"
+#include "daemon/service/metrics/family.h"
 #include "daemon/service/metrics/process_figures.h"
 #include "proto/shared_memory.h"
 
@@ -18,85 +18,19 @@ namespace terrace {
 
 namespace {
 
-using prometheus::ClientMetric;
 using prometheus::MetricFamily;
 using prometheus::MetricType;
 
-constexpr std::string_view kHost = "host";  // The one tier that there is.
-constexpr std::array<std::string_view, shm::kTiers> kTiers = {"device", kHost, "nvme", "remote"};
+constexpr std::string_view kHost = "host";
+constexpr std::string_view kNvme = "nvme";
+constexpr std::array<std::string_view, kItemClasses> kClasses = {"weights", "kv", "object"};
+constexpr std::array<std::string_view, shm::kTiers> kTiers = {"device", kHost, kNvme, "remote"};
 constexpr std::array<std::string_view, shm::kMisses> kMisses = {
     "absent", "beyond", "stale", "busy", "budget", "disconnected", "unmapped"};
 constexpr std::array<std::string_view, kEvictionReasons> kReasons = {"pages", "weights", "reserve",
                                                                      "capacity", "operator"};
 constexpr double kNsPerSecondF = 1e9;
 constexpr size_t kSpaceHexDigits = 32;  // 128 bits: nobody finds two ids that begin alike.
-
-// Prometheus refuses all of a scrape for one label that is not UTF-8, or two alike. So what is not
-// printable ASCII is told as %XX, which keeps different names different.
-std::string LabelText(std::string_view text) {
-  constexpr std::string_view kDigits = "0123456789ABCDEF";
-  std::string label;
-  label.reserve(text.size());
-  for (const char c : text) {
-    if (c >= 0x20 && c < 0x7f && c != '%') {
-      label.push_back(c);
-    } else {
-      const auto byte = static_cast<unsigned char>(c);
-      label.append({'%', kDigits[byte >> 4], kDigits[byte & 15]});
-    }
-  }
-  return label;
-}
-
-constexpr size_t kMostFamilies = 96;
-
-struct Label {
-  std::string_view name;
-  std::string_view value;
-};
-
-// A family in the making.
-class Family {
- public:
-  Family(std::vector<MetricFamily>* families, const char* name, const char* help, MetricType type)
-      : family_(families->emplace_back()) {
-    TERRACE_CHECK(families->size() <= kMostFamilies);  // Or those before would have moved.
-    family_.name = name;
-    family_.help = help;
-    family_.type = type;
-  }
-
-  void Add(std::initializer_list<Label> labels, double value) {
-    ClientMetric& metric = Labelled(labels);
-    (family_.type == MetricType::Counter ? metric.counter.value : metric.gauge.value) = value;
-  }
-  void Add(std::initializer_list<Label> labels, uint64_t value) {
-    Add(labels, static_cast<double>(value));
-  }
-  // `counts` has one more element than there are bounds.
-  void AddHistogram(std::initializer_list<Label> labels, std::span<const double> bounds,
-                    std::span<const uint64_t> counts, double sum) {
-    ClientMetric::Histogram& histogram = Labelled(labels).histogram;
-    uint64_t below = 0;
-    for (size_t i = 0; i < bounds.size(); ++i) {
-      below += counts[i];
-      histogram.bucket.push_back({below, bounds[i]});
-    }
-    histogram.sample_count = below + counts[bounds.size()];
-    histogram.sample_sum = sum;
-  }
-
- private:
-  ClientMetric& Labelled(std::initializer_list<Label> labels) {
-    ClientMetric& metric = family_.metric.emplace_back();
-    metric.label.reserve(labels.size());
-    for (const Label& label : labels)
-      metric.label.push_back({std::string(label.name), std::string(label.value)});
-    return metric;
-  }
-
-  MetricFamily& family_;
-};
 
 class Exposition final : public prometheus::Collectable {
  public:
@@ -119,17 +53,11 @@ class Exposition final : public prometheus::Collectable {
     AddService(&families);
     AddQueues(&families);
     AddLoop(&families);
+    AddStore(&families, engine_.store);
     return families;
   }
 
  private:
-  using Families = std::vector<MetricFamily>;
-  static Family Counter(Families* families, const char* name, const char* help) {
-    return {families, name, help, MetricType::Counter};
-  }
-  static Family Gauge(Families* families, const char* name, const char* help) {
-    return {families, name, help, MetricType::Gauge};
-  }
   template <typename Visit>
   void EachTenant(const Visit& visit) const {
     for (size_t i = 0; i < names_.size(); ++i)
@@ -169,13 +97,17 @@ class Exposition final : public prometheus::Collectable {
     Gauge(families, "terrace_memory_limit_bytes",
           "Memory limit of the control group or machine that the daemon found.")
         .Add({}, service.memory_limit_bytes);
-    Gauge(families, "terrace_tier_capacity_bytes", "What the tier may hold at present.")
-        .Add({{"tier", kHost}}, engine_.host_capacity_bytes);
+    const StoreFigures& store = engine_.store;
+    Family capacity =
+        Gauge(families, "terrace_tier_capacity_bytes", "What the tier may hold at present.");
+    capacity.Add({{"tier", kHost}}, engine_.host_capacity_bytes);
+    if (store.present) capacity.Add({{"tier", kNvme}}, store.capacity_bytes);
     Gauge(families, "terrace_tier_capacity_wanted_bytes", "What it may hold by configuration.")
         .Add({{"tier", kHost}}, service.capacity_wanted_bytes);
-    Gauge(families, "terrace_tier_used_bytes",
-          "Resident in slabs and blocks: the sum of terrace_extent_bytes.")
-        .Add({{"tier", kHost}}, engine_.used_bytes);
+    Family used = Gauge(families, "terrace_tier_used_bytes",
+                        "In use of the tier: the sum of its terrace_extent_bytes.");
+    used.Add({{"tier", kHost}}, engine_.used_bytes);
+    if (store.present) used.Add({{"tier", kNvme}}, store.used_bytes);
     AddExtents(families, "terrace_extents",
                "Extents by state: pages of KV, blocks and manifests of weights.",
                [](const Amount& amount) { return amount.extents; });
@@ -210,11 +142,25 @@ class Exposition final : public prometheus::Collectable {
       add("kv", tenant, "granted", figures.granted);
       add("kv", tenant, "abandoned", figures.abandoned);
       add("kv", tenant, "limbo", figures.limbo);
+      add("kv", tenant, "filling", figures.filling);
       add("kv", tenant, "free", figures.free);
     });
     add("weights", "", "held", engine_.weights.held);
     add("weights", "", "idle", engine_.weights.idle);
     add("weights", "", "gone", engine_.weights.gone);
+    if (!engine_.store.present) return;
+    const auto add_stored = [&](std::string_view tenant, const Amount(&stored)[kItemClasses]) {
+      for (int of = 0; of < kItemClasses; ++of) {
+        if (stored[of].extents == 0 && kClasses[of] != "kv") continue;
+        family.Add(
+            {{"tier", kNvme}, {"class", kClasses[of]}, {"tenant", tenant}, {"state", "stored"}},
+            part(stored[of]));
+      }
+    };
+    EachTenant([&](std::string_view tenant, const TenantFigures& figures) {
+      add_stored(tenant, figures.stored);
+    });
+    add_stored("", engine_.store.absent);
   }
 
   void AddLookups(Families* families) const {
@@ -288,6 +234,11 @@ class Exposition final : public prometheus::Collectable {
         [](const PageCounts& pages) { return pages.reused; });
     add("terrace_dropped_pages_total", "Pages that writers dropped.",
         [](const PageCounts& pages) { return pages.dropped; });
+    if (!engine_.store.present) return;
+    add("terrace_promoted_pages_total", "Pages brought back into memory from the store.",
+        [](const PageCounts& pages) { return pages.promoted.extents; });
+    add("terrace_evicted_unstored_pages_total", "Pages evicted that the store did not have.",
+        [](const PageCounts& pages) { return pages.evicted_unstored.extents; });
   }
 
   template <typename Part>
@@ -366,8 +317,11 @@ class Exposition final : public prometheus::Collectable {
     Gauge(families, "terrace_attachments", "Attachments of clients to weights.")
         .Add({}, weights.attachments);
     Gauge(families, "terrace_loads", "Loads of weights that are running.").Add({}, weights.loads);
-    Counter(families, "terrace_transfer_bytes_total", "Bytes moved between places.")
-        .Add({{"from", "file"}, {"to", kHost}}, weights.read_bytes);
+    Family moved = Counter(families, "terrace_transfer_bytes_total", "Bytes moved between places.");
+    moved.Add({{"from", "file"}, {"to", kHost}}, weights.read_bytes);
+    if (!engine_.store.present) return;
+    moved.Add({{"from", kHost}, {"to", kNvme}}, engine_.store.spilled.bytes);
+    moved.Add({{"from", kNvme}, {"to", kHost}}, engine_.store.promoted.bytes);
   }
 
   void AddService(Families* families) const {
@@ -415,9 +369,20 @@ class Exposition final : public prometheus::Collectable {
     depth.Add({{"queue", "touch_tasks"}}, snapshot_.queues.touch_tasks);
     depth.Add({{"queue", "read_tasks"}}, snapshot_.queues.read_tasks);
     depth.Add({{"queue", "journal_writes"}}, snapshot_.queues.journal_writes);
-    Family bytes = Gauge(families, "terrace_queue_bytes", "Bytes that wait on clients' sockets.");
+    Family bytes = Gauge(families, "terrace_queue_bytes", "Bytes of what waits, likewise.");
     bytes.Add({{"queue", "output"}}, snapshot_.service.output_bytes);
     bytes.Add({{"queue", "large_input"}}, snapshot_.service.large_input_bytes);
+    const StoreFigures& store = engine_.store;
+    if (!store.present) return;
+    depth.Add({{"queue", "to_be_stored"}}, store.queued_pages);
+    depth.Add({{"queue", "store_writes"}}, store.writing_pages);
+    depth.Add({{"queue", "store_reads"}}, store.reading_pages);
+    depth.Add({{"queue", "store_erasures"}}, store.erasing_pages);
+    depth.Add({{"queue", "prefetches"}}, store.requests);
+    depth.Add({{"queue", "held_pages"}}, store.holds);
+    bytes.Add({{"queue", "store_writes"}}, store.writing_bytes);
+    bytes.Add({{"queue", "store_reads"}}, store.reading_bytes);
+    bytes.Add({{"queue", "held_pages"}}, store.held_bytes);
   }
 
   void AddLoop(Families* families) const {

@@ -349,11 +349,11 @@ KVC_API kvc_code kvc_commit(kvc_grants* grants, const uint32_t* valid_tokens, in
 KVC_API void kvc_grants_destroy(kvc_grants* grants);
 
 /* The durable acknowledgement of pages that were committed: KVC_OK when each survives what the
- * daemon's `nvme.durability` says. At most 512 keys. codes[i], where `codes` is not NULL: KVC_OK;
+ * daemon's `store.durability` says. At most 512 keys. codes[i], where `codes` is not NULL: KVC_OK;
  * KVC_NOT_FOUND (not in memory, and not stored); KVC_EXHAUSTED (the store has no room, or its
  * budget of writes is used up); KVC_UNAVAILABLE (its device takes no writes). With `codes` NULL the
- * call fails with the first of these. KVC_MISMATCH: the daemon has no page store, or its durability
- * is "none". */
+ * call fails with the first of these. The call itself: KVC_UNAVAILABLE, the daemon has no page store;
+ * KVC_MISMATCH, its durability is "none", or it is too old to have one. */
 KVC_API kvc_code kvc_persist(kvc_client* client, const kvc_space* space, const kvc_key* keys,
                              size_t count, int32_t timeout_ms, kvc_code* codes, kvc_error* error);
 
