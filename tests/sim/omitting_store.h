@@ -16,7 +16,6 @@ namespace terrace {
 // The thing that is not waited for.
 enum class StoreOmission : uint8_t {
   kNothing,
-  kEndOfWrite,   // The device still reads the bytes, and their slot counts as free to go.
   kEndOfRead,    // A read is overdue, and its slot is used although the device still writes to it.
   kSpaceRecord,  // Pages are written before what they mean is on record.
 };
@@ -40,13 +39,7 @@ class OmittingStore final : public PageStore {
   void Write(std::vector<PageWrite> pages, MonotonicNs deadline,
              std::function<void(size_t, Result<uint64_t>)> done,
              std::function<void(size_t)> ended) override {
-    if (omission_ != StoreOmission::kEndOfWrite) {
-      return store_.Write(std::move(pages), deadline, std::move(done), std::move(ended));
-    }
-    const size_t count = pages.size();
-    store_.Write(std::move(pages), deadline, std::move(done), [](size_t) {});
-    for (size_t i = 0; i < count; ++i)
-      ended(i);
+    store_.Write(std::move(pages), deadline, std::move(done), std::move(ended));
   }
   void Read(std::vector<PageRead> pages, MonotonicNs deadline,
             std::function<void(size_t, ReadFault, Status)> done,

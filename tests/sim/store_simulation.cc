@@ -23,8 +23,7 @@ StoreSimulation::StoreSimulation(uint64_t seed, StoreOmission omission)
     : random_(seed),
       omission_(omission),
       roomy_(random_.Chance(1, 2)),
-      store_({.capacity_bytes = roomy_ ? 1u << 24 : 20 * 12288,
-              .trusting = omission == StoreOmission::kEndOfWrite}),
+      store_({.capacity_bytes = roomy_ ? 1u << 24 : 20 * 12288}),
       shown_store_(omission, store_),
       shown_journal_(omission, journal_) {
   options_.host_capacity_bytes = 4096 * (24 + Below(40));

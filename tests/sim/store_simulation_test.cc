@@ -99,7 +99,6 @@ TEST_P(WaitOfTheEngine, IsMissedBySomeSeed) {
 }
 
 constexpr NotWaitedFor kWaits[] = {
-    {StoreOmission::kEndOfWrite, "EndOfWrite", "promise 1: "},
     {StoreOmission::kEndOfRead, "EndOfRead", "promise 1: "},
     {StoreOmission::kSpaceRecord, "SpaceRecord", "a page that was acknowledged as durable"},
 };

@@ -172,7 +172,7 @@ void SimPageStore::Complete(Work work) {
 }
 
 void SimPageStore::CompleteWrite(Work work) {
-  TERRACE_CHECK(options_.trusting || CheckOf(work.write.bytes) == work.check);
+  TERRACE_CHECK(CheckOf(work.write.bytes) == work.check);
   if (Status slow = slow_faults.Next(); !slow.ok()) {
     ++counts_.overdue;
     const auto written = std::move(work.written);
@@ -253,7 +253,7 @@ size_t SimPageStore::EndOverdue(size_t limit) {
     const bool write = work.kind == Work::Kind::kWrite;
     const PlaceId place = write ? work.write.page.place : work.read.page.place;
     if (write) {
-      TERRACE_CHECK(options_.trusting || CheckOf(work.write.bytes) == work.check);
+      TERRACE_CHECK(CheckOf(work.write.bytes) == work.check);
     } else {
       std::memset(work.read.into.data(), 0xdc, work.read.into.size());
     }

@@ -29,9 +29,6 @@ namespace terrace {
 struct SimPageStoreOptions {
   uint64_t capacity_bytes = 1u << 30;
   Durability durability = Durability::kProcess;
-  // Bytes that change while they are written are written as they are at the end, for tests that
-  // show what an engine would read back that lets it happen.
-  bool trusting = false;
 };
 
 class SimPageStore final : public PageStore {
