@@ -524,11 +524,13 @@ TEST_F(NvmeHealthTest, NothingIsFreeWhileTheIndexTakesNoWrite) {
   Open();
   const StoredPage page = PageOn(0, 1);
   EXPECT_GT(open->store->free_bytes(), 0U);
+  EXPECT_TRUE(open->store->writable());
   {
     const NoFileGrows full;
     EXPECT_FALSE(open->Erase({page}).ok());
   }
   EXPECT_EQ(open->store->free_bytes(), 0U);
+  EXPECT_FALSE(open->store->writable());
   EXPECT_TRUE(open->store->Allocate(4096, 1).empty());
   EXPECT_EQ(open->Read(page).bytes, BytesOf(page, 1));
 }

@@ -248,14 +248,15 @@ void NvmeStore::Free(PlaceId place) {
   device->space().Free(FromPlaceId(place), clock_.Now());
 }
 
+// Without the index nothing is written: who erases for room then erases for nothing.
 bool NvmeStore::writable() const {
-  return std::any_of(devices_.begin(), devices_.end(),
+  return index_.healthy() &&
+         std::any_of(devices_.begin(), devices_.end(),
                      [](const auto& device) { return device->writable(); });
 }
 
 uint64_t NvmeStore::free_bytes() const {
   uint64_t bytes = 0;
-  // Without the index nothing is written: who erases for room then erases for nothing.
   if (!index_.healthy()) return bytes;
   for (const auto& device : devices_)
     bytes += device->writable() ? device->space().free_bytes() : 0;
