@@ -255,7 +255,7 @@ TEST_F(NvmeDamageTest, ADamagedIndexIsRefusedAndBuiltAnew) {
     OpenStore open(options, clock);
     EXPECT_EQ(open.status.code(), Code::kDataLoss) << open.status.ToString();
     EXPECT_THAT(open.status.message(), HasSubstr(directory));
-    EXPECT_THAT(open.status.message(), HasSubstr("fsck --repair"));
+    EXPECT_THAT(open.status.message(), HasSubstr("terraced --fsck=repair"));
   }
   EXPECT_THAT(Fsck(FsckRepair::kNothing).index_damage, HasSubstr("index"));
   const FsckReport mended = Fsck(FsckRepair::kMend);
