@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -82,6 +83,9 @@ Status Daemon::WriteConfig(const DaemonOptions& options) const {
     config << "[metrics]\nlisten = \"" << metrics() << "\"\n";
   }
   if (options.store_bytes > 0) {
+    // The daemon makes none: it may be on a disk that is not mounted.
+    std::filesystem::create_directory(folder_ + "/store");
+    ::chmod((folder_ + "/store").c_str(), 0700);
     config << "[[nvme]]\npath = \"" << folder_ << "/store\"\ncapacity = \"" << options.store_bytes
            << "\"\n";
   }

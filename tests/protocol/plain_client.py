@@ -472,6 +472,7 @@ def main():
         path = str(folder / "t.sock")
         log = open(folder / "log", "w+")
         config = folder / "terraced.toml"
+        (folder / "nvme").mkdir(mode=0o700)
         config.write_text(f'[[nvme]]\npath = "{folder}/nvme"\ncapacity = "64MiB"\n')
         daemon = subprocess.Popen(
             [sys.argv[1], "--config", str(config), "--socket", path, "--state-dir", str(folder / "state"),

@@ -97,6 +97,23 @@ bool Answers(const std::string& path) {
   return ::connect(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
 }
 
+// The directories that `store` names, which the daemon does not make. They may be there.
+Status MakeDirectories(const std::string& store, uid_t user) {
+  constexpr std::string_view kPath = "path = \"";
+  for (size_t at = 0; (at = store.find(kPath, at)) != std::string::npos;) {
+    at += kPath.size();
+    const std::string path = store.substr(at, store.find('"', at) - at);
+    if (::mkdir(path.c_str(), 0700) != 0) {
+      if (errno == EEXIST) continue;
+      return SystemError("mkdir of " + path, errno);
+    }
+    if (user != 0 && ::chown(path.c_str(), user, user) != 0) {
+      return SystemError("chown of " + path, errno);
+    }
+  }
+  return {};
+}
+
 }  // namespace
 
 TemporaryFolder::TemporaryFolder() {
@@ -122,6 +139,8 @@ Result<std::unique_ptr<DaemonProcess>> DaemonProcess::Start(const DaemonProcessO
   if (options.user != 0 && ::chown(name.c_str(), options.user, options.user) != 0) {
     return SystemError("chown of " + name, errno);
   }
+  const std::string store = InFolder(options.store, name);
+  RETURN_IF_ERROR(MakeDirectories(store, options.user));
   std::ofstream config(daemon->config_file());
   config << "[daemon]\n";
   if (tables.empty()) config << "socket = \"" << daemon->socket() << "\"\n";
@@ -131,7 +150,7 @@ Result<std::unique_ptr<DaemonProcess>> DaemonProcess::Start(const DaemonProcessO
          << "\"\n[limits]\n"
          << options.limits << "\n";
   if (options.metrics) config << "[metrics]\nlisten = \"" << daemon->metrics() << "\"\n";
-  config << InFolder(options.store, name) << tables << "\n";
+  config << store << tables << "\n";
   config.close();
   daemon->arguments_ = {"--config", daemon->config_file()};
   daemon->arguments_.insert(daemon->arguments_.end(), options.arguments.begin(),

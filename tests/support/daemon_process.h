@@ -27,7 +27,7 @@ struct DaemonProcessOptions {
   // [[socket]] and [[peer]] in place of daemon.socket. "@" is the daemon's folder, which others may
   // enter then; one socket has to be @/terraced.sock.
   std::string tables{};
-  std::string store{};  // [store] and [[nvme]]; "@" likewise.
+  std::string store{};  // [store] and [[nvme]], whose directories are made; "@" likewise.
   // Not 0: the daemon runs as this user and group, without capabilities. Takes root.
   uid_t user = 0;
   uint64_t descriptors = 0;              // Not 0: its RLIMIT_NOFILE.

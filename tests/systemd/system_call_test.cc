@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <seccomp.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -135,6 +136,7 @@ TEST_F(SystemCalls, TheUnitAllowsWhatTheDaemonNeeds) {
                             "/given.sock\"\ntenant = \"default\"\nrole = \"admin\"\nadmin = true\n";
   const std::string own =
       "[[socket]]\npath = \"" + manager.folder() + "/own.sock\"\ntenant = \"b\"\n";
+  ASSERT_EQ(::mkdir((manager.folder() + "/nvme").c_str(), 0700), 0);
   const std::string store =
       "[[nvme]]\npath = \"" + manager.folder() + "/nvme\"\ncapacity = \"64MiB\"\n";
   manager.WriteConfig(given + own + store);
