@@ -78,15 +78,23 @@ class OmittingJournal final : public Journal {
       return journal_.Put(std::move(key), std::move(value), std::move(done));
     }
     journal_.Put(std::move(key), std::move(value), [](const Status&) {});
-    done({});
+    early_.push_back(std::move(done));
   }
   void Delete(std::string key, std::function<void(Status)> done) override {
     journal_.Delete(std::move(key), std::move(done));
   }
+  // Says of what was put since the last call that it is on record.
+  void AnswerEarly() {
+    for (const auto& done : std::exchange(early_, {}))
+      done({});
+  }
+  // Who waits has ended.
+  void DropEarly() { early_.clear(); }
 
  private:
   const StoreOmission omission_;
   SimJournal& journal_;
+  std::vector<std::function<void(Status)>> early_;
 };
 
 }  // namespace terrace

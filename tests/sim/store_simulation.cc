@@ -70,6 +70,7 @@ void StoreSimulation::Start() {
 StoreSimulationResult StoreSimulation::Run() {
   for (steps_ = 0; steps_ < kSteps && result_.wrong.empty(); ++steps_) {
     Step();
+    shown_journal_.AnswerEarly();
     if (steps_ % 16 == 0) CheckBooks();
     CheckHeld();
     if (steps_ % 16 == 8) CheckPages();
@@ -278,7 +279,8 @@ void StoreSimulation::Prefetched(Client* client, size_t kind, const std::vector<
     if (!handle && held && clock_.Now() < until) {
       Fail("a page was said to be in memory, and is not");
     }
-    if (handle && clock_.Now() < until) {
+    // One that was committed anew is not the one that is held.
+    if (handle && held && clock_.Now() < until) {
       held_.push_back({client->given.id, name, until});
       ++result_.held;
     }
@@ -335,6 +337,7 @@ void StoreSimulation::Crash() {
   clients_.clear();
   store_.Crash(Below(1 + store_.pending()));
   journal_.Crash(Below(1 + journal_.pending()));
+  shown_journal_.DropEarly();
   sources_.DropPending();
   // Pages that were dropped and are still on the disk may be read again.
   for (auto& [name, page] : pages_)
@@ -384,6 +387,7 @@ void StoreSimulation::Settle() {
     (void)engine_->Turn();
     store_.EndOverdue();
     store_.RunPending();
+    shown_journal_.AnswerEarly();
     journal_.RunPending();
   }
 }
