@@ -286,9 +286,17 @@ TEST_F(SmallFileSystemTest, AFullFileSystemStopsNoPut) {
   Run([&](kvc_client* client) -> Status {
     ASSIGN_OR_RETURN(const StoreSteps steps, StoreSteps::Open(client, kPage));
     RETURN_IF_ERROR(steps.PutPersistAndDemote(Keys(0, 16)));
-    // Far more than there is room for. They make room for what is to be durable, in time.
+    // Far more than there is room for.
     for (uint64_t key = 1000; key < 2000; key += 100)
       RETURN_IF_ERROR(steps.Put(Keys(key, 100)));
+    return {};
+  });
+  EXPECT_TRUE(Await([this] { return At(StoreTier(), "/queued_pages") == 0; }));
+  EXPECT_GT(At(StoreTier(), "/devices/0/write_errors"), 0);
+  EXPECT_LE(At(StoreTier(), "/devices/0/file_bytes"), 24u << 20);
+  // They make room for what is to be durable, in time.
+  Run([&](kvc_client* client) -> Status {
+    ASSIGN_OR_RETURN(const StoreSteps steps, StoreSteps::Open(client, kPage));
     RETURN_IF_ERROR(steps.Put(last));
     Status failed;
     const bool durable = Await([&] {
@@ -302,15 +310,13 @@ TEST_F(SmallFileSystemTest, AFullFileSystemStopsNoPut) {
           failed = Unexpected(kvc_code_name(code));
         }
       }
-      return !failed.ok() || std::all_of(codes.begin(), codes.end(),
-                                         [](kvc_code code) { return code == KVC_OK; });
+      return !failed.ok() ||
+             std::all_of(codes.begin(), codes.end(), [](kvc_code code) { return code == KVC_OK; });
     });
     RETURN_IF_ERROR(failed);
     RETURN_UNLESS(durable, "no room was made");
     return steps.ExpectStored(last);
   });
-  EXPECT_GT(At(StoreTier(), "/devices/0/write_errors"), 0);
-  EXPECT_LE(At(StoreTier(), "/devices/0/file_bytes"), 24u << 20);
   // After a restart what was durable is there.
   KillAndLaunch();
   Run([&](kvc_client* client) -> Status {

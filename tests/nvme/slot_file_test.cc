@@ -33,11 +33,19 @@ TEST(SlotFile, OneWhoseNameIsNotDurableIsNotLeft) {
   {
     // The file itself opens; the directory, to be synced, does not.
     const FewDescriptors few(1);
-    status = MakeSlotFile(folder.path(), name).status();
+    status = MakeSlotFile(folder.path(), name, 0).status();
   }
   EXPECT_EQ(status.code(), Code::kExhausted) << status.ToString();
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
-  EXPECT_TRUE(MakeSlotFile(folder.path(), name));
+  EXPECT_TRUE(MakeSlotFile(folder.path(), name, 0));
+}
+
+TEST(SlotFile, OneThatLeavesTheIndexNoRoomIsNotMade) {
+  const TempFolder folder;
+  const SlotFileName name{.number = 1, .slot_bytes = 8192, .slots = 4};
+  const Status status = MakeSlotFile(folder.path(), name, uint64_t{1} << 60).status();
+  EXPECT_EQ(status.code(), Code::kExhausted) << status.ToString();
+  EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
 }
 
 }  // namespace

@@ -20,6 +20,12 @@ constexpr MonotonicNs kFairNs = 100 * kNsPerMs;
 // Pages of a batch go to the device when so much of it is prepared: while the others are, it works.
 constexpr size_t kBytesSentTogether = 1u << 20;
 
+// What slot files leave free of their file system. The index lives there too, and without room for
+// its log not even what is to make room could be erased.
+uint64_t KeptBytes(uint64_t capacity_bytes) {
+  return std::min<uint64_t>(capacity_bytes / 16, 256u << 20);
+}
+
 }  // namespace
 
 Device::Device(const DeviceOptions& options, StoreDirectory directory, DiskIo& io,
@@ -154,8 +160,8 @@ void Device::Apply(const FileChanges& changes) {
     const auto file = std::make_shared<OpenFile>();
     file->name = name;
     files_[name.number] = file;
-    const auto make = [this, file] {
-      Result<UniqueFd> fd = MakeSlotFile(path_, file->name);
+    const auto make = [this, file, kept = KeptBytes(options_.capacity_bytes)] {
+      Result<UniqueFd> fd = MakeSlotFile(path_, file->name, kept);
       Result<IoFileId> id = fd ? io_.AddFile(fd->get()) : Result<IoFileId>(fd.error());
       file->status = id.status();
       // What nobody can use must not stay, or every further try would leave one.
@@ -180,10 +186,11 @@ void Device::FileFailed(const OpenFile& file) {
   if (file.status.code() == Code::kNotFound) {
     health_.Gone(file.status.message());
   } else if (file.status.code() == Code::kExhausted) {
-    // Full: what files there are serve on. Without a free slot in them it takes no write at all.
+    // Full: what files there are serve on, and what leaves them makes room. Where there is none it
+    // takes no write at all.
     space_.set_growing(false);
     grow_again_ = now + options_.health.retry_ns;
-    if (space_.free_bytes() == 0) health_.RefusedWrite(file.status.message(), now);
+    if (space_.file_bytes() == 0) health_.RefusedWrite(file.status.message(), now);
   } else {
     health_.RefusedWrite(file.status.message(), now);
   }

@@ -250,9 +250,8 @@ void NvmeStore::Free(PlaceId place) {
 
 // Without the index nothing is written: who erases for room then erases for nothing.
 bool NvmeStore::writable() const {
-  return index_.healthy() &&
-         std::any_of(devices_.begin(), devices_.end(),
-                     [](const auto& device) { return device->writable(); });
+  return index_.healthy() && std::any_of(devices_.begin(), devices_.end(),
+                                         [](const auto& device) { return device->writable(); });
 }
 
 uint64_t NvmeStore::free_bytes() const {

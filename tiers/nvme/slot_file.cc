@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,9 +19,18 @@ std::string PathOf(const std::string& directory, const SlotFileName& name) {
   return directory + "/" + SlotFileNameText(name);
 }
 
-Status MakeUnder(const std::string& path, const SlotFileName& name, UniqueFd& fd) {
+Status MakeUnder(const std::string& path, const SlotFileName& name, uint64_t kept_bytes,
+                 UniqueFd& fd) {
   fd.Reset(::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_DIRECT | O_CLOEXEC, 0600));
   if (!fd) return SystemError(path, errno);
+  struct statvfs system {};
+  if (::fstatvfs(fd.get(), &system) != 0) return SystemError(path, errno);
+  const uint64_t available = uint64_t{system.f_bavail} * system.f_frsize;
+  if (available < name.bytes() + kept_bytes) {
+    return {Code::kExhausted, "preallocate " + path + ": its file system has " +
+                                  std::to_string(available) + " bytes left, and " +
+                                  std::to_string(kept_bytes) + " are kept free for the index"};
+  }
   if (::fallocate(fd.get(), 0, 0, static_cast<off_t>(name.bytes())) != 0) {
     return SystemError("preallocate " + path, errno);
   }
@@ -51,11 +61,12 @@ std::string_view WordsOf(ReadFault fault) {
 
 }  // namespace
 
-Result<UniqueFd> MakeSlotFile(const std::string& directory, const SlotFileName& name) {
+Result<UniqueFd> MakeSlotFile(const std::string& directory, const SlotFileName& name,
+                              uint64_t kept_bytes) {
   const std::string path = PathOf(directory, name);
   const std::string unfinished = path + std::string(kUnfinishedSuffix);
   UniqueFd fd;
-  Status status = MakeUnder(unfinished, name, fd);
+  Status status = MakeUnder(unfinished, name, kept_bytes, fd);
   if (status.ok() && ::rename(unfinished.c_str(), path.c_str()) != 0) {
     status = SystemError(path, errno);
   }

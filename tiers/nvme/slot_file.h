@@ -9,8 +9,10 @@
 
 namespace terrace::nvme {
 
-// Preallocated, under its name, and durable as such.
-Result<UniqueFd> MakeSlotFile(const std::string& directory, const SlotFileName& name);
+// Preallocated, under its name, and durable as such. `exhausted` if the file system would be left
+// with less than `kept_bytes`.
+Result<UniqueFd> MakeSlotFile(const std::string& directory, const SlotFileName& name,
+                              uint64_t kept_bytes);
 Result<UniqueFd> OpenSlotFile(const std::string& directory, const SlotFileName& name);
 Status RemoveSlotFile(const std::string& directory, const SlotFileName& name);
 

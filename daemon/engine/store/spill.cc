@@ -348,7 +348,9 @@ void Spill::Start(const std::vector<Ready>& ready) {
       ++end;
     const std::vector<PlaceId> places = parts_.store.Allocate(bytes, end - first);
     // A device that takes no write now has no place for anything, whatever leaves it.
-    if (places.size() < end - first && parts_.store.writable()) {
+    if (places.size() == end - first) {
+      parts_.stored.FoundPlaces(bytes);
+    } else if (parts_.store.writable()) {
       parts_.stored.WantPlaces(bytes, end - first - places.size());
     }
     for (size_t i = first; i < end; ++i) {

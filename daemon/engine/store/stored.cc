@@ -413,6 +413,7 @@ void Stored::StartErasing(ItemId id) {
   records_[id].state = StoredState::kErasing;
   policy_->Erase(id);
   erasing_bytes_ += store_.PlaceBytes(records_[id].bytes);
+  ++erasing_of_[records_[id].bytes];
   to_erase_.push_back(id);
 }
 
@@ -471,6 +472,12 @@ void Stored::WantPlaces(uint32_t bytes, size_t count) {
 void Stored::MakePlaces() {
   if (wanted_places_.empty() || BacklogFull()) return;
   std::map<uint32_t, size_t> wanted = std::exchange(wanted_places_, {});
+  // What is leaving already makes room for those that ask again meanwhile.
+  for (auto at = wanted.begin(); at != wanted.end();) {
+    const auto leaving = erasing_of_.find(at->first);
+    at->second -= leaving == erasing_of_.end() ? 0 : std::min(at->second, leaving->second);
+    at = at->second == 0 ? wanted.erase(at) : std::next(at);
+  }
   std::vector<ItemId> victims;
   policy_->Victims(kPlaceLooks, clock_.Now(), [&](ItemId id) {
     if (wanted.empty() || victims.size() == kErasedATurn) return Policy::Verdict::kStop;
@@ -510,6 +517,7 @@ void Stored::Erased(const std::vector<ItemId>& ids, const Status& status) {
   for (const ItemId id : ids) {
     const uint64_t bytes = store_.PlaceBytes(records_[id].bytes);
     erasing_bytes_ -= bytes;
+    if (--erasing_of_.at(records_[id].bytes) == 0) erasing_of_.erase(records_[id].bytes);
     erased_[static_cast<size_t>(records_[id].why)].Add(bytes);
     Remove(id);
   }
@@ -532,6 +540,7 @@ Status Stored::CheckInvariants() const {
   uint64_t used = 0;
   uint64_t erasing = 0;
   uint64_t erasing_bytes = 0;
+  std::map<uint32_t, size_t> erasing_of;
   uint64_t pages_counted = 0;
   for (ItemId id = 0; id < records_.size(); ++id) {
     const StoredRecord& record = records_[id];
@@ -545,6 +554,7 @@ Status Stored::CheckInvariants() const {
     if (record.state == StoredState::kErasing) {
       ++erasing;
       erasing_bytes += bytes;
+      ++erasing_of[record.bytes];
     }
     const auto number = numbers_.find(space.record.id);
     const bool named = number != numbers_.end() && number->second == record.space;
@@ -553,7 +563,7 @@ Status Stored::CheckInvariants() const {
     }
   }
   if (used != used_bytes_ || erasing != this->erasing() || erasing_bytes != erasing_bytes_ ||
-      pages_counted != pages()) {
+      erasing_of != erasing_of_ || pages_counted != pages()) {
     return Status(Code::kInternal, "stored pages are not what is counted of them");
   }
   for (const auto& [tenant, of] : tenants_) {

@@ -154,6 +154,8 @@ class Stored {
   // There was no place for so many pages of that size, though there is room: in the next turn as
   // many of that size leave, at most kErasedATurn.
   void WantPlaces(uint32_t bytes, size_t count);
+  // There are some: what was wanted before is not made any more.
+  void FoundPlaces(uint32_t bytes) { wanted_places_.erase(bytes); }
   void SetWaiter(StoredWaiter* waiter) { waiter_ = waiter; }
 
   // ---- Figures
@@ -236,6 +238,7 @@ class Stored {
   std::deque<ItemId> to_erase_;               // In state kErasing, not sent yet.
   uint64_t erasing_ = 0;                      // Sent.
   uint64_t erasing_bytes_ = 0;                // Of all in state kErasing: room that is coming.
+  std::map<uint32_t, size_t> erasing_of_;     // Of all in state kErasing: how many, by page bytes.
   uint64_t used_bytes_ = 0;                   // Of all records.
   MonotonicNs retry_at_ = 0;                  // After a failed erasure.
   std::map<uint32_t, size_t> wanted_places_;  // Of the next turn, by page bytes.
