@@ -103,6 +103,24 @@ struct WeightPiece {
   std::span<uint8_t> into;
 };
 
+// The image of a weight set is checked by CRC32C over every so many bytes of each of its blocks.
+inline constexpr uint64_t kCheckedBytes = 2u << 20;
+
+struct BlockRead {
+  std::span<uint8_t> memory;  // All of the block: zeros where no piece goes. Empty: no checks.
+  std::vector<WeightPiece> pieces;  // Within `memory`, where that is given.
+};
+
+// What came of a read, and which way the bytes came.
+struct BlockBytes {
+  std::vector<uint32_t>
+      crcs;                   // CRC32C of every kCheckedBytes of `memory`, the rest at its end too.
+  uint64_t direct_bytes = 0;  // Past the page cache.
+  uint64_t cached_bytes = 0;  // Out of it.
+  uint64_t buffered_bytes = 0;  // Through it, for want of O_DIRECT.
+  std::string why_buffered;     // The first reason, where there is one.
+};
+
 // An opened set of weight files: checked headers and a way to read. Files stay open as long as it
 // lives.
 class WeightSource {
@@ -110,8 +128,12 @@ class WeightSource {
   virtual ~WeightSource() = default;
   virtual const std::vector<TensorSpec>& tensors() const = 0;
   virtual const std::vector<SourceFile>& files() const = 0;
-  // Reads all pieces; `done` gets the first error (data_loss for a file that became shorter).
-  virtual void Read(std::vector<WeightPiece> pieces, std::function<void(Status)> done) = 0;
+  // Reads all pieces; `done` gets the first error (data_loss for a file that became shorter,
+  // deadline_exceeded for a device that does not answer). Nobody writes into them after it.
+  virtual void Read(BlockRead read, std::function<void(Result<BlockBytes>)> done) = 0;
+  // What changes when somebody writes to one of the files: a digest of their inode numbers, sizes
+  // and times of change.
+  virtual void Stamp(std::function<void(Result<Digest>)> done) = 0;
   // SHA-256 of the concatenation of `spans`. `exhausted` when too much work is waiting already.
   virtual void Hash(std::vector<std::span<const uint8_t>> spans,
                     std::function<void(Result<Digest>)> done) = 0;

@@ -22,7 +22,8 @@ namespace {
 
 constexpr MonotonicNs kCapacityEvery = 5 * kNsPerSecond;
 constexpr uint32_t kInFlightPerDevice = 64;
-constexpr int kMostThreads = 8;  // Of a pool.
+constexpr int kMostThreads = 8;        // Of a pool.
+constexpr uint32_t kMostFiles = 4096;  // That are read or written past the page cache at once.
 constexpr unsigned kStopLimitS = 10;
 constexpr MonotonicNs kSpillLimit = 6 * kNsPerSecond;  // Within kStopLimitS.
 constexpr std::chrono::milliseconds kSpillLookEvery{20};
@@ -67,8 +68,10 @@ Daemon::~Daemon() {
   metrics_.reset();
   listeners_.clear();
   // These wait for reads that are running, which write into the engine's memory.
+  block_reader_.reset();
   read_pool_.reset();
   store_.reset();
+  disk_io_.reset();
   engine_.reset();
 }
 
@@ -121,16 +124,34 @@ Status Daemon::StartTiers() {
   read.name = "read";
   read.threads = Threads();
   ASSIGN_OR_RETURN(read_pool_, WorkerPool::Start(std::move(read)));
-  sources_ = MakeWeightFiles(*read_pool_, loop_);
+  return StartReading();
+}
+
+// File I/O is there with and without a store: weights are read past the page cache too.
+Status Daemon::StartReading() {
+  const BlockReaderOptions options;
+  DiskIoOptions io;
+  io.allow_io_uring = config_.io_uring == IoUringChoice::kAuto;
+  io.depth = kInFlightPerDevice * static_cast<uint32_t>(config_.nvme.size()) +
+             static_cast<uint32_t>(options.buffers);
+  io.files = kMostFiles;
+  ASSIGN_OR_RETURN(disk_io_, StartDiskIo(io, clock_));
+  WorkerPoolOptions copy;
+  copy.name = "copy";
+  copy.threads = Threads();
+  ASSIGN_OR_RETURN(copy_pool_, WorkerPool::Start(std::move(copy)));
+  BlockReaderParts parts;
+  parts.pool = copy_pool_.get();
+  parts.executor = &loop_;
+  parts.clock = &clock_;
+  parts.disk = disk_io_.get();
+  block_reader_ = std::make_unique<BlockReader>(parts, options);
+  sources_ = MakeWeightFiles(*read_pool_, loop_, *block_reader_);
   return {};
 }
 
 Status Daemon::StartStore() {
   if (config_.nvme.empty()) return {};
-  DiskIoOptions io;
-  io.allow_io_uring = config_.io_uring == IoUringChoice::kAuto;
-  io.depth = kInFlightPerDevice * static_cast<uint32_t>(config_.nvme.size());
-  ASSIGN_OR_RETURN(disk_io_, StartDiskIo(io, clock_));
   NvmeStoreOptions options;
   for (const NvmeConfig& nvme : config_.nvme) {
     RETURN_IF_ERROR(MakePrivateFolder(nvme.path).WithContext("nvme.path"));

@@ -15,7 +15,7 @@ using testing::HasSubstr;
 class FileWorld {
  public:
   explicit FileWorld(uint64_t block_bytes)
-      : sources_(MakeWeightFiles(opener_.pool(), opener_.executor())),
+      : sources_(MakeWeightFiles(opener_.pool(), opener_.executor(), opener_.reader())),
         weights_({.block_bytes = block_bytes}, {.clock = &clock_,
                                                 .host = &host_,
                                                 .sources = sources_.get(),

@@ -186,12 +186,14 @@ void Load::ReadBlock(uint32_t block) {
                       .offset = from - tensor.offset,
                       .into = memory.subspan(from - begin, to - from)});
   }
-  version_->source->Read(std::move(pieces), Expect<Status>([block](Load& load, Status status) {
-                           load.BlockRead(block, std::move(status));
-                         }));
+  version_->source->Read(
+      {.memory = memory.first(end - begin), .pieces = std::move(pieces)},
+      Expect<Result<BlockBytes>>([block](Load& load, const Result<BlockBytes>& read) {
+        load.BlockCame(block, read ? Status() : read.error());
+      }));
 }
 
-void Load::BlockRead(uint32_t block, Status status) {
+void Load::BlockCame(uint32_t block, Status status) {
   if (status.ok()) status = parts_.host->Seal(arenas_[block]);
   if (!status.ok()) return Fail(std::move(status));
   const Image& image = *version_->image;

@@ -97,7 +97,7 @@ class Load final : public std::enable_shared_from_this<Load> {
   void Advance();
   void StartBlocks();
   void ReadBlock(uint32_t block);
-  void BlockRead(uint32_t block, Status status);
+  void BlockCame(uint32_t block, Status status);
   void StartHashes();
   // The tensor's bytes, piece by piece; empty if one of its blocks is not there yet.
   std::vector<std::span<const uint8_t>> TensorSpans(uint32_t tensor) const;
