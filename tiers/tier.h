@@ -143,6 +143,51 @@ class WeightSource {
   virtual void Run(std::function<void()> work, std::function<void(Status)> done) = 0;
 };
 
+// ---- Images of weight sets ----------------------------------------------------------------------
+// What an image is of.
+struct ImageFacts {
+  std::string label;  // NAME@VERSION: what it is kept by.
+  Digest listing;     // Of the tensors' names, dtypes and shapes.
+  Digest content;
+  uint64_t image_bytes = 0;
+  uint64_t block_bytes = 0;  // A multiple of 4096. What is checked are units of such blocks.
+};
+
+struct ImageRead {
+  uint64_t offset = 0;        // Of the block in the image.
+  uint64_t bytes = 0;         // Of the block.
+  std::span<uint8_t> memory;  // The same, rounded up to 4096, at a multiple of 4096.
+};
+
+// An opened image file of the daemon.
+class WeightImage {
+ public:
+  virtual ~WeightImage() = default;
+  // CRC32C of every kCheckedBytes of each block, as they were when it was written.
+  virtual const std::vector<uint32_t>& crcs() const = 0;
+  // `done` as that of WeightSource::Read. A device that is overdue may write into the memory even
+  // then: until `ended`, which comes after `done`.
+  virtual void Read(const ImageRead& read, std::function<void(Result<BlockBytes>)> done,
+                    std::function<void()> ended) = 0;
+};
+
+// Image files of weight sets, kept by the daemon: written once, read straight into blocks.
+class WeightImages {
+ public:
+  virtual ~WeightImages() = default;
+  // mismatch for a file of something else or of another format, data_loss for one that is torn.
+  virtual void Open(ImageFacts facts,
+                    std::function<void(Result<std::shared_ptr<WeightImage>>)> done) = 0;
+  // Replaces what there was by that label; durable, whole and by that name when `done` says ok, and
+  // else not there. `blocks` are read until then.
+  virtual void Write(ImageFacts facts, std::vector<std::span<const uint8_t>> blocks,
+                     std::vector<uint32_t> crcs, std::function<void(Status)> done) = 0;
+  // Ok where there is none.
+  virtual void Remove(const std::string& label, std::function<void(Status)> done) = 0;
+  // At the start: removes what is there by other labels, and what was being written.
+  virtual void Keep(const std::vector<std::string>& labels) = 0;
+};
+
 struct SourceRequest {
   std::vector<std::string> paths;
   std::vector<UniqueFd> fds;  // One a path, opened by the caller; or empty: open the paths.
