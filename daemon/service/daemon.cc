@@ -14,6 +14,7 @@
 #include "tiers/host/host_tier.h"
 #include "tiers/journal/journal.h"
 #include "tiers/nvme/nvme_store.h"
+#include "tiers/source/image_files.h"
 #include "tiers/source/weight_files.h"
 
 namespace terrace {
@@ -147,6 +148,9 @@ Status Daemon::StartReading() {
   parts.disk = disk_io_.get();
   block_reader_ = std::make_unique<BlockReader>(parts, options);
   sources_ = MakeWeightFiles(*read_pool_, loop_, *block_reader_);
+  // A folder of the store's first device is a place for much; the state's is always there.
+  const std::string& folder = config_.nvme.empty() ? config_.state_dir : config_.nvme.front().path;
+  images_ = MakeImageFiles(folder + "/images", *read_pool_, *block_reader_);
   return {};
 }
 
@@ -183,6 +187,7 @@ Status Daemon::StartEngine() {
   parts.clock = &clock_;
   parts.host = host_.get();
   parts.sources = sources_.get();
+  parts.images = images_.get();
   parts.journal = journal_drain_.get();
   parts.directory_memory = &directory_memory_;
   parts.page_store = store_.get();

@@ -110,6 +110,7 @@ class Daemon {
   std::unique_ptr<WorkerPool> copy_pool_;
   std::unique_ptr<BlockReader> block_reader_;
   std::unique_ptr<WeightSources> sources_;
+  std::unique_ptr<WeightImages> images_;
   std::unique_ptr<PageStore> store_;  // Null: none is configured. Ends before the engine.
   std::unique_ptr<Service> service_;
   std::unique_ptr<Engine> engine_;

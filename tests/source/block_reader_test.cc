@@ -136,8 +136,10 @@ TEST_P(BlockReaderTest, AFileThatBecomesShorterIsDataLoss) {
   const auto failed = opener_.ReadBlock(*source, laid.Read());
   ASSERT_FALSE(failed.has_value());
   EXPECT_EQ(failed.error().code(), Code::kDataLoss);
-  EXPECT_THAT(failed.error().message(), HasSubstr(path_ + ": at byte "));
-  EXPECT_THAT(failed.error().message(), HasSubstr("the file ends before"));
+  // Whichever read comes first: one past the page cache, or that of the last page through it.
+  EXPECT_THAT(failed.error().message(), HasSubstr(path_ + ": "));
+  EXPECT_THAT(failed.error().message(),
+              AnyOf(HasSubstr("the file ends before"), HasSubstr("the file became shorter")));
 }
 
 TEST_P(BlockReaderTest, BitsThatTheDeviceFlipsShowInTheChecks) {

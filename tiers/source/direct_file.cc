@@ -84,9 +84,9 @@ void DiskDoor::Unregister(std::span<uint8_t> memory) {
 }
 
 Result<std::shared_ptr<DirectFile>> DirectFile::Reopen(const std::shared_ptr<DiskDoor>& door,
-                                                       int fd) {
+                                                       int fd, int access) {
   const std::string name = "/proc/self/fd/" + std::to_string(fd);
-  UniqueFd direct(open(name.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | O_DIRECT));
+  UniqueFd direct(open(name.c_str(), access | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | O_DIRECT));
   if (!direct) return SystemError("opening it with O_DIRECT", errno);
   return Of(door, std::move(direct));
 }

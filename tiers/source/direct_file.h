@@ -5,8 +5,11 @@
 // thread. Nothing of it is in flight then, or the DiskIo has been let go of.
 #pragma once
 
+#include <fcntl.h>
+
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "base/mutex.h"
 #include "base/status.h"
@@ -37,7 +40,8 @@ class DirectFile {
  public:
   // Opens the file behind `fd` again, with O_DIRECT. The descriptor may be a client's: its own
   // flags are not touched, for they are the client's too. The error says what refuses.
-  static Result<std::shared_ptr<DirectFile>> Reopen(const std::shared_ptr<DiskDoor>& door, int fd);
+  static Result<std::shared_ptr<DirectFile>> Reopen(const std::shared_ptr<DiskDoor>& door, int fd,
+                                                    int access = O_RDONLY);
   // `fd` is open with O_DIRECT.
   static Result<std::shared_ptr<DirectFile>> Of(const std::shared_ptr<DiskDoor>& door, UniqueFd fd);
 
