@@ -46,6 +46,8 @@ class Daemon {
   const std::string& folder() const { return folder_; }
   // Processor time of all its threads so far, from /proc.
   Result<double> ProcessorSeconds() const;
+  // Until it has made its reserve ready again, so that its threads leave the processor alone.
+  Status AwaitReserve() const;
   // SIGTERM, and SIGKILL after ten seconds. Ok if it ended by itself with exit code 0.
   Status Stop();
 

@@ -43,14 +43,17 @@ class DiskFixture : public testing::TestWithParam<bool> {
     Restart({});
   }
   // Readers end before the DiskIo that they use.
-  void TearDown() override {
+  void TearDown() override { EndDisk(); }
+  // From here on files are read through the page cache.
+  void EndDisk() {
     if (faulty_ != nullptr) faulty_->Release();
     opener_.Begin(nullptr, {});
+    faulty_ = nullptr;
     disk_.reset();
   }
   void Restart(const BlockReaderOptions& reader) {
     const DiskIoOptions options{.allow_io_uring = GetParam()};
-    opener_.Begin(nullptr, {});
+    EndDisk();
     auto io = StartDiskIo(options, opener_.clock());
     ASSERT_TRUE(io.has_value()) << io.error().ToString();
     if (GetParam() && (*io)->Report().engine != "io_uring") GTEST_SKIP() << (*io)->Report().engine;

@@ -107,7 +107,7 @@ class ImageFilesTest : public DiskFixture {
         {.offset = offset, .bytes = bytes, .memory = block.all()},
         [&](Result<BlockBytes> result) { read = std::move(result); }, [&] { ended = true; });
     TERRACE_CHECK(opener_.executor().RunUntil([&] { return read.has_value(); }));
-    if (!*read) faulty_->Release();
+    if (!*read && faulty_ != nullptr) faulty_->Release();
     TERRACE_CHECK(opener_.executor().RunUntil([&] { return ended; }));
     if (!*read) return read->error();
     if (way != nullptr) *way = **read;
@@ -128,7 +128,6 @@ class ImageFilesTest : public DiskFixture {
     const UniqueFd fd(open(File().c_str(), O_WRONLY | O_CLOEXEC));
     ASSERT_EQ(pwrite(fd.get(), bytes.data(), bytes.size(), static_cast<off_t>(at)),
               static_cast<ssize_t>(bytes.size()));
-    fd.get();
     ASSERT_EQ(fdatasync(fd.get()), 0);
     ASSERT_EQ(posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED), 0);
   }
@@ -267,8 +266,7 @@ TEST_P(ImageFilesTest, KeepsAtTheStartWhatIsWantedAndWhatIsNotItsOwn) {
 // A header alone is no image: whatever moment an import is killed at, its name is not there.
 TEST_P(ImageFilesTest, AnImportThatIsKilledLeavesNoImage) {
   images_.reset();
-  opener_.Begin(nullptr, {});
-  disk_.reset();
+  EndDisk();
   for (int round = 0; round < 8; ++round) {
     int ready[2];
     ASSERT_EQ(pipe(ready), 0);
