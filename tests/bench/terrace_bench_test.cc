@@ -67,6 +67,8 @@ INSTANTIATE_TEST_SUITE_P(
         SuiteCase{{"prefix"}, {"hash_over_sha256", "lookup_us"}},
         SuiteCase{{"put"}, {"put_over_memcpy", "messages_per_batch"}},
         SuiteCase{{"attach"}, {"round_trips", "first_tensor_ms", "copies_in_memory"}},
+        SuiteCase{{"cold-load"},
+                  {"image_over_raw", "in_place_over_raw", "over_mmap", "over_buffered"}},
         SuiteCase{{"touch"}, {"touch_us"}}, SuiteCase{{"crash"}, {"release_ms_p99"}},
         SuiteCase{{"connect"},
                   {"connects_per_second", "daemon_descriptors_left", "daemon_mappings_left"}},
