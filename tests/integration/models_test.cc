@@ -1,4 +1,5 @@
 // The life of a model on the real daemon: added, loaded once whoever asks, held, evicted, reloaded.
+#include <gmock/gmock.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
