@@ -131,6 +131,13 @@ Status Daemon::AwaitReady(const DaemonOptions& options) const {
     }
   }
   if (options.pretouch_bytes == 0) return {};
+  return AwaitReserve();
+}
+
+Status Daemon::AwaitReserve() const {
+  const Stopwatch watch;
+  ASSIGN_OR_RETURN(const Client client,
+                   Connect({.socket = socket(), .name = "bench", .read_only = true}));
   while (watch.Seconds() < kReadySeconds) {
     ASSIGN_OR_RETURN(const uint64_t done, StatusNumber(client.get(), "/host/pretouch/done_bytes"));
     ASSIGN_OR_RETURN(const uint64_t target,

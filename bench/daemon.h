@@ -51,6 +51,8 @@ class Daemon {
   // SIGKILL, and the same again on what that left. Returns when it is started, and accepts
   // connections some time later.
   Status KillAndLaunch();
+  // Until it has made its reserve ready again, so that its threads leave the processor alone.
+  Status AwaitReserve() const;
   // SIGTERM, and SIGKILL after ten seconds. Ok if it ended by itself with exit code 0.
   Status Stop();
 

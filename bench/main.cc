@@ -43,6 +43,7 @@ constexpr Suite kSuites[] = {
     {"prefix", "128Ki tokens hashed and looked up", RunPrefix},
     {"put", "Batches of 64 pages of 2 MiB, against memcpy", RunPut},
     {"attach", "A model of 4,000 tensors attached by 4 processes", RunAttach},
+    {"cold-load", "A model of 2.5 GB from files that are not in the page cache", RunColdLoad},
     {"touch", "First touch of a resident page of 2 MiB", RunTouch},
     {"crash", "What a killed client held is free again", RunCrash},
     {"connect", "Connect, first hit, disconnect, 100,000 times", RunConnect},

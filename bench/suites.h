@@ -26,6 +26,7 @@ Result<Figures> RunTouch(const SuiteOptions& options);
 Result<Figures> RunCrash(const SuiteOptions& options);
 Result<Figures> RunControl(const SuiteOptions& options);
 Result<Figures> RunMetrics(const SuiteOptions& options);
+Result<Figures> RunColdLoad(const SuiteOptions& options);
 Result<Figures> RunConnect(const SuiteOptions& options);
 Result<Figures> RunFlood(const SuiteOptions& options);
 Result<Figures> RunSpill(const SuiteOptions& options);

@@ -28,6 +28,7 @@ struct Arguments {
   std::string file;
   std::string bytes;
   bool all = false;
+  bool import_image = false;
 };
 
 CLI::App* AddVerb(CLI::App& app, const char* name, const char* description) {
@@ -61,6 +62,10 @@ void AddModelVerbs(CLI::App& app, Arguments& arguments) {
   add->add_option("--from", arguments.path, "Where the weights are")
       ->required()
       ->check(CLI::ExistingPath);
+  add->add_flag(
+      "--import", arguments.import_image,
+      "Load it too, and write its image to a file of the daemon's: later loads read that, "
+      "as fast as the device is");
   CLI::App* remove = AddVerb(*model, "remove", "Forgets a model, or one version of it");
   remove->add_option("NAME[@VERSION]", arguments.model, "Without a version: all of them")
       ->required();
@@ -152,7 +157,8 @@ int RunVerb(const CLI::App& app, Invocation& invocation, const Arguments& argume
   if (name == "model") {
     const std::string what = verb->get_subcommands().front()->get_name();
     if (what == "add") {
-      return AddModel(invocation, {arguments.model, arguments.version}, arguments.path);
+      return AddModel(invocation, {arguments.model, arguments.version}, arguments.path,
+                      arguments.import_image);
     }
     if (what == "grant") return GrantModel(invocation, arguments.model, arguments.tenant);
     if (what == "revoke") return RevokeModel(invocation, arguments.model, arguments.tenant);

@@ -54,7 +54,8 @@ ModelName ParseModelName(const std::string& text) {
   return {text.substr(0, at), text.substr(at + 1)};
 }
 
-int AddModel(Invocation& invocation, const ModelName& model, const std::string& path) {
+int AddModel(Invocation& invocation, const ModelName& model, const std::string& path,
+             bool import_image) {
   // The daemon may run elsewhere: it is told the absolute path.
   std::error_code failed;
   const std::string absolute = std::filesystem::absolute(path, failed).string();
@@ -62,9 +63,9 @@ int AddModel(Invocation& invocation, const ModelName& model, const std::string& 
   kvc_model_added added{};
   added.struct_size = sizeof added;
   kvc_error error{};
-  if (kvc_model_add(invocation.client(), model.name.c_str(), model.version.c_str(),
-                    absolute.c_str(), invocation.TimeoutMs(kLongCallSeconds), &added,
-                    &error) != KVC_OK) {
+  const auto add = import_image ? kvc_model_import : kvc_model_add;
+  if (add(invocation.client(), model.name.c_str(), model.version.c_str(), absolute.c_str(),
+          invocation.TimeoutMs(kLongCallSeconds), &added, &error) != KVC_OK) {
     return invocation.Fail(error);
   }
   const std::string why_not = Printable(added.why_not);
@@ -72,7 +73,14 @@ int AddModel(Invocation& invocation, const ModelName& model, const std::string& 
                      HumanBytes(added.bytes) + " in " + HumanCount(added.files) +
                      (added.files == 1 ? " file" : " files");
   if (added.durable == 0) text += "\nwill not survive a restart of the daemon: " + why_not;
-  text += "\nnext: terracectl load " + Label(model);
+  const bool imported = added.imported != 0;
+  const std::string why_not_imported =
+      import_image && !imported && added.why_not_imported[0] == '\0'
+          ? "the daemon does not know how"
+          : Printable(added.why_not_imported);
+  if (imported) text += "\nimported: later loads read its image";
+  if (import_image && !imported) text += "\nnot imported: " + why_not_imported;
+  if (!imported) text += "\nnext: terracectl load " + Label(model);
   nlohmann::ordered_json json = {{"name", model.name},
                                  {"version", model.version},
                                  {"tensors", added.tensors},
@@ -80,7 +88,9 @@ int AddModel(Invocation& invocation, const ModelName& model, const std::string& 
                                  {"blocks", added.blocks},
                                  {"files", added.files},
                                  {"durable", added.durable != 0},
-                                 {"why_not", why_not}};
+                                 {"why_not", why_not},
+                                 {"imported", imported},
+                                 {"why_not_imported", why_not_imported}};
   return Print(invocation, json, text);
 }
 

@@ -27,7 +27,8 @@ struct ModelName {
 };
 // "NAME" or "NAME@VERSION".
 ModelName ParseModelName(const std::string& text);
-int AddModel(Invocation& invocation, const ModelName& model, const std::string& path);
+int AddModel(Invocation& invocation, const ModelName& model, const std::string& path,
+             bool import_image);
 int RemoveModel(Invocation& invocation, const ModelName& model);
 int GrantModel(Invocation& invocation, const std::string& name, const std::string& tenant);
 int RevokeModel(Invocation& invocation, const std::string& name, const std::string& tenant);

@@ -12,7 +12,10 @@ struct ModelAdd {
   std::string version;
   std::vector<std::string> files;
   std::string index;
-  static auto Fields(auto& m) { return std::tie(m.name, m.version, m.files, m.index); }
+  bool import_image = false;
+  static auto Fields(auto& m) {
+    return std::tie(m.name, m.version, m.files, m.index, m.import_image);
+  }
 };
 
 struct ModelAddReply {
@@ -22,8 +25,11 @@ struct ModelAddReply {
   uint32_t blocks = 0;
   bool durable = false;
   std::string why_not;
+  bool imported = false;
+  std::string why_not_imported;
   static auto Fields(auto& m) {
-    return std::tie(m.tensors, m.bytes, m.blocks, m.durable, m.why_not);
+    return std::tie(m.tensors, m.bytes, m.blocks, m.durable, m.why_not, m.imported,
+                    m.why_not_imported);
   }
 };
 

@@ -103,6 +103,24 @@ struct WeightPiece {
   std::span<uint8_t> into;
 };
 
+// The image of a weight set is checked by CRC32C over every so many bytes of each of its blocks.
+inline constexpr uint64_t kCheckedBytes = 2u << 20;
+
+struct BlockRead {
+  std::span<uint8_t> memory;  // All of the block: zeros where no piece goes. Empty: no checks.
+  std::vector<WeightPiece> pieces;  // Within `memory`, where that is given.
+};
+
+// What came of a read, and which way the bytes came.
+struct BlockBytes {
+  std::vector<uint32_t>
+      crcs;                   // CRC32C of every kCheckedBytes of `memory`, the rest at its end too.
+  uint64_t direct_bytes = 0;  // Past the page cache.
+  uint64_t cached_bytes = 0;  // Out of it.
+  uint64_t buffered_bytes = 0;  // Through it, for want of O_DIRECT.
+  std::string why_buffered;     // The first reason, where there is one.
+};
+
 // An opened set of weight files: checked headers and a way to read. Files stay open as long as it
 // lives.
 class WeightSource {
@@ -110,8 +128,12 @@ class WeightSource {
   virtual ~WeightSource() = default;
   virtual const std::vector<TensorSpec>& tensors() const = 0;
   virtual const std::vector<SourceFile>& files() const = 0;
-  // Reads all pieces; `done` gets the first error (data_loss for a file that became shorter).
-  virtual void Read(std::vector<WeightPiece> pieces, std::function<void(Status)> done) = 0;
+  // Reads all pieces; `done` gets the first error (data_loss for a file that became shorter,
+  // deadline_exceeded for a device that does not answer). Nobody writes into them after it.
+  virtual void Read(BlockRead read, std::function<void(Result<BlockBytes>)> done) = 0;
+  // What changes when somebody writes to one of the files: a digest of their inode numbers, sizes
+  // and times of change.
+  virtual void Stamp(std::function<void(Result<Digest>)> done) = 0;
   // SHA-256 of the concatenation of `spans`. `exhausted` when too much work is waiting already.
   virtual void Hash(std::vector<std::span<const uint8_t>> spans,
                     std::function<void(Result<Digest>)> done) = 0;
@@ -119,6 +141,51 @@ class WeightSource {
   // sorting the names of 100,000s of tensors. It owns, or shares and does not change, all that it
   // touches. `exhausted`, and `work` did not run, when too much work is waiting already.
   virtual void Run(std::function<void()> work, std::function<void(Status)> done) = 0;
+};
+
+// ---- Images of weight sets ----------------------------------------------------------------------
+// What an image is of.
+struct ImageFacts {
+  std::string label;  // NAME@VERSION: what it is kept by.
+  Digest listing;     // Of the tensors' names, dtypes and shapes.
+  Digest content;
+  uint64_t image_bytes = 0;
+  uint64_t block_bytes = 0;  // A multiple of 4096. What is checked are units of such blocks.
+};
+
+struct ImageRead {
+  uint64_t offset = 0;        // Of the block in the image.
+  uint64_t bytes = 0;         // Of the block.
+  std::span<uint8_t> memory;  // The same, rounded up to 4096, at a multiple of 4096.
+};
+
+// An opened image file of the daemon.
+class WeightImage {
+ public:
+  virtual ~WeightImage() = default;
+  // CRC32C of every kCheckedBytes of each block, as they were when it was written.
+  virtual const std::vector<uint32_t>& crcs() const = 0;
+  // `done` as that of WeightSource::Read. A device that is overdue may write into the memory even
+  // then: until `ended`, which comes after `done`.
+  virtual void Read(const ImageRead& read, std::function<void(Result<BlockBytes>)> done,
+                    std::function<void()> ended) = 0;
+};
+
+// Image files of weight sets, kept by the daemon: written once, read straight into blocks.
+class WeightImages {
+ public:
+  virtual ~WeightImages() = default;
+  // mismatch for a file of something else or of another format, data_loss for one that is torn.
+  virtual void Open(ImageFacts facts,
+                    std::function<void(Result<std::shared_ptr<WeightImage>>)> done) = 0;
+  // Replaces what there was by that label; durable, whole and by that name when `done` says ok, and
+  // else not there. `blocks` are read until then.
+  virtual void Write(ImageFacts facts, std::vector<std::span<const uint8_t>> blocks,
+                     std::vector<uint32_t> crcs, std::function<void(Status)> done) = 0;
+  // Ok where there is none.
+  virtual void Remove(const std::string& label, std::function<void(Status)> done) = 0;
+  // At the start: removes what is there by other labels, and what was being written.
+  virtual void Keep(const std::vector<std::string>& labels) = 0;
 };
 
 struct SourceRequest {

@@ -74,6 +74,7 @@ struct EngineParts {
   const Clock* clock = nullptr;
   HostTier* host = nullptr;
   WeightSources* sources = nullptr;
+  WeightImages* images = nullptr;  // Null: nothing can be imported.
   Journal* journal = nullptr;
   DirectoryMemory* directory_memory = nullptr;
   PageStore* page_store = nullptr;  // Null: pages live in memory alone.
@@ -179,6 +180,7 @@ struct ModelSpec {
   std::string version;
   TenantId tenant = 0;  // Who adds it: may attach it from then on, others when granted. 0: nobody.
   SourceRequest source;
+  bool import_image = false;  // Load it, and write its image to a file that later loads read.
 };
 struct ModelAdded {
   uint32_t tensors = 0;
@@ -186,6 +188,8 @@ struct ModelAdded {
   uint32_t blocks = 0;
   bool durable = false;
   std::string why_not;
+  bool imported = false;
+  std::string why_not_imported;  // Empty also where nobody asked for it.
 };
 struct ModelLoaded {
   std::string version;

@@ -81,6 +81,7 @@ HostEngine::HostEngine(const EngineOptions& options, EngineParts parts, EngineEv
       weights_({.block_bytes = options.block_bytes}, {.clock = parts.clock,
                                                       .host = parts.host,
                                                       .sources = parts.sources,
+                                                      .images = parts.images,
                                                       .journal = parts.journal,
                                                       .memory = &blocks_}),
       access_(*parts.journal) {

@@ -48,6 +48,15 @@ struct StatusReport {
   std::vector<std::string> restore_problems;
 };
 
+// How the bytes of a load came.
+struct LoadedBy {
+  uint64_t image_bytes = 0;     // Of an image file, past the page cache.
+  uint64_t direct_bytes = 0;    // Of its files, past the page cache.
+  uint64_t cached_bytes = 0;    // Out of the page cache.
+  uint64_t buffered_bytes = 0;  // Through it, for want of O_DIRECT.
+  std::string why_buffered;     // The first reason.
+  std::string checked_by;       // "sha256", "crc32c", or "" before the first load.
+};
 struct ModelVersionReport {
   std::string version;
   uint32_t tensors = 0;
@@ -60,6 +69,9 @@ struct ModelVersionReport {
   bool durable = false;
   Digest digest;  // Zero until loaded once.
   std::vector<SourceFile> files;
+  bool imported = false;      // The daemon has an image file of it.
+  std::string image_problem;  // Why the last load, or import, did without that.
+  LoadedBy loaded;            // By the last load.
 };
 struct ModelReport {
   std::string name;

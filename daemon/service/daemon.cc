@@ -14,6 +14,7 @@
 #include "tiers/host/host_tier.h"
 #include "tiers/journal/journal.h"
 #include "tiers/nvme/nvme_store.h"
+#include "tiers/source/image_files.h"
 #include "tiers/source/weight_files.h"
 
 namespace terrace {
@@ -23,6 +24,8 @@ namespace {
 constexpr MonotonicNs kCapacityEvery = 5 * kNsPerSecond;
 constexpr int kMostThreads = 8;  // Of a pool.
 constexpr uint64_t kIndexDescriptors = 512;
+// Of weights, that are read or written past the page cache at once.
+constexpr uint32_t kMostWeightFiles = 1024;
 // What may take its time one after the other: the spill, the transfers of the store, those of the
 // file I/O, and replies; and some to spare.
 constexpr unsigned kStopLimitS = 15;
@@ -63,6 +66,14 @@ uint64_t ResidentBytes(const HostReport& report) {
   return report.hugetlb_bytes + report.thp_bytes + report.small_page_bytes;
 }
 
+NvmeStoreOptions NvmeOptionsOf(const Config& config) {
+  NvmeStoreOptions options;
+  for (const NvmeConfig& nvme : config.nvme)
+    options.directories.push_back({.path = nvme.path, .capacity_bytes = nvme.capacity_bytes});
+  options.durability = config.durability;
+  return options;
+}
+
 StoreOptions StoreOptionsOf(const Config& config, uint64_t memory_bytes) {
   StoreOptions options;
   options.write_bytes_per_day = config.write_bytes_per_day;
@@ -83,8 +94,10 @@ Daemon::~Daemon() {
   metrics_.reset();
   listeners_.clear();
   // These wait for reads that are running, which write into the engine's memory.
+  block_reader_.reset();
   read_pool_.reset();
   store_.reset();
+  disk_io_.reset();
   engine_.reset();
 }
 
@@ -137,21 +150,37 @@ Status Daemon::StartTiers() {
   read.name = "read";
   read.threads = Threads();
   ASSIGN_OR_RETURN(read_pool_, WorkerPool::Start(std::move(read)));
-  sources_ = MakeWeightFiles(*read_pool_, loop_);
+  return StartReading();
+}
+
+// File I/O is there with and without a store: weights are read past the page cache too.
+Status Daemon::StartReading() {
+  const BlockReaderOptions options;
+  DiskIoOptions io = NvmeIoOptions(NvmeOptionsOf(config_));
+  io.allow_io_uring = config_.io_uring == IoUringChoice::kAuto;
+  io.depth += static_cast<uint32_t>(options.buffers);
+  io.files = std::min(kMostIoFiles, io.files + kMostWeightFiles);
+  ASSIGN_OR_RETURN(disk_io_, StartDiskIo(io, clock_));
+  WorkerPoolOptions copy;
+  copy.name = "copy";
+  copy.threads = Threads();
+  ASSIGN_OR_RETURN(copy_pool_, WorkerPool::Start(std::move(copy)));
+  BlockReaderParts parts;
+  parts.pool = copy_pool_.get();
+  parts.executor = &loop_;
+  parts.clock = &clock_;
+  parts.disk = disk_io_.get();
+  block_reader_ = std::make_unique<BlockReader>(parts, options);
+  sources_ = MakeWeightFiles(*read_pool_, loop_, *block_reader_);
+  // A folder of the store's first device is a place for much; the state's is always there.
+  const std::string& folder = config_.nvme.empty() ? config_.state_dir : config_.nvme.front().path;
+  images_ = MakeImageFiles(folder + "/images", *read_pool_, *block_reader_);
   return {};
 }
 
 Status Daemon::StartStore() {
   if (config_.nvme.empty()) return {};
-  NvmeStoreOptions options;
-  for (const NvmeConfig& nvme : config_.nvme)
-    options.directories.push_back({.path = nvme.path, .capacity_bytes = nvme.capacity_bytes});
-  options.durability = config_.durability;
-  DiskIoOptions io = NvmeIoOptions(options);
-  io.allow_io_uring = config_.io_uring == IoUringChoice::kAuto;
-  io_files_ = io.files;
-  ASSIGN_OR_RETURN(disk_io_, StartDiskIo(io, clock_));
-  ASSIGN_OR_RETURN(store_, OpenNvmeStore(options, *disk_io_, loop_, clock_));
+  ASSIGN_OR_RETURN(store_, OpenNvmeStore(NvmeOptionsOf(config_), *disk_io_, loop_, clock_));
   Log(LogLevel::kInfo, "store-open",
       {{"directories", config_.nvme.size()}, {"io", store_->Report().io}});
   return {};
@@ -161,7 +190,8 @@ Status Daemon::StartStore() {
 // Half is left to clients, where the limit is that low.
 uint64_t Daemon::StoreDescriptors() const {
   if (store_ == nullptr) return 0;
-  return std::min(DescriptorLimit() / 2, 2 * uint64_t{io_files_} + kIndexDescriptors);
+  return std::min(DescriptorLimit() / 2,
+                  2 * uint64_t{NvmeIoOptions(NvmeOptionsOf(config_)).files} + kIndexDescriptors);
 }
 
 Status Daemon::StartEngine() {
@@ -182,6 +212,7 @@ Status Daemon::StartEngine() {
   parts.clock = &clock_;
   parts.host = host_.get();
   parts.sources = sources_.get();
+  parts.images = images_.get();
   parts.journal = journal_drain_.get();
   parts.directory_memory = &directory_memory_;
   parts.page_store = store_.get();

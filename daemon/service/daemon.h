@@ -24,6 +24,7 @@
 #include "daemon/service/systemd/notify.h"
 #include "tiers/io/disk_io.h"
 #include "tiers/page_store.h"
+#include "tiers/source/block_reader.h"
 #include "tiers/tier.h"
 
 namespace terrace {
@@ -57,6 +58,7 @@ class Daemon {
  private:
   Status FillDefaults();
   Status StartTiers();
+  Status StartReading();
   Status StartStore();
   uint64_t StoreDescriptors() const;
   Status StartEngine();
@@ -102,8 +104,8 @@ class Daemon {
   std::vector<ActivatedSocket> given_;
   Notifier notifier_;
   const SystemClock clock_;
-  // In the order in which they depend on each other: each outlives those below it, but for the pool
-  // that reads files and the store, which end before the engine into whose memory they read.
+  // In the order in which they depend on each other: each outlives those below it, but for what
+  // reads files and the store, which end before the engine into whose memory they read.
   OwnerLoop loop_;
   std::unique_ptr<HostCapacity> capacity_;
   std::unique_ptr<WorkerPool> touch_pool_;
@@ -112,9 +114,11 @@ class Daemon {
   std::unique_ptr<JournalDrain> journal_drain_;
   MemfdDirectory directory_memory_;
   std::unique_ptr<WorkerPool> read_pool_;
-  std::unique_ptr<WeightSources> sources_;
   std::unique_ptr<DiskIo> disk_io_;
-  uint32_t io_files_ = 0;             // Of disk_io_.
+  std::unique_ptr<WorkerPool> copy_pool_;
+  std::unique_ptr<BlockReader> block_reader_;
+  std::unique_ptr<WeightSources> sources_;
+  std::unique_ptr<WeightImages> images_;
   std::unique_ptr<PageStore> store_;  // Null: none is configured. Ends before the engine.
   std::unique_ptr<Service> service_;
   std::unique_ptr<Engine> engine_;

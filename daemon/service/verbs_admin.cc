@@ -14,8 +14,11 @@ void HideFromOthers(const std::string& tenant, std::vector<ModelReport>* models)
   });
   for (ModelReport& model : *models) {
     model.tenants = {tenant};
-    for (ModelVersionReport& version : model.versions)
+    for (ModelVersionReport& version : model.versions) {
       version.files.clear();
+      version.image_problem.clear();  // These two name files.
+      version.loaded.why_buffered.clear();
+    }
   }
 }
 

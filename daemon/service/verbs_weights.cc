@@ -51,6 +51,7 @@ Status Verbs::OnModelAdd(Caller& caller, Frame& frame) {
   spec.source.paths.assign(request.files().begin(), request.files().end());
   spec.source.fds = std::move(frame.fds);
   spec.source.index = std::move(*request.mutable_index());
+  spec.import_image = request.import_image();
   const Ticket ticket = Begin(caller, frame.header.request);
   parts_.engine->AddModel(std::move(spec), [this, ticket](const Result<ModelAdded>& added) {
     Caller* waiting = Finish(ticket);
@@ -62,6 +63,8 @@ Status Verbs::OnModelAdd(Caller& caller, Frame& frame) {
     reply.set_blocks(added->blocks);
     reply.set_durable(added->durable);
     reply.set_why_not(added->why_not);
+    reply.set_imported(added->imported);
+    reply.set_why_not_imported(added->why_not_imported);
     waiting->connection.Send(wire::Type::kModelAddReply, ticket.request, reply);
   });
   return {};

@@ -82,8 +82,10 @@ kvc_code kvc_report(kvc_client* client, const kvc_report_options* options, int32
   });
 }
 
-kvc_code kvc_model_add(kvc_client* client, const char* name, const char* version, const char* path,
-                       int32_t timeout_ms, kvc_model_added* added, kvc_error* error) {
+namespace {
+
+kvc_code AddModel(kvc_client* client, const char* name, const char* version, const char* path,
+                  bool import_image, int32_t timeout_ms, kvc_model_added* added, kvc_error* error) {
   return Run(error, [&]() -> Status {
     if (version == nullptr || path == nullptr) return Invalid("version or path is NULL");
     ASSIGN_OR_RETURN(ModelName model, NameOf(client, name, version));
@@ -101,7 +103,8 @@ kvc_code kvc_model_add(kvc_client* client, const char* name, const char* version
     const messages::ModelAdd request{.name = std::move(model.name),
                                      .version = std::move(model.version),
                                      .files = std::move(files.paths),
-                                     .index = std::move(files.index)};
+                                     .index = std::move(files.index),
+                                     .import_image = import_image};
     ASSIGN_OR_RETURN(const auto answer, core.Call(request, deadline, fds));
     if (added == nullptr) return {};
     kvc_model_added result{};
@@ -111,8 +114,23 @@ kvc_code kvc_model_add(kvc_client* client, const char* name, const char* version
     result.files = static_cast<uint32_t>(request.files.size());
     result.durable = answer.reply.durable ? 1 : 0;
     CopyText(answer.reply.why_not, result.why_not);
+    result.imported = answer.reply.imported ? 1 : 0;
+    CopyText(answer.reply.why_not_imported, result.why_not_imported);
     return Write(result, added);
   });
+}
+
+}  // namespace
+
+kvc_code kvc_model_add(kvc_client* client, const char* name, const char* version, const char* path,
+                       int32_t timeout_ms, kvc_model_added* added, kvc_error* error) {
+  return AddModel(client, name, version, path, false, timeout_ms, added, error);
+}
+
+kvc_code kvc_model_import(kvc_client* client, const char* name, const char* version,
+                          const char* path, int32_t timeout_ms, kvc_model_added* added,
+                          kvc_error* error) {
+  return AddModel(client, name, version, path, true, timeout_ms, added, error);
 }
 
 kvc_code kvc_model_remove(kvc_client* client, const char* name, const char* version,

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <kvclient/admin.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -67,6 +68,8 @@ INSTANTIATE_TEST_SUITE_P(
         SuiteCase{{"prefix"}, {"hash_over_sha256", "lookup_us"}},
         SuiteCase{{"put"}, {"put_over_memcpy", "messages_per_batch"}},
         SuiteCase{{"attach"}, {"round_trips", "first_tensor_ms", "copies_in_memory"}},
+        SuiteCase{{"cold-load"},
+                  {"image_over_raw", "in_place_over_raw", "over_mmap", "over_buffered"}},
         SuiteCase{{"touch"}, {"touch_us"}}, SuiteCase{{"crash"}, {"release_ms_p99"}},
         SuiteCase{{"connect"},
                   {"connects_per_second", "daemon_descriptors_left", "daemon_mappings_left"}},
@@ -80,7 +83,9 @@ INSTANTIATE_TEST_SUITE_P(
         SuiteCase{{"metrics"}, {"scrape_ms", "loop_ms_p99", "ping_us_p99"}}),
     [](const auto& tested) {
       const auto& arguments = tested.param.arguments;
-      return std::string(arguments.front()) + (arguments.size() > 1 ? "_clients" : "");
+      std::string name = arguments.front();
+      std::replace(name.begin(), name.end(), '-', '_');
+      return name + (arguments.size() > 1 ? "_clients" : "");
     });
 
 // What does not depend on the machine's speed is promised exactly.

@@ -1,4 +1,5 @@
 // The life of a model on the real daemon: added, loaded once whoever asks, held, evicted, reloaded.
+#include <gmock/gmock.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -251,6 +252,85 @@ TEST_F(ModelsTest, AFileThatChangedSinceItWasAddedIsNotLoaded) {
   Tell(engine);
   ExpectDone(engine);
   EXPECT_EQ(StatusNumber("/host/block_bytes"), 0u) << "nothing half-loaded stays";
+}
+
+// ---- Images
+
+class ImportTest : public ModelsTest {
+ protected:
+  void SetUp() override {
+    StartDaemon();
+    tensors_ = ManyTensors(1000);
+    path_ = folder_.path() + "/plain";
+    ASSERT_TRUE(WriteModel(path_, tensors_, {.seed = kSeed, .shards = 2, .config_json = ""}));
+    Run([&](kvc_client* client) -> Status {
+      kvc_model_added added{};
+      added.struct_size = sizeof added;
+      kvc_error error{};
+      RETURN_IF_ERROR(bench::ToStatus(
+          kvc_model_import(client, kName, "1", path_.c_str(), 0, &added, &error), error));
+      RETURN_UNLESS(added.imported == 1, added.why_not_imported);
+      return {};
+    });
+    digest_ = TheVersion()["digest"];
+  }
+  void Run(const std::function<Status(kvc_client*)>& body) {
+    bench::Child child = StartClient(
+        "client", [&](kvc_client* client, bench::Link&) -> Status { return body(client); });
+    ExpectDone(child);
+  }
+  // Every byte, as a client maps it.
+  void ExpectLoads() {
+    Run([&](kvc_client* client) -> Status {
+      ASSIGN_OR_RETURN(const bench::Weights weights, Attach(client, kName));
+      return CheckTensors(weights.get(), tensors_, kSeed);
+    });
+    EXPECT_EQ(TheVersion()["digest"], digest_);
+  }
+  std::vector<fs::path> Images() {
+    std::vector<fs::path> images;
+    for (const auto& entry : fs::directory_iterator(daemon().state_dir() + "/images"))
+      images.push_back(entry.path());
+    return images;
+  }
+
+  std::vector<ModelTensor> tensors_;
+  std::string path_;
+  std::string digest_;
+};
+
+TEST_F(ImportTest, ARestartedDaemonLoadsTheImage) {
+  daemon().Kill();
+  ASSERT_TRUE(daemon().Launch().ok());
+  ExpectLoads();
+  const Json loaded = TheVersion()["loaded"];
+  EXPECT_GT(loaded["image_bytes"], 0);
+  EXPECT_EQ(loaded["direct_bytes"], 0);
+  EXPECT_EQ(loaded["checked_by"], "crc32c");
+  EXPECT_EQ(TheVersion()["image_problem"], "");
+}
+
+TEST_F(ImportTest, ADamagedImageIsDoneWithoutAndTold) {
+  daemon().Kill();
+  ASSERT_EQ(Images().size(), 1u);
+  {
+    std::fstream file(Images()[0], std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(-5000, std::ios::end);
+    file.put('\x5a');
+  }
+  ASSERT_TRUE(daemon().Launch().ok());
+  ExpectLoads();
+  EXPECT_THAT(TheVersion()["image_problem"].get<std::string>(),
+              testing::HasSubstr("holds other bytes"));
+}
+
+TEST_F(ImportTest, TheImageGoesWithTheModel) {
+  ASSERT_EQ(Images().size(), 1u);
+  Run([&](kvc_client* client) -> Status {
+    kvc_error error{};
+    return bench::ToStatus(kvc_model_remove(client, kName, nullptr, 0, &error), error);
+  });
+  EXPECT_EQ(Images().size(), 0u);
 }
 
 }  // namespace

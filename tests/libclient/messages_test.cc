@@ -225,10 +225,11 @@ std::vector<Case> Cases() {
           FIELD(Persist, keys))
   MESSAGE(PersistReply, FIELD(PersistReply, codes))
   MESSAGE(ModelAdd, FIELD(ModelAdd, name), FIELD(ModelAdd, version), FIELD(ModelAdd, files),
-          FIELD(ModelAdd, index))
+          FIELD(ModelAdd, index), FIELD(ModelAdd, import_image))
   MESSAGE(ModelAddReply, FIELD(ModelAddReply, tensors), FIELD(ModelAddReply, bytes),
           FIELD(ModelAddReply, blocks), FIELD(ModelAddReply, durable),
-          FIELD(ModelAddReply, why_not))
+          FIELD(ModelAddReply, why_not), FIELD(ModelAddReply, imported),
+          FIELD(ModelAddReply, why_not_imported))
   MESSAGE(ModelRemove, FIELD(ModelRemove, name), FIELD(ModelRemove, version))
   MESSAGE(ModelRemoveReply)
   MESSAGE(ModelAccess, FIELD(ModelAccess, name), FIELD(ModelAccess, tenant),

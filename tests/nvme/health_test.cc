@@ -455,26 +455,48 @@ class SmallFileSystem {
   bool mounted_ = false;
 };
 
-TEST_F(NvmeHealthTest, AFullFileSystemServesWhatItHas) {
+TEST_F(NvmeHealthTest, AFileSystemWithoutRoomTakesNothing) {
   const SmallFileSystem small(b, "size=2m");
   if (!small) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);
   options.directories[1].capacity_bytes = 64u << 20;  // More than there is.
   options.retry_ns = kLong;
   Open();
   std::vector<StoredPage> pages;
-  size_t on_b = 0;
   for (uint64_t id = 0; id < 100; ++id) {
     const auto written = open->Write(PageOf(id, 40'000), 1);
-    if (!written.status.ok()) continue;
-    pages.push_back(written.page);
-    on_b += nvme::FromPlaceId(written.page.place).device;
+    if (written.status.ok()) pages.push_back(written.page);
   }
-  const DeviceReport report = Device(1);
-  EXPECT_EQ(report.state, DeviceState::kReadOnly);
-  EXPECT_THAT(report.why, HasSubstr(b));
-  EXPECT_GT(pages.size(), 90U);
+  EXPECT_EQ(Device(1).state, DeviceState::kReadOnly);
+  EXPECT_THAT(Device(1).why, HasSubstr(b));
+  EXPECT_GT(pages.size(), 90U);  // The other takes them.
   for (const StoredPage& page : pages)
     ASSERT_EQ(open->Read(page).bytes, BytesOf(page, 1));
+  open.reset();
+}
+
+TEST_F(NvmeHealthTest, AFullFileSystemServesWhatItHasAndTakesWhatFits) {
+  const SmallFileSystem small(b, "size=12m");
+  if (!small) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);
+  options.directories[1].capacity_bytes = 64u << 20;  // More than there is.
+  options.retry_ns = kLong;
+  Open();
+  std::vector<StoredPage> there;
+  for (uint64_t id = 0; id < 400 && Device(1).why.empty(); ++id) {
+    const auto written = open->Write(PageOf(id, 40'000), 1);
+    const bool is_there = written.status.ok() && nvme::FromPlaceId(written.page.place).device == 1;
+    if (is_there) there.push_back(written.page);
+  }
+  EXPECT_THAT(Device(1).why, HasSubstr(b));
+  EXPECT_EQ(Device(1).state, DeviceState::kServing);
+  ASSERT_FALSE(there.empty());
+  for (const StoredPage& page : there)
+    ASSERT_EQ(open->Read(page).bytes, BytesOf(page, 1));
+  // What leaves makes room for others.
+  EXPECT_TRUE(open->Erase({there.front()}).ok());
+  const uint64_t allocated = Device(1).allocated_bytes;
+  for (uint64_t id = 1000; id < 1400 && Device(1).allocated_bytes == allocated; ++id)
+    EXPECT_TRUE(open->Write(PageOf(id, 40'000), 1).status.ok());
+  EXPECT_GT(Device(1).allocated_bytes, allocated);
   open.reset();
 }
 

@@ -72,7 +72,16 @@ class SourceOpener {
     auto pool = WorkerPool::Start(std::move(options));
     if (!pool) std::abort();
     pool_ = *std::move(pool);
-    sources_ = MakeWeightFiles(*pool_, executor_);
+    Begin(nullptr, {});
+  }
+  // Reads past the page cache from here on.
+  void Begin(DiskIo* disk, const BlockReaderOptions& reader) {
+    sources_.reset();
+    reader_ = std::make_unique<BlockReader>(
+        BlockReaderParts{
+            .pool = pool_.get(), .executor = &executor_, .clock = &clock_, .disk = disk},
+        reader);
+    sources_ = MakeWeightFiles(*pool_, executor_, *reader_);
   }
 
   Result<std::shared_ptr<WeightSource>> Open(SourceRequest request) {
@@ -88,11 +97,15 @@ class SourceOpener {
     return Open({.paths = std::move(paths), .fds = {}, .index = std::move(index)});
   }
 
-  Status Read(WeightSource& source, std::vector<WeightPiece> pieces) {
-    std::optional<Status> read;
-    source.Read(std::move(pieces), [&read](Status status) { read = std::move(status); });
+  Result<BlockBytes> ReadBlock(WeightSource& source, BlockRead block) {
+    std::optional<Result<BlockBytes>> read;
+    source.Read(std::move(block), [&read](Result<BlockBytes> result) { read = std::move(result); });
     if (!executor_.RunUntil([&] { return read.has_value(); })) std::abort();
-    return *read;
+    return *std::move(read);
+  }
+  Status Read(WeightSource& source, std::vector<WeightPiece> pieces) {
+    const auto read = ReadBlock(source, {.memory = {}, .pieces = std::move(pieces)});
+    return read ? Status() : read.error();
   }
   Result<Digest> Hash(WeightSource& source, std::vector<std::span<const uint8_t>> spans) {
     std::optional<Result<Digest>> hashed;
@@ -102,11 +115,15 @@ class SourceOpener {
   }
 
   ManualExecutor& executor() { return executor_; }
+  BlockReader& reader() { return *reader_; }
+  const Clock& clock() const { return clock_; }
   WorkerPool& pool() { return *pool_; }
 
  private:
   ManualExecutor executor_;
+  const SystemClock clock_;
   std::unique_ptr<WorkerPool> pool_;
+  std::unique_ptr<BlockReader> reader_;
   std::unique_ptr<WeightSources> sources_;
 };
 

@@ -364,14 +364,16 @@ TEST_F(WeightFilesTest, SourceMayBeDroppedWhileItReads) {
   auto opened = opener_.OpenPaths({directory_.Write("m.safetensors", OneTensorFile("a", data))});
   ASSERT_TRUE(opened.has_value());
   std::string memory(data.size(), '\0');
-  std::optional<Status> read;
-  (*opened)->Read({{.tensor = 0,
-                    .offset = 0,
-                    .into = {reinterpret_cast<uint8_t*>(memory.data()), memory.size()}}},
-                  [&read](Status status) { read = std::move(status); });
+  std::optional<Result<BlockBytes>> read;
+  (*opened)->Read(
+      {.memory = {},
+       .pieces = {{.tensor = 0,
+                   .offset = 0,
+                   .into = {reinterpret_cast<uint8_t*>(memory.data()), memory.size()}}}},
+      [&read](Result<BlockBytes> result) { read = std::move(result); });
   opened->reset();
   ASSERT_TRUE(opener_.executor().RunUntil([&] { return read.has_value(); }));
-  EXPECT_TRUE(read->ok());
+  EXPECT_TRUE(read->has_value());
   EXPECT_TRUE(memory == data);
 }
 

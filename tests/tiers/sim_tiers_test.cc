@@ -83,8 +83,9 @@ TEST(SimWeightSources, ReadsCompleteWhenToldWithTheBytesOfThatMoment) {
   EXPECT_EQ(source->files()[0].bytes, 5u);
   std::vector<uint8_t> into(3);
   std::optional<Status> read;
-  source->Read({{0, 1, std::span(into).first(2)}, {1, 0, std::span(into).last(1)}},
-               [&](const Status& status) { read = status; });
+  source->Read(
+      {.memory = {}, .pieces = {{0, 1, std::span(into).first(2)}, {1, 0, std::span(into).last(1)}}},
+      [&](const Result<BlockBytes>& bytes) { read = bytes.status(); });
   EXPECT_FALSE(read.has_value());
   sources.RunPending();
   EXPECT_TRUE(read->ok());
@@ -108,7 +109,8 @@ TEST(SimWeightSources, ReportsWhatIsMissingShortOrPlanned) {
   sources.RunPending();
   std::vector<uint8_t> into(3);
   const auto read = [&] {
-    source->Read({{0, 0, into}}, [&](const Status& result) { status = result; });
+    source->Read({.memory = {}, .pieces = {{0, 0, into}}},
+                 [&](const Result<BlockBytes>& bytes) { status = bytes.status(); });
     sources.RunPending();
     return status->code();
   };
@@ -118,7 +120,8 @@ TEST(SimWeightSources, ReportsWhatIsMissingShortOrPlanned) {
   sources.Truncate("/m", 2);
   EXPECT_EQ(read(), Code::kDataLoss);
   status.reset();
-  source->Read({{0, 0, into}}, [&](const Status& result) { status = result; });
+  source->Read({.memory = {}, .pieces = {{0, 0, into}}},
+               [&](const Result<BlockBytes>& bytes) { status = bytes.status(); });
   sources.DropPending();
   EXPECT_EQ(sources.RunPending(), 0u);
   EXPECT_FALSE(status.has_value());

@@ -20,6 +20,7 @@
 #include "proto/manifest.h"
 #include "tiers/sim/sim_host_tier.h"
 #include "tiers/sim/sim_journal.h"
+#include "tiers/sim/sim_weight_images.h"
 #include "tiers/sim/sim_weight_sources.h"
 
 namespace terrace {
@@ -93,20 +94,24 @@ class WeightsWorld {
   }
   ~WeightsWorld() {
     sources.DropPending();
+    images.DropPending();
     weights.reset();
   }
 
   // A new daemon on the same journal and files. Memory of the old one is gone.
-  void Restart() {
+  void Restart(uint64_t block_bytes = 0) {
     sources.DropPending();
+    images.DropPending();
+    if (block_bytes == 0) block_bytes = options_.block_bytes;
     if (weights != nullptr) {
       journal.Crash(journal.pending());
       weights.reset();
     }
-    weights = std::make_unique<Weights>(WeightsOptions{.block_bytes = options_.block_bytes},
+    weights = std::make_unique<Weights>(WeightsOptions{.block_bytes = block_bytes},
                                         WeightsParts{.clock = &clock,
                                                      .host = &host,
                                                      .sources = &sources,
+                                                     .images = &images,
                                                      .journal = &journal,
                                                      .memory = &memory});
     memory.SetWeights(weights.get());
@@ -117,12 +122,14 @@ class WeightsWorld {
 
   // Until nothing moves any more.
   void Run() {
-    bool more = true;
-    while (more) {
-      more = weights->Turn();
-      more = sources.RunPending() > 0 || more;
-      more = journal.RunPending() > 0 || more;
+    while (Step() || images.RunPending() > 0) {
     }
+  }
+  // A bit of it, without images. False when there was nothing to do.
+  bool Step() {
+    bool more = weights->Turn();
+    more = sources.RunPending() > 0 || more;
+    return journal.RunPending() > 0 || more;
   }
 
   static std::vector<SimTensor> MakeTensors(uint64_t seed, size_t layers = 4,
@@ -201,6 +208,13 @@ class WeightsWorld {
   }
   std::string StateOf(const std::string& name) { return ReportOf(name).state; }
 
+  uint64_t images_bytes(const std::string& name) {
+    uint64_t bytes = 0;
+    for (const SimTensor& tensor : contents["/" + name])
+      bytes += (tensor.bytes.size() + 255) / 256 * 256;
+    return bytes;
+  }
+
   manifest::ManifestHeader HeaderOf(const Attached& attached) {
     manifest::ManifestHeader header;
     std::memcpy(&header, host.Map(attached.manifest)->bytes().data(), sizeof header);
@@ -264,6 +278,7 @@ class WeightsWorld {
   ManualClock clock;
   SimHostTier host{{.blank_bytes = 4096, .capacity_bytes = SIZE_MAX, .blanks_per_step = 1}};
   SimWeightSources sources;
+  SimWeightImages images;
   SimJournal journal;
   BudgetMemory memory;
   std::unique_ptr<Weights> weights;

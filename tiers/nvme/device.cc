@@ -190,7 +190,8 @@ void Device::FileFailed(const OpenFile& file) {
     // takes no write at all.
     space_.set_growing(false);
     grow_again_ = now + options_.health.retry_ns;
-    if (space_.file_bytes() == 0) health_.RefusedWrite(file.status.message(), now);
+    full_ = file.status.message();
+    if (!space_.HasSlots()) health_.RefusedWrite(full_, now);
   } else {
     health_.RefusedWrite(file.status.message(), now);
   }
@@ -492,7 +493,7 @@ DeviceReport Device::Report() const {
   DeviceReport report = counts_;
   report.path = path_;
   report.state = health_.state();
-  report.why = health_.why();
+  report.why = report.state == DeviceState::kServing && grow_again_ != 0 ? full_ : health_.why();
   report.capacity_bytes = space_.capacity_bytes();
   report.allocated_bytes = space_.allocated_bytes();
   report.file_bytes = space_.file_bytes();

@@ -138,6 +138,7 @@ class Device {
   AlignedBuffers headers_;
   AlignedBuffers bounces_;
   MonotonicNs grow_again_ = 0;  // When the file system was full.
+  std::string full_;            // What it said then.
   DeviceReport counts_;
   std::unique_ptr<WorkerPool> thread_;
 };

@@ -101,6 +101,11 @@ uint64_t SlotSpace::free_bytes() const {
   return bytes;
 }
 
+bool SlotSpace::HasSlots() const {
+  return std::any_of(files_.begin(), files_.end(),
+                     [](const auto& file) { return !file.second.closed; });
+}
+
 void SlotSpace::Mark(File& file, uint32_t slot, uint32_t count, bool taken) {
   for (uint32_t i = slot; i < slot + count; ++i) {
     const uint64_t bit = uint64_t{1} << (i % 64);

@@ -48,6 +48,8 @@ class SlotSpace {
   void Unhold(uint32_t file) { --files_.at(file).held; }
   // No further files for now: the file system is full.
   void set_growing(bool growing) { growing_ = growing; }
+  // Whether a slot is there that is free or may become so.
+  bool HasSlots() const;
   // Closed files, and those that have been empty since `before`, none of whose slots is taken.
   void RemoveEmpty(MonotonicNs before, FileChanges& changes);
 

@@ -1,9 +1,11 @@
 #include "tiers/sim/sim_weight_sources.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
 #include "base/check.h"
+#include "kernels/crc32c.h"
 
 namespace terrace {
 
@@ -12,6 +14,7 @@ struct SimWeightSources::File {
   uint64_t bytes = 0;  // The file is its tensors, one after the other.
   uint64_t end = 0;    // Less than `bytes` when it was truncated.
   bool reopenable = true;
+  uint64_t stamp = 0;
 };
 
 class SimWeightSources::Source final : public WeightSource,
@@ -44,9 +47,18 @@ class SimWeightSources::Source final : public WeightSource,
   const std::vector<TensorSpec>& tensors() const override { return specs_; }
   const std::vector<SourceFile>& files() const override { return facts_; }
 
-  void Read(std::vector<WeightPiece> pieces, std::function<void(Status)> done) override {
-    sources_->pending_.push_back([self = shared_from_this(), pieces = std::move(pieces),
-                                  done = std::move(done)] { done(self->ReadNow(pieces)); });
+  void Read(BlockRead read, std::function<void(Result<BlockBytes>)> done) override {
+    sources_->pending_.push_back([self = shared_from_this(), read = std::move(read),
+                                  done = std::move(done)] { done(self->ReadNow(read)); });
+  }
+
+  void Stamp(std::function<void(Result<Digest>)> done) override {
+    sources_->pending_.push_back([self = shared_from_this(), done = std::move(done)] {
+      Sha256 hash;
+      for (const auto& file : self->files_)
+        hash.UpdateU64(file->stamp);
+      done(hash.Finish());
+    });
   }
 
   void Hash(std::vector<std::span<const uint8_t>> spans,
@@ -56,6 +68,7 @@ class SimWeightSources::Source final : public WeightSource,
           if (Status fault = self->sources_->hash_faults.Next(); !fault.ok()) {
             return done(std::move(fault));
           }
+          ++self->sources_->hashes_;
           Sha256 hash;
           for (const auto& span : spans)
             hash.Update(span);
@@ -73,20 +86,27 @@ class SimWeightSources::Source final : public WeightSource,
   }
 
  private:
-  Status ReadNow(const std::vector<WeightPiece>& pieces) const {
+  Result<BlockBytes> ReadNow(const BlockRead& read) const {
     RETURN_IF_ERROR(sources_->read_faults.Next());
-    for (const WeightPiece& piece : pieces) {
+    ++sources_->reads_;
+    BlockBytes result;
+    for (const WeightPiece& piece : read.pieces) {
       TERRACE_CHECK(piece.tensor < specs_.size());
       const TensorSpec& spec = specs_[piece.tensor];
       TERRACE_CHECK(piece.offset <= spec.bytes && piece.into.size() <= spec.bytes - piece.offset);
       if (spec.file_offset + piece.offset + piece.into.size() > files_[spec.file]->end) {
-        return {Code::kDataLoss, facts_[spec.file].path + ": became shorter"};
+        return Status(Code::kDataLoss, facts_[spec.file].path + ": became shorter");
       }
       if (piece.into.empty()) continue;
       std::memcpy(piece.into.data(), contents_[piece.tensor]->bytes.data() + piece.offset,
                   piece.into.size());
+      result.buffered_bytes += piece.into.size();
     }
-    return {};
+    for (size_t at = 0; at < read.memory.size(); at += kCheckedBytes) {
+      result.crcs.push_back(Crc32c(
+          read.memory.subspan(at, std::min<size_t>(kCheckedBytes, read.memory.size() - at))));
+    }
+    return result;
   }
 
   SimWeightSources* const sources_;
@@ -107,6 +127,7 @@ void SimWeightSources::AddFile(const std::string& path, std::vector<SimTensor> t
     file->bytes += tensor.bytes.size();
   file->end = file->bytes;
   file->reopenable = reopenable;
+  file->stamp = ++last_stamp_;
   files_[path] = std::move(file);
 }
 
@@ -114,6 +135,22 @@ void SimWeightSources::Truncate(const std::string& path, uint64_t bytes) {
   const auto file = files_.find(path);
   TERRACE_CHECK(file != files_.end());
   file->second->end = bytes;
+}
+
+void SimWeightSources::Change(const std::string& path, const std::string& tensor, size_t byte,
+                              bool by_rot) {
+  const auto file = files_.find(path);
+  TERRACE_CHECK(file != files_.end());
+  for (SimTensor& candidate : file->second->tensors) {
+    if (candidate.name == tensor) candidate.bytes.at(byte) ^= 1;
+  }
+  if (!by_rot) Touch(path);
+}
+
+void SimWeightSources::Touch(const std::string& path) {
+  const auto file = files_.find(path);
+  TERRACE_CHECK(file != files_.end());
+  file->second->stamp = ++last_stamp_;
 }
 
 void SimWeightSources::Open(SourceRequest request,

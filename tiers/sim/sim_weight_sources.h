@@ -34,6 +34,11 @@ class SimWeightSources final : public WeightSources {
   void AddFile(const std::string& path, std::vector<SimTensor> tensors, bool reopenable = true);
   // From now on the file ends after `bytes`, also for who has it open: reads beyond are data_loss.
   void Truncate(const std::string& path, uint64_t bytes);
+  // From now on a byte of the tensor is another, also for who has the file open. A disk that rots
+  // leaves the stamp of the file as it was; who writes to it does not.
+  void Change(const std::string& path, const std::string& tensor, size_t byte, bool by_rot);
+  // The file's stamp is another; its bytes are not.
+  void Touch(const std::string& path);
 
   // Descriptors and the index of the request are ignored: a path that was added opens, another is
   // not_found.
@@ -47,6 +52,10 @@ class SimWeightSources final : public WeightSources {
   // Forgets what is pending without completing it: the daemon died.
   void DropPending();
 
+  // Answered so far.
+  uint64_t reads() const { return reads_; }
+  uint64_t hashes() const { return hashes_; }
+
   FaultPlan open_faults;
   FaultPlan read_faults;
   FaultPlan hash_faults;
@@ -58,6 +67,9 @@ class SimWeightSources final : public WeightSources {
 
   std::map<std::string, std::shared_ptr<File>> files_;
   std::deque<std::function<void()>> pending_;
+  uint64_t last_stamp_ = 0;
+  uint64_t reads_ = 0;
+  uint64_t hashes_ = 0;
 };
 
 }  // namespace terrace

@@ -10,8 +10,8 @@
 #include <utility>
 
 #include "base/check.h"
+#include "tiers/source/block_job.h"
 #include "tiers/source/printable.h"
-#include "tiers/source/read_job.h"
 #include "tiers/source/safetensors.h"
 #include "tiers/source/shard_index.h"
 
@@ -24,26 +24,14 @@ constexpr int kOpenFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
 
 class FileSource final : public WeightSource, public std::enable_shared_from_this<FileSource> {
  public:
-  FileSource(WorkerPool& pool, Executor& executor) : pool_(pool), executor_(executor) {}
+  FileSource(WorkerPool& pool, Executor& executor, BlockReader& reader)
+      : pool_(pool), executor_(executor), reader_(reader) {}
 
   const std::vector<TensorSpec>& tensors() const override { return tensors_; }
   const std::vector<SourceFile>& files() const override { return files_; }
 
-  void Read(std::vector<WeightPiece> pieces, std::function<void(Status)> done) override {
-    std::vector<FilePiece> parts;
-    parts.reserve(pieces.size());
-    for (const WeightPiece& piece : pieces) {
-      TERRACE_CHECK(piece.tensor < tensors_.size());
-      const TensorSpec& tensor = tensors_[piece.tensor];
-      TERRACE_CHECK(piece.offset <= tensor.bytes &&
-                    piece.into.size() <= tensor.bytes - piece.offset);
-      parts.push_back({.fd = fds_[tensor.file].get(),
-                       .offset = tensor.file_offset + piece.offset,
-                       .into = piece.into,
-                       .path = &files_[tensor.file].path});
-    }
-    ReadJob::Start(pool_, executor_, std::move(parts), shared_from_this(), std::move(done));
-  }
+  void Read(BlockRead read, std::function<void(Result<BlockBytes>)> done) override;
+  void Stamp(std::function<void(Result<Digest>)> done) override;
 
   void Hash(std::vector<std::span<const uint8_t>> spans,
             std::function<void(Result<Digest>)> done) override {
@@ -78,15 +66,77 @@ class FileSource final : public WeightSource, public std::enable_shared_from_thi
   Status OpenFile(const std::string& path, UniqueFd fd);
   Status ReadHeader(uint32_t file);
   Status CheckNames() const;
+  Result<Digest> StampNow() const;
 
   WorkerPool& pool_;
   Executor& executor_;
+  BlockReader& reader_;
   // Constant after OpenAll.
   std::vector<SourceFile> files_;
   std::vector<UniqueFd> fds_;  // One a file.
   std::vector<TensorSpec> tensors_;
   size_t name_bytes_ = 0;  // Of tensors_.
 };
+
+// On a worker: the ways past the page cache, for as long as the job lasts.
+void OpenDirect(const std::shared_ptr<DiskDoor>& door, BlockJob& job) {
+  for (JobFile& file : job.files) {
+    auto direct = DirectFile::Reopen(door, file.fd);
+    if (direct) {
+      file.direct = *std::move(direct);
+    } else if (job.result.why_buffered.empty()) {
+      job.result.why_buffered = Printable(*file.path) + ": " + direct.error().message();
+    }
+  }
+}
+
+void FileSource::Read(BlockRead read, std::function<void(Result<BlockBytes>)> done) {
+  auto job = std::make_shared<BlockJob>();
+  job->memory = read.memory;
+  std::unordered_map<uint32_t, size_t> places;  // Of files in the job.
+  for (const WeightPiece& piece : read.pieces) {
+    TERRACE_CHECK(piece.tensor < tensors_.size());
+    const TensorSpec& tensor = tensors_[piece.tensor];
+    TERRACE_CHECK(piece.offset <= tensor.bytes && piece.into.size() <= tensor.bytes - piece.offset);
+    const auto [place, fresh] = places.emplace(tensor.file, job->files.size());
+    if (fresh) {
+      job->files.push_back({.fd = fds_[tensor.file].get(),
+                            .bytes = files_[tensor.file].bytes,
+                            .path = &files_[tensor.file].path,
+                            .direct = nullptr});
+    }
+    job->pieces.push_back(
+        {.file = place->second, .offset = tensor.file_offset + piece.offset, .into = piece.into});
+  }
+  job->keep = shared_from_this();
+  job->prepare = [door = reader_.door()](BlockJob& planned) { OpenDirect(door, planned); };
+  job->done = std::move(done);
+  reader_.Start(std::move(job));
+}
+
+void FileSource::Stamp(std::function<void(Result<Digest>)> done) {
+  auto stamp = std::make_shared<Result<Digest>>(Status(Code::kInternal, "not looked at"));
+  Run([self = shared_from_this(), stamp] { *stamp = self->StampNow(); },
+      [stamp, done = std::move(done)](Status ran) {
+        done(ran.ok() ? std::move(*stamp) : Result<Digest>(std::move(ran)));
+      });
+}
+
+Result<Digest> FileSource::StampNow() const {
+  Sha256 hash;
+  for (size_t i = 0; i < fds_.size(); ++i) {
+    struct stat facts {};
+    if (fstat(fds_[i].get(), &facts) != 0) {
+      return SystemError(Printable(files_[i].path) + ": cannot be examined", errno);
+    }
+    hash.UpdateU64(facts.st_ino).UpdateU64(static_cast<uint64_t>(facts.st_size));
+    for (const timespec& time : {facts.st_mtim, facts.st_ctim}) {
+      hash.UpdateU64(static_cast<uint64_t>(time.tv_sec));
+      hash.UpdateU64(static_cast<uint64_t>(time.tv_nsec));
+    }
+  }
+  return hash.Finish();
+}
 
 Status CheckRequest(const SourceRequest& request) {
   const auto bad = [](std::string message) {
@@ -194,7 +244,7 @@ Status FileSource::ReadHeader(uint32_t file) {
                std::to_string(kHeaderLengthBytes) + " bytes of the header's length");
   }
   std::array<uint8_t, kHeaderLengthBytes> prefix;
-  RETURN_IF_ERROR(ReadPiece({.fd = fds_[file].get(), .offset = 0, .into = prefix}));
+  RETURN_IF_ERROR(ReadAt(fds_[file].get(), 0, prefix));
   uint64_t length;
   std::memcpy(&length, prefix.data(), sizeof length);
   if (length > kMaxHeaderBytes) {
@@ -207,9 +257,8 @@ Status FileSource::ReadHeader(uint32_t file) {
                std::to_string(bytes - kHeaderLengthBytes) + " after the length");
   }
   std::string header(static_cast<size_t>(length), '\0');
-  RETURN_IF_ERROR(ReadPiece({.fd = fds_[file].get(),
-                             .offset = kHeaderLengthBytes,
-                             .into = {reinterpret_cast<uint8_t*>(header.data()), header.size()}}));
+  RETURN_IF_ERROR(ReadAt(fds_[file].get(), kHeaderLengthBytes,
+                         {reinterpret_cast<uint8_t*>(header.data()), header.size()}));
   auto tensors = ParseSafetensorsHeader(header, bytes - kHeaderLengthBytes - length, file);
   if (!tensors) return std::move(tensors).error().WithContext("header");
   if (tensors_.size() + tensors->size() > kMaxSourceTensors) {
@@ -259,7 +308,8 @@ Status FileSource::OpenAll(SourceRequest request) {
 
 class WeightFiles final : public WeightSources {
  public:
-  WeightFiles(WorkerPool& pool, Executor& executor) : pool_(pool), executor_(executor) {}
+  WeightFiles(WorkerPool& pool, Executor& executor, BlockReader& reader)
+      : pool_(pool), executor_(executor), reader_(reader) {}
 
   void Open(SourceRequest request,
             std::function<void(Result<std::shared_ptr<WeightSource>>)> done) override {
@@ -272,7 +322,7 @@ class WeightFiles final : public WeightSources {
     auto opening = std::make_shared<Opening>();
     opening->request = std::move(request);
     opening->done = std::move(done);
-    opening->source = std::make_shared<FileSource>(pool_, executor_);
+    opening->source = std::make_shared<FileSource>(pool_, executor_, reader_);
     const Status submitted = pool_.Submit(
         [opening] {
           // A header of 100 MB of short members takes several times that to hold.
@@ -295,12 +345,14 @@ class WeightFiles final : public WeightSources {
  private:
   WorkerPool& pool_;
   Executor& executor_;
+  BlockReader& reader_;
 };
 
 }  // namespace
 
-std::unique_ptr<WeightSources> MakeWeightFiles(WorkerPool& pool, Executor& executor) {
-  return std::make_unique<WeightFiles>(pool, executor);
+std::unique_ptr<WeightSources> MakeWeightFiles(WorkerPool& pool, Executor& executor,
+                                               BlockReader& reader) {
+  return std::make_unique<WeightFiles>(pool, executor, reader);
 }
 
 }  // namespace terrace

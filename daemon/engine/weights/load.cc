@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 namespace terrace::weights {
@@ -13,8 +14,12 @@ constexpr uint64_t kPopulatePieceBytes = 4u << 20;
 }  // namespace
 
 Load::Load(const WeightsOptions& options, const WeightsParts& parts,
-           std::shared_ptr<Version> version, Ended ended)
-    : options_(options), parts_(parts), version_(std::move(version)), ended_(std::move(ended)) {}
+           std::shared_ptr<Version> version, Ended ended, std::function<void(ArenaId)> let_go)
+    : options_(options),
+      parts_(parts),
+      version_(std::move(version)),
+      ended_(std::move(ended)),
+      let_go_(std::move(let_go)) {}
 
 template <typename Value, typename Then>
 std::function<void(Value)> Load::Expect(Then then) {
@@ -29,11 +34,7 @@ std::function<void(Value)> Load::Expect(Then then) {
 }
 
 void Load::Start() {
-  if (version_->source != nullptr) {
-    Prepare();
-    Advance();
-    return;
-  }
+  if (version_->source != nullptr) return TakeStamp();
   SourceRequest request;
   for (const SourceFile& file : version_->files)
     request.paths.push_back(file.path);
@@ -61,11 +62,46 @@ void Load::Planned(std::shared_ptr<WeightSource> source, Result<Plan> plan) {
   version_->source = std::move(source);
   version_->image = std::make_shared<const Image>(std::move(plan->image));
   version_->blocks.resize(version_->image->blocks());
+  TakeStamp();
+}
+
+void Load::TakeStamp() {
+  if (version_->checks != nullptr && version_->checks->Fit(*version_->image)) {
+    checks_ = version_->checks;
+  }
+  version_->source->Stamp(
+      Expect<Result<Digest>>([](Load& load, const Result<Digest>& stamp) { load.Stamped(stamp); }));
+}
+
+void Load::Stamped(const Result<Digest>& stamp) {
+  if (!stamp) return Fail(stamp.error());
+  stamp_ = *stamp;
+  const bool imported = version_->checks != nullptr && version_->checks->imported;
+  if (!imported || parts_.images == nullptr) return Prepare();
+  using Opened = Result<std::shared_ptr<WeightImage>>;
+  parts_.images->Open(
+      {.label = version_->ImageLabel(),
+       .listing = version_->listing,
+       .content = version_->digest,
+       .image_bytes = version_->image->bytes,
+       .block_bytes = version_->image->block_bytes},
+      Expect<Opened>([](Load& load, Opened image) { load.ImageOpened(std::move(image)); }));
+}
+
+void Load::ImageOpened(Result<std::shared_ptr<WeightImage>> image) {
+  if (!image) {
+    image_problem_ = image.error().ToString();
+  } else if (checks_ == nullptr || (*image)->crcs() != checks_->crcs) {
+    image_problem_ = "its checks are not those on record";
+  } else {
+    file_ = *std::move(image);
+  }
   Prepare();
 }
 
 void Load::Prepare() {
   const Image& image = *version_->image;
+  crcs_.resize(UnitsOfImage(image.bytes, image.block_bytes));
   arenas_.resize(image.blocks());
   filled_.resize(image.blocks());
   for (uint32_t block = 0; block < image.blocks(); ++block) {
@@ -78,20 +114,30 @@ void Load::Prepare() {
     }
   }
   digests_ = version_->tensor_digests;
+  const bool believed = checks_ != nullptr && (file_ != nullptr || stamp_ == checks_->stamp);
+  if (!believed) RequireHashes();
+  planned_ = true;
+  if (Status fits = CheckFits(); !fits.ok()) Fail(std::move(fits));
+}
+
+void Load::RequireHashes() {
+  if (std::exchange(hashes_, true)) return;
+  const Image& image = *version_->image;
+  std::vector<uint32_t> blocks = missing_;
   if (digests_.empty()) {
     digests_.assign(image.tensors.size(), Sha256::Of({}));  // That of empty tensors stays.
+    blocks.resize(image.blocks());
+    std::iota(blocks.begin(), blocks.end(), 0);
   }
-  // Each tensor that has a byte in a missing block, once.
+  // Each tensor that has a byte in one of them, once.
   size_t tensor = 0;
-  for (const uint32_t block : missing_) {
+  for (const uint32_t block : blocks) {
     tensor = std::max(tensor, image.FirstEndingAfter(image.BlockBegin(block)));
     for (; tensor < image.tensors.size() && image.tensors[tensor].offset < image.BlockEnd(block);
          ++tensor) {
       if (image.tensors[tensor].bytes > 0) to_hash_.push_back(static_cast<uint32_t>(tensor));
     }
   }
-  planned_ = true;
-  if (Status fits = CheckFits(); !fits.ok()) Fail(std::move(fits));
 }
 
 Status Load::CheckFits() const {
@@ -171,6 +217,47 @@ bool Load::Populate(uint64_t& budget) {
 }
 
 void Load::ReadBlock(uint32_t block) {
+  file_ != nullptr ? ReadImage(block) : ReadFiles(block);
+}
+
+void Load::ReadImage(uint32_t block) {
+  const Image& image = *version_->image;
+  const ArenaId arena = arenas_[block];
+  with_device_.insert(arena);
+  file_->Read({.offset = image.BlockBegin(block),
+               .bytes = image.BlockEnd(block) - image.BlockBegin(block),
+               .memory = parts_.host->Bytes(arena).first(image.BlockMemory(block))},
+              Expect<Result<BlockBytes>>([block](Load& load, Result<BlockBytes> read) {
+                load.ImageCame(block, std::move(read));
+              }),
+              [weak = weak_from_this(), let_go = let_go_, arena] {
+                if (const auto load = weak.lock()) load->with_device_.erase(arena);
+                let_go(arena);
+              });
+}
+
+void Load::ImageCame(uint32_t block, Result<BlockBytes> read) {
+  Status status = read ? CompareCrcs(block, read->crcs) : read.error();
+  if (status.ok()) {
+    read->direct_bytes += std::exchange(read->cached_bytes, 0);
+    loaded_.image_bytes += std::exchange(read->direct_bytes, 0);
+    return BlockCame(block, read);
+  }
+  // A device that hangs would hang the files too, and may still write into the block.
+  if (status.code() != Code::kDataLoss) return Fail(std::move(status));
+  image_problem_ = status.message();
+  file_ = nullptr;
+  if (stamp_ != checks_->stamp) RequireHashes();
+  // What the image put between the tensors must be zeros again.
+  const std::span<uint8_t> memory = parts_.host->Bytes(arenas_[block]);
+  version_->source->Run([memory] { std::memset(memory.data(), 0, memory.size()); },
+                        Expect<Status>([block](Load& load, Status cleared) {
+                          if (!cleared.ok()) return load.Fail(std::move(cleared));
+                          load.ReadFiles(block);
+                        }));
+}
+
+void Load::ReadFiles(uint32_t block) {
   const Image& image = *version_->image;
   const uint64_t begin = image.BlockBegin(block);
   const uint64_t end = image.BlockEnd(block);
@@ -186,15 +273,48 @@ void Load::ReadBlock(uint32_t block) {
                       .offset = from - tensor.offset,
                       .into = memory.subspan(from - begin, to - from)});
   }
-  version_->source->Read(std::move(pieces), Expect<Status>([block](Load& load, Status status) {
-                           load.BlockRead(block, std::move(status));
-                         }));
+  version_->source->Read(
+      {.memory = memory.first(end - begin), .pieces = std::move(pieces)},
+      Expect<Result<BlockBytes>>(
+          [block](Load& load, const Result<BlockBytes>& read) { load.BlockCame(block, read); }));
 }
 
-void Load::BlockRead(uint32_t block, Status status) {
+Status Load::CompareCrcs(uint32_t block, const std::vector<uint32_t>& crcs) const {
+  if (checks_ == nullptr) return {};
+  const Image& image = *version_->image;
+  const size_t before = UnitsBefore(image, block);
+  for (size_t i = 0; i < crcs.size(); ++i) {
+    if (crcs[i] == checks_->crcs[before + i]) continue;
+    const uint64_t begin = image.BlockBegin(block) + i * kCheckedBytes;
+    return DiffersAt(begin, std::min(begin + kCheckedBytes, image.BlockEnd(block)));
+  }
+  return {};
+}
+
+Status Load::DiffersAt(uint64_t begin, uint64_t end) const {
+  const Image& image = *version_->image;
+  const size_t first = image.FirstEndingAfter(begin);
+  size_t last = first;
+  while (last + 1 < image.tensors.size() && image.tensors[last + 1].offset < end)
+    ++last;
+  const TensorSpec& tensor = version_->source->tensors()[image.tensors[first].spec];
+  std::string what = file_ != nullptr ? "the image" : version_->source->files()[tensor.file].path;
+  what += ": holds other bytes than when the model was first loaded: tensor '" + tensor.name + "'";
+  if (last > first) what += " or one of the " + std::to_string(last - first) + " after it";
+  return {Code::kDataLoss, std::move(what)};
+}
+
+void Load::BlockCame(uint32_t block, const Result<BlockBytes>& read) {
+  Status status = read ? CompareCrcs(block, read->crcs) : read.error();
   if (status.ok()) status = parts_.host->Seal(arenas_[block]);
   if (!status.ok()) return Fail(std::move(status));
   const Image& image = *version_->image;
+  std::copy(read->crcs.begin(), read->crcs.end(),
+            crcs_.begin() + static_cast<ptrdiff_t>(UnitsBefore(image, block)));
+  loaded_.direct_bytes += read->direct_bytes;
+  loaded_.cached_bytes += read->cached_bytes;
+  loaded_.buffered_bytes += read->buffered_bytes;
+  if (loaded_.why_buffered.empty()) loaded_.why_buffered = read->why_buffered;
   --blocks_in_work_;
   filled_[block] = true;
   done_bytes_ += image.BlockEnd(block) - image.BlockBegin(block);
@@ -247,6 +367,7 @@ void Load::Hashed(uint32_t tensor, Result<Digest> digest) {
 
 Status Load::Finish() {
   const std::vector<TensorSpec>& specs = version_->source->tensors();
+  loaded_.checked_by = hashes_ ? "sha256" : "crc32c";
   const bool known = !version_->tensor_digests.empty();
   if (known) {
     for (const uint32_t tensor : to_hash_) {
@@ -260,9 +381,9 @@ Status Load::Finish() {
   auto finished = std::make_shared<Finished>();
   finished->content = version_->digest;
   version_->source->Run(
-      [finished, known, with_manifest = version_->manifest == 0, source = version_->source,
-       image = version_->image, digests = digests_] {
-        if (!known) finished->content = ContentDigest(source->tensors(), *image, digests);
+      [finished, digests_too = hashes_ && !known, with_manifest = version_->manifest == 0,
+       source = version_->source, image = version_->image, digests = digests_] {
+        if (digests_too) finished->content = ContentDigest(source->tensors(), *image, digests);
         if (with_manifest) {
           finished->manifest = BuildManifest(source->tensors(), *image, finished->content);
         }
@@ -297,6 +418,17 @@ Status Load::WriteManifest(const std::vector<uint8_t>& bytes) {
   }
   std::memcpy(parts_.host->Bytes(manifest_).data(), bytes.data(), bytes.size());
   return parts_.host->Seal(manifest_);
+}
+
+std::optional<Checks> Load::NewChecks() const {
+  const Image& image = *version_->image;
+  if (!hashes_ || missing_.size() != image.blocks()) return std::nullopt;
+  return Checks{.imported = version_->checks != nullptr && version_->checks->imported,
+                .image_bytes = image.bytes,
+                .block_bytes = image.block_bytes,
+                .content = content_,
+                .stamp = stamp_,
+                .crcs = crcs_};
 }
 
 void Load::Fail(Status status) {

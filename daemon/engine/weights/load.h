@@ -1,18 +1,24 @@
 // Load: brings the missing blocks of one version into memory.
 //
 // It goes through these steps, several blocks at a time:
-//   open the source (only after a restart) -> for each missing block: create its arena, populate it
-//   (in turns, unless it came resident), read its tensors, seal it -> hash each tensor once all its
-//   blocks are there -> compare with the digests on record -> write the manifest.
+//   open the source (only after a restart), take its stamp, open the image file if there is one ->
+//   for each missing block: create its arena, populate it (in turns, unless it came resident), read
+//   its tensors, compare its CRC32C with those on record, seal it -> without such, or where the
+//   files were touched since they were made: hash each tensor once all its blocks are there, and
+//   compare with the digests on record -> write the manifest.
 // Blocks are sealed as they are read: sealing all at the end would hold up the owner thread. Names
 // are sorted, and digest and manifest computed, on the source's threads for the same reason.
 // Reading runs ahead of hashing by nothing but what is in memory anyway. The outcome is published
 // by Weights, all at once. A load that fails or is cancelled asks for nothing more and waits until
 // no tier writes into its blocks; then Weights releases them.
 //
-// A later load reads only the blocks that were evicted. The tensors in them must then have the
-// bytes they had: their own digests are compared, or, in the first load of a daemon's life, the
-// digest of all of them with that of the journal.
+// A later load reads only the blocks that were evicted. They must then have the bytes they had:
+// their checks are compared (checks.h), and, where those are not enough, the digests of the tensors
+// in them, or that of all tensors where this life of the daemon has not hashed them yet.
+//
+// A block that the image file does not give, or not as it was, is read from the safetensors files.
+// A device that does not answer fails the load; blocks that it may still write into stay until it
+// has let go.
 //
 // Part of Weights: owner thread only. Completions of tiers hold the load weakly.
 #pragma once
@@ -21,9 +27,13 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "base/clock.h"
+#include "daemon/engine/weights/checks.h"
 #include "daemon/engine/weights/version.h"
 #include "daemon/engine/weights/weights.h"
 
@@ -47,8 +57,10 @@ class Load final : public std::enable_shared_from_this<Load> {
 
   using Ended = std::function<void(const std::shared_ptr<Load>& load, Status status)>;
   // `ended` is called once, when no tier works for the load any more.
+  // `let_go` is called for each arena of with_device() at the end, maybe long after that of the
+  // load.
   Load(const WeightsOptions& options, const WeightsParts& parts, std::shared_ptr<Version> version,
-       Ended ended);
+       Ended ended, std::function<void(ArenaId)> let_go);
 
   void Start();
   void Cancel(Status why);
@@ -75,6 +87,12 @@ class Load final : public std::enable_shared_from_this<Load> {
   const std::vector<Fresh>& fresh() const { return fresh_; }
   std::vector<Digest>& digests() { return digests_; }
   const Digest& content() const { return content_; }
+  // Where a device that is overdue may still write.
+  const std::set<ArenaId>& with_device() const { return with_device_; }
+  const std::string& image_problem() const { return image_problem_; }  // Empty: none was found.
+  const LoadedBy& loaded() const { return loaded_; }
+  // Of a load that read and hashed everything.
+  std::optional<Checks> NewChecks() const;
   ArenaId manifest() const { return manifest_; }  // 0: the version has one.
   uint64_t manifest_bytes() const { return manifest_bytes_; }
   // The arenas belong to the version now.
@@ -91,13 +109,24 @@ class Load final : public std::enable_shared_from_this<Load> {
 
   void Opened(Result<std::shared_ptr<WeightSource>> source);
   void Planned(std::shared_ptr<WeightSource> source, Result<Plan> plan);
+  void TakeStamp();
+  void Stamped(const Result<Digest>& stamp);
+  void ImageOpened(Result<std::shared_ptr<WeightImage>> image);
   void Prepare();
   Status CheckFits() const;
   // Starts everything that can be started now, and ends the load when all is done.
   void Advance();
   void StartBlocks();
   void ReadBlock(uint32_t block);
-  void BlockRead(uint32_t block, Status status);
+  void ReadImage(uint32_t block);
+  void ReadFiles(uint32_t block);
+  void ImageCame(uint32_t block, Result<BlockBytes> read);
+  void BlockCame(uint32_t block, const Result<BlockBytes>& read);
+  // Names the first tensor that differs, and its file.
+  Status CompareCrcs(uint32_t block, const std::vector<uint32_t>& crcs) const;
+  Status DiffersAt(uint64_t begin, uint64_t end) const;
+  // What is there and what comes is not enough to be believed: the tensors are hashed.
+  void RequireHashes();
   void StartHashes();
   // The tensor's bytes, piece by piece; empty if one of its blocks is not there yet.
   std::vector<std::span<const uint8_t>> TensorSpans(uint32_t tensor) const;
@@ -123,7 +152,17 @@ class Load final : public std::enable_shared_from_this<Load> {
   const WeightsParts parts_;
   const std::shared_ptr<Version> version_;
   const Ended ended_;
+  const std::function<void(ArenaId)> let_go_;
   std::vector<Waiter> waiters_;
+
+  std::shared_ptr<const Checks> checks_;  // Null: there are none that fit.
+  std::shared_ptr<WeightImage> file_;     // Null: there is no image, or it is of no use.
+  std::string image_problem_;
+  Digest stamp_;
+  bool hashes_ = false;         // The tensors of to_hash_ are hashed.
+  std::vector<uint32_t> crcs_;  // Of the image's units; zero of blocks that were not read.
+  std::set<ArenaId> with_device_;
+  LoadedBy loaded_;
 
   std::vector<ArenaId> arenas_;    // By block: published ones and fresh ones.
   std::vector<bool> filled_;       // By block.

@@ -1,57 +1,14 @@
 #include "daemon/engine/weights/record.h"
 
-#include <algorithm>
-#include <cstring>
-#include <type_traits>
 #include <utility>
 
 #include "daemon/engine/weights/image.h"
+#include "daemon/engine/weights/record_bytes.h"
 
 namespace terrace::weights {
 namespace {
 
 constexpr size_t kMaxNameBytes = 128;
-
-template <typename T>
-void Append(std::string& out, T value) {
-  static_assert(std::is_unsigned_v<T>);
-  out.append(reinterpret_cast<const char*>(&value), sizeof value);
-}
-
-// Takes fields from the front; once one was missing, all that follow are zero.
-class Reader {
- public:
-  explicit Reader(std::string_view left) : left_(left) {}
-
-  template <typename T>
-  T Number() {
-    T value{};
-    if (const std::string_view bytes = Bytes(sizeof value); ok_) {
-      std::memcpy(&value, bytes.data(), sizeof value);
-    }
-    return value;
-  }
-  std::string_view Bytes(size_t count) {
-    ok_ = ok_ && count <= left_.size();
-    if (!ok_) return {};
-    const std::string_view bytes = left_.substr(0, count);
-    left_.remove_prefix(count);
-    return bytes;
-  }
-  Digest NextDigest() {
-    Digest digest;
-    if (const std::string_view bytes = Bytes(digest.bytes.size()); ok_) {
-      std::memcpy(digest.bytes.data(), bytes.data(), bytes.size());
-    }
-    return digest;
-  }
-  bool ok() const { return ok_; }
-  bool at_end() const { return ok_ && left_.empty(); }
-
- private:
-  std::string_view left_;
-  bool ok_ = true;
-};
 
 Status Bad(std::string_view key, std::string_view what) {
   return {Code::kDataLoss, "journal record '" + std::string(key) + "': " + std::string(what)};
@@ -82,8 +39,8 @@ std::string EncodeRecord(const Record& record) {
   Append(out, record.tensors);
   Append(out, record.tensor_bytes);
   Append(out, record.image_bytes);
-  for (const Digest& digest : {record.listing, record.digest})
-    out.append(reinterpret_cast<const char*>(digest.bytes.data()), digest.bytes.size());
+  Append(out, record.listing);
+  Append(out, record.digest);
   Append(out, static_cast<uint32_t>(record.files.size()));
   for (const RecordFile& file : record.files) {
     Append(out, file.bytes);

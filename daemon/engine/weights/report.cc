@@ -51,6 +51,9 @@ std::vector<ModelReport> Weights::Models() const {
     report.durable = version->durable;
     report.digest = version->digest;
     report.files = version->files;
+    report.imported = version->checks != nullptr && version->checks->imported;
+    report.image_problem = version->image_problem;
+    report.loaded = version->loaded;
     models[model->second].versions.push_back(std::move(report));
   }
   return models;
@@ -72,6 +75,8 @@ WeightsTotals Weights::totals() const {
   }
   for (const Orphan& orphan : orphans_)
     totals.resident_bytes += orphan.bytes;
+  for (const auto& [arena, bytes] : overdue_)
+    totals.resident_bytes += bytes;
   for (const LoadPtr& load : loads_) {
     totals.resident_bytes += load->arena_bytes();
     totals.held_bytes += load->arena_bytes();
@@ -139,6 +144,12 @@ Status Weights::CheckInvariants() const {
     holds[load->version().get()].resize(load->version()->blocks.size());
     for (const uint32_t block : load->held)
       ++holds[load->version().get()][block];
+  }
+  for (const VersionPtr& version : importing_) {
+    versions.insert(version.get());
+    holds[version.get()].resize(version->blocks.size(), 0);
+    for (uint32_t& count : holds[version.get()])
+      ++count;
   }
   size_t places = 0;
   for (const Version* version : versions) {

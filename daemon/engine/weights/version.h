@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "base/digest.h"
+#include "daemon/engine/report.h"
+#include "daemon/engine/weights/checks.h"
 #include "daemon/engine/weights/image.h"
 #include "tiers/tier.h"
 
@@ -37,6 +39,10 @@ struct Version {
   std::shared_ptr<WeightSource> source;
   std::shared_ptr<const Image> image;
 
+  std::shared_ptr<const Checks> checks;  // Null until loaded once.
+  std::string image_problem;  // Why the last load, or import, did without the image file.
+  LoadedBy loaded;            // How the bytes of the last load came.
+
   // What is published.
   std::vector<Block> blocks;
   std::vector<Digest> tensor_digests;  // In image order; empty until loaded in this life.
@@ -50,7 +56,8 @@ struct Version {
   bool removed = false;  // Not registered any more.
   std::string failure;   // Of the last load; empty when it succeeded.
 
-  // "model 'x' version 'y'", for messages.
+  // "model 'x' version 'y'", for messages, and what its image is kept by.
+  std::string ImageLabel() const { return name + "@" + version; }
   std::string Label() const { return "model '" + name + "' version '" + version + "'"; }
   bool Complete() const {
     return image != nullptr && resident_blocks == blocks.size() && manifest != 0;

@@ -20,7 +20,9 @@ ModelAdded AddedOf(const Version& version, uint32_t blocks) {
           .bytes = version.tensor_bytes,
           .blocks = blocks,
           .durable = version.durable,
-          .why_not = version.why_not};
+          .why_not = version.why_not,
+          .imported = false,
+          .why_not_imported = ""};
 }
 
 bool SameFiles(const std::vector<SourceFile>& a, const std::vector<SourceFile>& b) {
@@ -79,6 +81,7 @@ Status Weights::Restore(std::vector<std::string>* problems) {
   }
   std::sort(versions_.begin(), versions_.end(),
             [](const VersionPtr& a, const VersionPtr& b) { return a->ordinal < b->ordinal; });
+  RestoreChecks(problems);
   return {};
 }
 
@@ -114,6 +117,15 @@ void Weights::AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> d
   }
   if (!allowed.ok()) return done(std::move(allowed));
 
+  if (spec.import_image) {
+    done = [this, name = spec.name, version = spec.version,
+            done = std::move(done)](Result<ModelAdded> added) {
+      if (!added) return done(std::move(added));
+      const auto found = Find(name, version);  // It may have been removed meanwhile.
+      if (!found) return done(found.error());
+      Import(*found, *std::move(added), done);
+    };
+  }
   ++opening_;
   parts_.sources->Open(
       std::move(spec.source), [this, alive = std::weak_ptr(alive_), name = std::move(spec.name),
@@ -223,15 +235,26 @@ void Weights::RemoveModel(const std::string& name, const std::string& version,
     std::function<void(Status)> done;
   };
   auto deleting = std::make_shared<Deleting>(Deleting{removed.size(), Status(), std::move(done)});
+  const auto deleted = [alive = std::weak_ptr(alive_), deleting](Status status) {
+    if (alive.expired()) return;
+    if (deleting->first_error.ok()) deleting->first_error = std::move(status);
+    if (--deleting->left == 0) deleting->done(std::move(deleting->first_error));
+  };
+  const auto delete_record = [this, deleted](std::string key) {
+    parts_.journal->Delete(std::move(key), [deleted](Status status) {
+      deleted(std::move(status).WithContext("the journal"));
+    });
+  };
   for (const VersionPtr& gone : removed) {
-    parts_.journal->Delete(
-        weights::RecordKey(gone->name, gone->version),
-        [alive = std::weak_ptr(alive_), deleting](Status deleted) {
-          if (alive.expired()) return;
-          if (deleting->first_error.ok()) deleting->first_error = std::move(deleted);
-          if (--deleting->left > 0) return;
-          deleting->done(std::move(deleting->first_error).WithContext("the journal"));
-        });
+    delete_record(weights::RecordKey(gone->name, gone->version));
+    if (gone->checks == nullptr) continue;
+    ++deleting->left;
+    delete_record(weights::ChecksKey(gone->name, gone->version));
+    if (!gone->checks->imported || parts_.images == nullptr) continue;
+    ++deleting->left;
+    parts_.images->Remove(gone->ImageLabel(), [deleted](Status status) {
+      deleted(std::move(status).WithContext("its image"));
+    });
   }
   for (const VersionPtr& gone : removed) {
     gone->removed = true;
@@ -295,7 +318,10 @@ Status Weights::Await(const VersionPtr& version, Waiter waiter) {
   }
   load = std::make_shared<weights::Load>(
       options_, parts_, version,
-      [this](const LoadPtr& ended, Status status) { LoadEnded(ended, std::move(status)); });
+      [this](const LoadPtr& ended, Status status) { LoadEnded(ended, std::move(status)); },
+      [this, alive = std::weak_ptr(alive_)](ArenaId arena) {
+        if (!alive.expired()) DeviceLetGo(arena);
+      });
   for (uint32_t block = 0; block < version->blocks.size(); ++block) {
     if (version->blocks[block].arena == 0) continue;
     Hold(*version, block);
@@ -314,12 +340,21 @@ void Weights::LoadEnded(const LoadPtr& load, Status status) {
   read_bytes_ += load->read_bytes();
   version->loading = false;
   version->failure = status.ok() ? "" : status.ToString();
+  version->loaded = load->loaded();
+  // Of a load of the blocks that are left after a damaged image nothing is learnt of the image.
+  if (!load->image_problem().empty()) version->image_problem = load->image_problem();
   if (status.ok()) {
     Publish(version, *load);
   } else {
     status = std::move(status).WithContext(version->Label());
-    for (const weights::Load::Fresh& fresh : load->fresh())
-      orphans_.push_back({fresh.arena, version->image->BlockMemory(fresh.block)});
+    for (const weights::Load::Fresh& fresh : load->fresh()) {
+      const uint64_t bytes = version->image->BlockMemory(fresh.block);
+      if (load->with_device().contains(fresh.arena)) {
+        overdue_.emplace(fresh.arena, bytes);
+      } else {
+        orphans_.push_back({fresh.arena, bytes});
+      }
+    }
     if (load->manifest() != 0) {
       orphans_.push_back(
           {load->manifest(), weights::RoundUpToBlockGranularity(load->manifest_bytes())});
@@ -353,13 +388,23 @@ void Weights::Publish(const VersionPtr& version, weights::Load& load) {
   load.HandOver();
   version->tensor_digests = std::move(load.digests());
   version->let_go = false;
-  if (version->digest == load.content()) return;
-  version->digest = load.content();
-  if (!version->recorded) return;
-  Save(version, [version](const Status& saved) {
-    version->why_not = saved.ok() ? "" : "the journal lacks its digest: " + saved.message();
-    version->durable = version->durable || saved.ok();
-  });
+  const auto saved_as = [version](const char* what) {
+    return [version, what](const Status& saved) {
+      version->why_not =
+          saved.ok() ? "" : std::string("the journal lacks ") + what + saved.message();
+      version->durable = version->durable || saved.ok();
+    };
+  };
+  if (version->digest != load.content()) {
+    version->digest = load.content();
+    if (version->recorded) Save(version, saved_as("its digest: "));
+  }
+  // After the digest that they are of: without that on record they count for nothing.
+  if (auto checks = load.NewChecks()) {
+    std::function<void(Status)> saved = saved_as("its checks: ");
+    if (!version->recorded) saved = [](const Status&) {};
+    SetChecks(version, *std::move(checks), std::move(saved));
+  }
 }
 
 Result<Unloaded> Weights::Unload(const std::string& name, const std::string& version) {

@@ -62,6 +62,7 @@ struct WeightsParts {
   const Clock* clock = nullptr;
   HostTier* host = nullptr;  // Bytes, Populate and Seal of arenas that `memory` created.
   WeightSources* sources = nullptr;
+  WeightImages* images = nullptr;  // Null: nothing can be imported.
   Journal* journal = nullptr;
   BlockMemory* memory = nullptr;
 };
@@ -74,6 +75,7 @@ struct WeightsTotals {
 };
 
 namespace weights {
+struct Checks;
 class Load;
 struct Plan;
 struct Version;
@@ -88,6 +90,7 @@ class Weights {
   static constexpr size_t kMaxClientWaiters = 64;  // Of one client, over all loads.
   static constexpr size_t kMaxAttachments = 1024;  // Of one client.
   static constexpr size_t kMaxNameBytes = 128;
+  static constexpr size_t kMaxImporting = 4;                 // Images that are being written.
   static constexpr uint64_t kPopulateStepBytes = 16u << 20;  // A turn.
   static constexpr uint64_t kReleaseStepBytes = 64u << 20;   // A verb, or a turn; at least a block.
 
@@ -178,6 +181,19 @@ class Weights {
                    std::function<void(Result<ModelAdded>)> done);
   void Save(const VersionPtr& version, std::function<void(Status)> done);
 
+  // import.cc
+  void RestoreChecks(std::vector<std::string>* problems);
+  // `checks` are the version's from now on, and durable when `done` says ok.
+  void SetChecks(const VersionPtr& version, weights::Checks checks,
+                 std::function<void(Status)> done);
+  // Loads the version and writes its image; `done` gets `added` and what came of that.
+  void Import(const VersionPtr& version, ModelAdded added,
+              std::function<void(Result<ModelAdded>)> done);
+  void WriteImage(const VersionPtr& version, std::function<void(Status)> done);
+  void ImageWritten(const VersionPtr& version, Status written, std::function<void(Status)> done);
+  // A device that was overdue does not write into the arena any more.
+  void DeviceLetGo(ArenaId arena);
+
   // Waits for the version's load, which is started if none runs.
   Status Await(const VersionPtr& version, weights::Waiter waiter);
   void LoadEnded(const LoadPtr& load, Status status);
@@ -215,6 +231,9 @@ class Weights {
     uint64_t bytes = 0;
   };
   std::vector<Orphan> orphans_;
+  // Likewise, but a device that did not answer in time may still write into them: their bytes.
+  std::unordered_map<ArenaId, uint64_t> overdue_;
+  std::vector<VersionPtr> importing_;  // Their images are being written; every block is held.
   uint64_t last_attachment_ = 0;
   uint64_t last_ordinal_ = 0;
   size_t opening_ = 0;

@@ -1,0 +1,135 @@
+// What outlives a load: the checks that later ones go by, and image files.
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "base/check.h"
+#include "daemon/engine/weights/load.h"
+#include "daemon/engine/weights/version.h"
+#include "daemon/engine/weights/weights.h"
+
+namespace terrace {
+
+using weights::Checks;
+using weights::Version;
+
+void Weights::RestoreChecks(std::vector<std::string>* problems) {
+  auto records = parts_.journal->Load(weights::kChecksPrefix);
+  if (!records) return problems->push_back(records.error().ToString());
+  std::map<std::string, std::shared_ptr<const Checks>> by_key;
+  for (const Journal::Record& record : *records) {
+    auto checks = weights::DecodeChecks(record.key, record.value);
+    if (checks) {
+      by_key.emplace(record.key, std::make_shared<const Checks>(*std::move(checks)));
+    } else {
+      problems->push_back(checks.error().ToString());
+    }
+  }
+  std::vector<std::string> imported;
+  for (const VersionPtr& version : versions_) {
+    const auto found = by_key.find(weights::ChecksKey(version->name, version->version));
+    // Of a load whose digest never reached the journal, or of a model that had this name before.
+    if (found == by_key.end() || found->second->content != version->digest) continue;
+    version->checks = found->second;
+    if (version->checks->imported) imported.push_back(version->ImageLabel());
+  }
+  if (parts_.images != nullptr) parts_.images->Keep(imported);
+}
+
+void Weights::SetChecks(const VersionPtr& version, Checks checks,
+                        std::function<void(Status)> done) {
+  version->checks = std::make_shared<const Checks>(std::move(checks));
+  if (!version->recorded || version->removed) return done(Status());
+  parts_.journal->Put(weights::ChecksKey(version->name, version->version),
+                      weights::EncodeChecks(*version->checks),
+                      [alive = std::weak_ptr(alive_), done = std::move(done)](Status saved) {
+                        if (!alive.expired()) done(std::move(saved).WithContext("the journal"));
+                      });
+}
+
+void Weights::Import(const VersionPtr& version, ModelAdded added,
+                     std::function<void(Result<ModelAdded>)> done) {
+  const auto told = [added, done](const Status& status) {
+    ModelAdded result = added;
+    result.imported = status.ok();
+    result.why_not_imported = status.message();
+    done(std::move(result));
+  };
+  if (parts_.images == nullptr) {
+    return told({Code::kUnavailable, "this daemon keeps no images"});
+  }
+  if (!version->durable) {
+    return told({Code::kUnavailable, "the model would not survive a restart: " + version->why_not});
+  }
+  const auto loaded = [this, version, told](const Status& status) {
+    if (!status.ok()) return told(status);
+    WriteImage(version, told);
+  };
+  if (version->Complete() && !version->let_go) return loaded(Status());
+  weights::Waiter waiter;
+  waiter.done = loaded;
+  if (Status status = Await(version, std::move(waiter)); !status.ok()) told(status);
+}
+
+void Weights::WriteImage(const VersionPtr& version, std::function<void(Status)> done) {
+  const weights::Image& image = *version->image;
+  if (version->checks == nullptr || !version->checks->Fit(image)) {
+    return done({Code::kUnavailable, "it has no checks; unload it, and add it again"});
+  }
+  if (version->checks->imported && version->image_problem.empty()) return done(Status());
+  if (importing_.size() >= kMaxImporting) {
+    return done({Code::kExhausted,
+                 std::to_string(kMaxImporting) + " images are being written already; retry"});
+  }
+  std::vector<std::span<const uint8_t>> blocks;
+  for (uint32_t block = 0; block < image.blocks(); ++block) {
+    Hold(*version, block);
+    blocks.push_back(parts_.host->Bytes(version->blocks[block].arena)
+                         .first(image.BlockEnd(block) - image.BlockBegin(block)));
+  }
+  importing_.push_back(version);
+  parts_.images->Write({.label = version->ImageLabel(),
+                        .listing = version->listing,
+                        .content = version->digest,
+                        .image_bytes = image.bytes,
+                        .block_bytes = image.block_bytes},
+                       std::move(blocks), version->checks->crcs,
+                       [this, alive = std::weak_ptr(alive_), version,
+                        done = std::move(done)](Status written) mutable {
+                         if (alive.expired()) return;
+                         ImageWritten(version, std::move(written), std::move(done));
+                       });
+}
+
+void Weights::ImageWritten(const VersionPtr& version, Status written,
+                           std::function<void(Status)> done) {
+  importing_.erase(std::find(importing_.begin(), importing_.end(), version));
+  for (uint32_t block = 0; block < version->blocks.size(); ++block)
+    Unhold(version, block);
+  ReleaseLeaving();
+  ReleaseManifestIfIdle(*version);
+  if (version->removed) {
+    // Unless somebody has that name again.
+    if (!Find(version->name, version->version)) {
+      parts_.images->Remove(version->ImageLabel(), [](const Status&) {});
+    }
+    return done({Code::kNotFound, version->Label() + " was removed"});
+  }
+  version->image_problem = written.message();
+  Checks checks = *version->checks;
+  // Also where nothing came of it: what was there before may be gone.
+  checks.imported = written.ok();
+  SetChecks(version, std::move(checks),
+            [written = std::move(written), done = std::move(done)](Status saved) {
+              done(written.ok() ? std::move(saved) : written);
+            });
+}
+
+void Weights::DeviceLetGo(ArenaId arena) {
+  const auto overdue = overdue_.find(arena);
+  if (overdue == overdue_.end()) return;
+  orphans_.push_back({arena, overdue->second});
+  overdue_.erase(overdue);
+}
+
+}  // namespace terrace
