@@ -82,6 +82,19 @@ Status Await(kvc_fetch* fetch) {
   return {static_cast<Code>(code), "a page did not come back from the store"};
 }
 
+Status AwaitAny(std::vector<Fetch>* fetches) {
+  std::vector<kvc_fetch*> waiting;
+  for (const Fetch& fetch : *fetches)
+    waiting.push_back(fetch.get());
+  size_t index = 0;
+  kvc_error error{};
+  RETURN_IF_ERROR(
+      ToStatus(kvc_wait_any(waiting.data(), waiting.size(), kLongMs, &index, &error), error));
+  RETURN_IF_ERROR(Await(waiting[index]));
+  fetches->erase(fetches->begin() + static_cast<ptrdiff_t>(index));
+  return {};
+}
+
 Result<bool> Resident(const Engine& engine, const kvc_key& key, bool check_bytes) {
   kvc_page page{};
   kvc_reader* reader = engine.reader.get();

@@ -33,6 +33,8 @@ Status PutDurable(const Engine& engine, const DurableOptions& options);
 Result<Fetch> Prefetch(const Engine& engine, const kvc_key& key);
 // That one page is in memory now.
 Status Await(kvc_fetch* fetch);
+// Of several fetches, whichever is answered first; it is taken out.
+Status AwaitAny(std::vector<Fetch>* fetches);
 // Whether the page is in memory, and its bytes are what its key demands: data_loss if they are not.
 Result<bool> Resident(const Engine& engine, const kvc_key& key, bool check_bytes);
 

@@ -1,4 +1,5 @@
-// Suite `promote`: random pages out of the store, back into memory, by kvc_prefetch and kvc_wait.
+// Suite `promote`: random pages out of the store, back into memory, by kvc_prefetch and
+// kvc_wait_any.
 //
 // Memory is a quarter of what is stored and full, so each page that comes lets another go. One
 // fetch a page, as many at once as the depth says; the rival reads as many random pieces of a file
@@ -6,7 +7,7 @@
 // pages and single reads take turns, and a page's time runs from the call of kvc_prefetch to the
 // return of kvc_wait. Between rounds every page that came is pinned, and some are compared byte by
 // byte.
-#include <deque>
+#include <vector>
 
 #include "bench/content.h"
 #include "bench/daemon.h"
@@ -89,7 +90,7 @@ class Promotion {
       ASSIGN_OR_RETURN(const kvc_key key, Take());
       keys.push_back(key);
     }
-    std::deque<Fetch> fetches;
+    std::vector<Fetch> fetches;
     const Stopwatch watch;
     for (size_t begun = 0; begun < keys.size() || !fetches.empty();) {
       if (begun < keys.size() && fetches.size() < kDepth) {
@@ -97,8 +98,7 @@ class Promotion {
         fetches.push_back(std::move(fetch));
         continue;
       }
-      RETURN_IF_ERROR(Await(fetches.front().get()));
-      fetches.pop_front();
+      RETURN_IF_ERROR(AwaitAny(&fetches));
     }
     const double seconds = watch.Seconds();
     for (size_t i = 0; i < keys.size(); ++i)

@@ -37,6 +37,7 @@ struct Connection::Slot {
   const wire::Type type;
   uint64_t request = 0;
   CondVar changed;
+  Slot* told = this;  // Whose `changed` tells of its reply: that of the group it is waited for in.
   std::vector<Frame> frames;
   bool sent = false;
   bool receives = false;  // Has the role; written by its caller only.
@@ -283,6 +284,40 @@ Result<std::vector<Frame>> Connection::Wait(Slot& slot, Deadline deadline, const
   return std::move(slot.frames);
 }
 
+std::optional<size_t> Connection::FindEnded(std::span<Slot* const> slots) const {
+  if (!broken_.ok()) return 0;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    if (slots[i]->done) return i;
+  }
+  return std::nullopt;
+}
+
+std::optional<size_t> Connection::WaitAny(std::span<Slot* const> begun, Deadline deadline) {
+  // One of them waits and receives for all.
+  Slot& first = *begun.front();
+  for (;;) {
+    {
+      MutexLock lock(mu_);
+      const std::optional<size_t> ended = FindEnded(begun);
+      const bool over = ended || deadline.passed();
+      for (Slot* slot : begun)
+        slot->told = over ? slot : &first;
+      if (over) {
+        ReturnRole(first);
+        return ended;
+      }
+      if (!first.receives) first.receives = TakeRole();
+      if (!first.receives) {
+        first.waits = true;
+        first.changed.wait_until(mu_, deadline.point());
+        first.waits = false;
+        continue;
+      }
+    }
+    Receive(deadline);
+  }
+}
+
 void Connection::Receive(std::optional<Deadline> deadline) noexcept try {
   Status status = socket_.Read(deadline);
   while (status.ok()) {
@@ -319,7 +354,7 @@ void Connection::Dispatch(Frame frame) {
         slot.frames.push_back(std::move(frame));
         slot.done = !more;
       }
-      slot.changed.notify_one();
+      slot.told->changed.notify_one();
       return;
     }
     late = late_.erase(frame.header.request) > 0;

@@ -110,6 +110,10 @@ class Connection {
     return reply;
   }
 
+  // Until one of those has its reply, or none is to come any more: which one. nullopt: at the
+  // deadline none had. None of them is waited for by another thread meanwhile.
+  std::optional<size_t> WaitAny(std::span<Slot* const> begun, Deadline deadline) EXCLUDES(mu_);
+
   // Receives while no caller does; returns when `wake` is signalled or the connection is broken.
   void Serve();
   // Fails every call, now and later, with `why`. Never waits.
@@ -142,6 +146,8 @@ class Connection {
                                   AtDeadline then);
   // kReceive: with the role. kReport: without it, with the progress in `news`.
   Step Next(Slot& slot, Deadline deadline, messages::ProgressEvent* news) EXCLUDES(mu_);
+  // Its number; nullopt: none has a reply yet.
+  std::optional<size_t> FindEnded(std::span<Slot* const> slots) const REQUIRES(mu_);
   // Reads once and hands out all frames that are there: none may stay behind when the role is given
   // up, for nothing would tell of it. Breaks the connection where that fails, and throws nothing.
   void Receive(std::optional<Deadline> deadline) noexcept;

@@ -1,5 +1,6 @@
 #include "libclient/fetch.h"
 
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -46,6 +47,20 @@ Status Fetch::Wait(Deadline deadline) {
     codes_.push_back(messages::PageCodeOf(code));
   worth_ = reply->worth;
   return outcome_;
+}
+
+Result<size_t> Fetch::WaitAny(std::span<Fetch* const> fetches, Deadline deadline) {
+  std::vector<Connection::Slot*> calls;
+  for (size_t i = 0; i < fetches.size(); ++i) {
+    const Fetch& fetch = *fetches[i];
+    // Whatever is of an earlier connection has its answer: that none comes.
+    if (fetch.call_ == nullptr || !fetch.contact_.connection->broken().ok()) return i;
+    calls.push_back(fetch.call_.get());
+  }
+  const std::optional<size_t> ended =
+      fetches.front()->contact_.connection->WaitAny(calls, deadline);
+  if (!ended) return Status(Code::kDeadlineExceeded, "none of the fetches is answered");
+  return *ended;
 }
 
 }  // namespace terrace::client

@@ -33,6 +33,9 @@ class Fetch {
   size_t size() const { return count_; }
   // Ok once it is answered, then and ever after; after `deadline_exceeded` it may be called again.
   Status Wait(Deadline deadline);
+  // Until one of them is answered, or never will be: its number. All of one client.
+  static constexpr size_t kMostAtOnce = Connection::kMaxPending;
+  static Result<size_t> WaitAny(std::span<Fetch* const> fetches, Deadline deadline);
   // After Wait was Ok.
   Code code(size_t index) const { return codes_[index]; }
   size_t worth() const { return worth_; }

@@ -163,6 +163,27 @@ kvc_code kvc_wait(kvc_fetch* fetch, int32_t timeout_ms, size_t* worth, kvc_code*
   });
 }
 
+kvc_code kvc_wait_any(kvc_fetch* const* fetches, size_t count, int32_t timeout_ms, size_t* index,
+                      kvc_error* error) {
+  return Run(error, [&]() -> Status {
+    if (fetches == nullptr || index == nullptr) return Invalid("fetches or index is NULL");
+    if (count == 0 || count > Fetch::kMostAtOnce) return Invalid("count is not 1 to 256");
+    std::vector<Fetch*> waiting;
+    for (size_t i = 0; i < count; ++i) {
+      if (fetches[i] == nullptr) return Invalid("a fetch is NULL");
+      waiting.push_back(Of(fetches[i]));
+      if (&waiting.back()->client() != &waiting.front()->client()) {
+        return Invalid("the fetches are not of one client");
+      }
+    }
+    Client& client = waiting.front()->client();
+    RETURN_IF_ERROR(CheckClient(client));
+    ASSIGN_OR_RETURN(const Deadline deadline, client.DeadlineOf(timeout_ms));
+    ASSIGN_OR_RETURN(*index, Fetch::WaitAny(waiting, deadline));
+    return {};
+  });
+}
+
 void kvc_fetch_destroy(kvc_fetch* fetch) {
   if (fetch == nullptr || Of(fetch)->client().in_child()) return;
   Run(nullptr, [&]() -> Status {

@@ -32,7 +32,7 @@ constexpr uint64_t kCancelId = 2;
 // many bytes. A device may answer for all that it has at once, and would have nothing to do while
 // one page after the other is checked.
 constexpr unsigned kCompletionsATurn = 16;
-constexpr size_t kBytesATurn = 1u << 20;
+constexpr size_t kBytesATurn = 256u << 10;
 
 Status Refused(const std::string& what, int negative_error) {
   return SystemError(what, -negative_error);
@@ -169,6 +169,8 @@ class RingThread {
         asleep_ = false;
       }
       TakeCompletions();
+      // Whoever was told of them, and asks for more, may wait for this very processor.
+      if (::io_uring_cq_ready(&ring_.get()) > 0) std::this_thread::yield();
     }
   }
 

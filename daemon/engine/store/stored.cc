@@ -1,7 +1,6 @@
 #include "daemon/engine/store/stored.h"
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 #include "base/check.h"
@@ -41,12 +40,11 @@ Status Stored::Restore(std::vector<std::string>* problems) {
   Unknown unknown;
   RETURN_IF_ERROR(store_.Restore([&](const StoredPage& page) { RestorePage(page, &unknown); }));
   // The store tells them in any order; the oldest leave first.
-  std::vector<ItemId> by_age(records_.size());
-  std::iota(by_age.begin(), by_age.end(), 0);
-  std::sort(by_age.begin(), by_age.end(), [this](ItemId a, ItemId b) {
-    return std::pair(records_[a].committed_ms, a) < std::pair(records_[b].committed_ms, b);
-  });
-  for (const ItemId id : by_age) {
+  std::vector<std::pair<int64_t, ItemId>> by_age(records_.size());
+  for (ItemId id = 0; id < records_.size(); ++id)
+    by_age[id] = {records_[id].committed_ms, id};
+  std::sort(by_age.begin(), by_age.end());
+  for (const auto& [committed_ms, id] : by_age) {
     InsertIntoPolicy(id);
     Use(records_[id].space);
   }

@@ -383,6 +383,12 @@ KVC_API kvc_code kvc_prefetch(kvc_client* client, const kvc_space* space, const 
  * KVC_DEADLINE_EXCEEDED of the call itself: it may be called again. */
 KVC_API kvc_code kvc_wait(kvc_fetch* fetch, int32_t timeout_ms, size_t* worth, kvc_code* codes,
                           kvc_error* error);
+/* Waits until one of several fetches of one client is answered, in whatever order they were asked
+ * for: *index (not NULL) is its place among the `count` (1 to 256) `fetches`, and kvc_wait of it
+ * returns at once; with answers that came together it need not ask the kernel. No other thread
+ * waits for any of them meanwhile. KVC_DEADLINE_EXCEEDED: none is; *index is as it was. */
+KVC_API kvc_code kvc_wait_any(kvc_fetch* const* fetches, size_t count, int32_t timeout_ms,
+                              size_t* index, kvc_error* error);
 /* Need not have been waited for: then the pages come all the same. NULL is allowed. */
 KVC_API void kvc_fetch_destroy(kvc_fetch* fetch);
 
