@@ -143,6 +143,88 @@ TEST_F(FetchTest, OtherCallsGoOnMeanwhile) {
   EXPECT_EQ(second->Wait()->worth, 3u);
 }
 
+TEST_F(FetchTest, OfSeveralTheOneThatIsAnsweredIsTold) {
+  std::vector<kvc::Fetch> fetches;
+  std::vector<uint64_t> requests;
+  for (int i = 0; i < 3; ++i) {
+    last_request_ = 0;
+    auto fetch = Ask();
+    ASSERT_TRUE(fetch) << fetch.error().ToString();
+    fetches.push_back(*std::move(fetch));
+    ASSERT_TRUE(Await([&] { return last_request_ != 0; }));
+    requests.push_back(last_request_);
+  }
+  std::vector<kvc::Fetch*> waiting = {fetches.data(), &fetches[1], &fetches[2]};
+  const auto any = [&](int32_t timeout_ms) {
+    return kvc::Fetch::WaitAny({waiting.data(), waiting.size()}, timeout_ms);
+  };
+  EXPECT_EQ(any(1).error().code(), KVC_DEADLINE_EXCEEDED);
+  // While it waits.
+  std::thread late([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    AnswerFetch(requests[2], {0, 0, 0}, 3);
+  });
+  auto index = any(0);
+  late.join();
+  ASSERT_TRUE(index) << index.error().ToString();
+  EXPECT_EQ(*index, 2u);
+  EXPECT_EQ(*any(1), 2u) << "until it is no longer asked for";
+  EXPECT_EQ(fetches[2].Wait(1)->worth, 3u);
+  EXPECT_EQ(*any(1), 2u) << "what was waited for is answered";
+  waiting.pop_back();
+  EXPECT_EQ(any(1).error().code(), KVC_DEADLINE_EXCEEDED);
+  AnswerFetch(requests[0], {0, 0, 0}, 1);
+  EXPECT_EQ(*any(0), 0u);
+  // Others are waited for alone as before.
+  AnswerFetch(requests[1], {0, 0, 0}, 2);
+  EXPECT_EQ(fetches[1].Wait()->worth, 2u);
+}
+
+TEST_F(FetchTest, OfSeveralAnotherThreadsCallGoesOn) {
+  auto one = Ask();
+  ASSERT_TRUE(one);
+  ASSERT_TRUE(Await([&] { return last_request_ != 0; }));
+  const uint64_t request = last_request_;
+  std::atomic<bool> answered = false;
+  std::thread waits([&] {
+    kvc::Fetch* const waiting[] = {&*one};
+    answered = kvc::Fetch::WaitAny({waiting, 1}).has_value();
+  });
+  for (int i = 0; i < 100; ++i)
+    EXPECT_TRUE(client_->Ping().ok());
+  EXPECT_FALSE(answered);
+  AnswerFetch(request, {0, 0, 0}, 3);
+  waits.join();
+  EXPECT_TRUE(answered);
+}
+
+TEST_F(FetchTest, OfSeveralALostConnectionEndsTheWait) {
+  auto one = Ask();
+  auto two = Ask();
+  ASSERT_TRUE(one && two);
+  ASSERT_TRUE(Await([&] { return peer_.CountOf(Type::kPrefetch) == 2; }));
+  std::thread cuts([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    peer_.Cut();
+  });
+  kvc::Fetch* const waiting[] = {&*one, &*two};
+  EXPECT_TRUE(kvc::Fetch::WaitAny({waiting, 2}).has_value());
+  cuts.join();
+  EXPECT_EQ(one->Wait().error().code(), KVC_UNAVAILABLE);
+  EXPECT_EQ(two->Wait().error().code(), KVC_UNAVAILABLE);
+}
+
+TEST_F(FetchTest, SeveralHaveToBeOneToManyOfOneClient) {
+  size_t index = 7;
+  EXPECT_EQ(kvc_wait_any(nullptr, 1, 0, &index, nullptr), KVC_INVALID_ARGUMENT);
+  kvc_fetch* none[1] = {nullptr};
+  EXPECT_EQ(kvc_wait_any(none, 1, 0, &index, nullptr), KVC_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_wait_any(none, 0, 0, &index, nullptr), KVC_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_wait_any(none, 257, 0, &index, nullptr), KVC_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_wait_any(none, 1, 0, nullptr, nullptr), KVC_INVALID_ARGUMENT);
+  EXPECT_EQ(index, 7u);
+}
+
 TEST_F(FetchTest, ALostConnectionIsToldAndStaysTold) {
   auto fetch = Ask();
   ASSERT_TRUE(fetch);

@@ -218,6 +218,18 @@ class Fetch {
     if (!status.ok()) return status;
     return fetched;
   }
+  // Waits until one of them is answered: which.
+  static Result<std::size_t> WaitAny(Span<Fetch* const> fetches, std::int32_t timeout_ms = 0) {
+    std::vector<kvc_fetch*> handles;
+    for (const Fetch* fetch : fetches)
+      handles.push_back(fetch == nullptr ? nullptr : fetch->handle_.get());
+    std::size_t index = 0;
+    Status status = detail::StatusOf([&](kvc_error* error) {
+      return kvc_wait_any(handles.data(), handles.size(), timeout_ms, &index, error);
+    });
+    if (!status.ok()) return status;
+    return index;
+  }
 
  private:
   friend class Client;
