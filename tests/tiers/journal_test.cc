@@ -367,17 +367,22 @@ TEST_F(JournalTest, WritesBeyondThoseThatMayWaitAreRefusedAndLaterOnesTaken) {
   EXPECT_THAT(Load("later"), ElementsAre("later=1"));
 }
 
-TEST_F(JournalTest, WriteThatTheDiskRefusesIsReported) {
+TEST_F(JournalTest, AWriteThatTheDiskRefusesIsReportedAndLaterOnesAreTaken) {
   // A child of its own, for the limit on file sizes holds for the whole process.
   const pid_t child = ::fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
     if (!Open().ok() || !Put("small", "1").ok()) ::_exit(1);
     ::signal(SIGXFSZ, SIG_IGN);
-    const rlimit limit{65536, 65536};
+    const rlimit limit{65536, RLIM_INFINITY};
+    const rlimit none{RLIM_INFINITY, RLIM_INFINITY};
     if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) ::_exit(2);
-    if (Put("large", std::string(200'000, 'x')).ok()) ::_exit(3);
+    for (int i = 0; i < 3; ++i) {
+      if (Put("large", std::string(200'000, 'x')).ok()) ::_exit(3);
+    }
     if (Load("small").size() != 1) ::_exit(4);
+    if (::setrlimit(RLIMIT_FSIZE, &none) != 0) ::_exit(5);
+    if (!Put("later", "2").ok()) ::_exit(6);
     ::_exit(0);
   }
   int status = 0;
@@ -385,7 +390,7 @@ TEST_F(JournalTest, WriteThatTheDiskRefusesIsReported) {
   EXPECT_TRUE(WIFEXITED(status));
   EXPECT_EQ(WEXITSTATUS(status), 0);
   ASSERT_TRUE(Open().ok());
-  EXPECT_THAT(Load(), ElementsAre("small=1"));
+  EXPECT_THAT(Load(), ElementsAre("later=2", "small=1"));
 }
 
 }  // namespace

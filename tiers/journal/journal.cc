@@ -16,6 +16,7 @@
 #include <system_error>
 #include <utility>
 
+#include "base/mutex.h"
 #include "base/unique_fd.h"
 #include "base/worker_pool.h"
 
@@ -85,6 +86,21 @@ Status InUse(const std::string& directory, pid_t holder) {
   return {Code::kUnavailable, directory + ": is in use by process " + std::to_string(holder)};
 }
 
+Result<std::unique_ptr<rocksdb::DB>> OpenDatabase(const std::string& directory,
+                                                  const rocksdb::Options& options) {
+  rocksdb::DB* opened = nullptr;
+  const rocksdb::Status status = rocksdb::DB::Open(options, directory, &opened);
+  if (status.ok()) return std::unique_ptr<rocksdb::DB>(opened);
+  if (status.IsIOError()) {
+    // Looking at the lock file of a journal that this very process has open would drop its lock
+    // (closing any descriptor of a file ends POSIX locks on it); RocksDB knows that case by itself.
+    const bool ours = status.ToString().find("lock hold by current process") != std::string::npos;
+    const pid_t holder = ours ? ::getpid() : LockHolder(directory);
+    if (holder != 0) return InUse(directory, holder);
+  }
+  return FromRocks(status, directory);
+}
+
 class RocksJournal final : public Journal {
  public:
   RocksJournal(std::unique_ptr<rocksdb::DB> db, std::unique_ptr<WorkerPool> writer, Executor& owner,
@@ -94,7 +110,9 @@ class RocksJournal final : public Journal {
         directory_(std::move(directory)),
         writer_(std::move(writer)) {}
 
-  Result<std::vector<Record>> Load(std::string_view prefix) override {
+  Result<std::vector<Record>> Load(std::string_view prefix) override EXCLUDES(mu_) {
+    MutexLock lock(mu_);
+    RETURN_IF_ERROR(Reopen());
     const std::string start = kRecordPrefix + std::string(prefix);
     const std::unique_ptr<rocksdb::Iterator> at(db_->NewIterator(rocksdb::ReadOptions()));
     std::vector<Record> records;
@@ -123,16 +141,33 @@ class RocksJournal final : public Journal {
  private:
   void Write(rocksdb::WriteBatch batch, std::function<void(Status)> done) {
     const Status queued = writer_->Submit([this, batch = std::move(batch), done]() mutable {
-      rocksdb::WriteOptions options;
-      options.sync = true;
-      Status status = FromRocks(db_->Write(options, &batch), directory_);
+      Status status = WriteNow(batch);
       owner_.Post([done = std::move(done), status = std::move(status)] { done(status); });
     });
     if (queued.ok()) return;
     owner_.Post([done = std::move(done), queued] { done(queued); });
   }
 
-  const std::unique_ptr<rocksdb::DB> db_;
+  Status WriteNow(rocksdb::WriteBatch& batch) EXCLUDES(mu_) {
+    MutexLock lock(mu_);
+    RETURN_IF_ERROR(Reopen());
+    rocksdb::WriteOptions options;
+    options.sync = true;
+    const rocksdb::Status status = db_->Write(options, &batch);
+    // After an error of its log RocksDB 7.8 with assertions, as Debian builds it, aborts the
+    // process when it mends itself. So it is closed at once, and the next who needs it opens it
+    // anew.
+    if (!status.ok()) db_.reset();
+    return FromRocks(status, directory_);
+  }
+  Status Reopen() REQUIRES(mu_) {
+    if (db_ != nullptr) return {};
+    ASSIGN_OR_RETURN(db_, OpenDatabase(directory_, SmallOptions()));
+    return {};
+  }
+
+  Mutex mu_;
+  std::unique_ptr<rocksdb::DB> db_ GUARDED_BY(mu_);  // Null after a failed write.
   Executor& owner_;
   const std::string directory_;
   const std::unique_ptr<WorkerPool> writer_;  // Last: it stops before the database closes.
@@ -179,21 +214,6 @@ Status CheckMarker(const std::string& directory) {
             directory + ": is a journal of format " + format + "; this program knows " + kFormat};
   }
   return {};
-}
-
-Result<std::unique_ptr<rocksdb::DB>> OpenDatabase(const std::string& directory,
-                                                  const rocksdb::Options& options) {
-  rocksdb::DB* opened = nullptr;
-  const rocksdb::Status status = rocksdb::DB::Open(options, directory, &opened);
-  if (status.ok()) return std::unique_ptr<rocksdb::DB>(opened);
-  if (status.IsIOError()) {
-    // Looking at the lock file of a journal that this very process has open would drop its lock
-    // (closing any descriptor of a file ends POSIX locks on it); RocksDB knows that case by itself.
-    const bool ours = status.ToString().find("lock hold by current process") != std::string::npos;
-    const pid_t holder = ours ? ::getpid() : LockHolder(directory);
-    if (holder != 0) return InUse(directory, holder);
-  }
-  return FromRocks(status, directory);
 }
 
 // Makes a journal beside `directory` and moves it there when it is complete: a crash in between
