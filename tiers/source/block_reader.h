@@ -28,7 +28,7 @@
 namespace terrace {
 
 struct BlockReaderOptions {
-  size_t buffers = 16;  // Of kChunkBytes each, made when the first of them is needed.
+  size_t buffers = 32;  // Of kChunkBytes each, made when the first of them is needed.
   MonotonicNs deadline_ns = 30 * kNsPerSecond;  // Of one request to the device.
   MonotonicNs stop_ns = 2 * kNsPerSecond;       // What the end waits for requests.
 };
