@@ -228,6 +228,21 @@ TEST_F(SmallBudget, WhatIsPinnedIsNotThereForHolds) {
   EXPECT_THAT(fetch->codes(), ElementsAre(Code::kOk, Code::kExhausted, Code::kExhausted));
 }
 
+TEST_F(PromoteTest, HoldsAndPinsAreTogetherNoMoreThanAClientMayPin) {
+  EngineOptions options = StoreWorld::Options();
+  options.max_pins = shm::kPinsPerLine;
+  ASSERT_TRUE(engine().SetClientLimits(options).ok());
+  StoringClient modest(w);
+  const SpaceGiven theirs = modest.Open();
+  modest.PutChain(theirs, 0, 1);
+  for (uint32_t pin = 0; pin < shm::kPinsPerLine - 1; ++pin)
+    modest.channel.Pin(modest.Find(theirs, 0).value());
+  w.EvictAll();  // A scan.
+  const auto fetch = modest.Prefetch(theirs, 4, 2);
+  w.store.RunPending();
+  EXPECT_THAT(fetch->codes(), ElementsAre(Code::kOk, Code::kExhausted));
+}
+
 TEST_F(SmallBudget, HoldsGiveWayToPins) {
   StoringClient modest(w);
   const SpaceGiven theirs = modest.Open();
