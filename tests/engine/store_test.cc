@@ -575,7 +575,11 @@ TEST(StoreBounds, TheBudgetEndsWritingForTheDay) {
   EXPECT_EQ(w.Unspilled(Unspilled::kBudget), 2u);
   EXPECT_THAT(***client.Persist(space, {4}), ElementsAre(Code::kExhausted));
   const auto paid = client.Persist(space, {0, 1, 2});
+  w.world.journal.RunPending();
+  ASSERT_EQ(w.Figures().writing_pages, 3u);
+  const auto written = client.Persist(space, {1});
   w.world.Settle();
+  EXPECT_THAT(***written, ElementsAre(Code::kOk));
   EXPECT_THAT(***paid, ElementsAre(Code::kOk, Code::kOk, Code::kOk)) << "they are on their way";
   EXPECT_EQ(w.store.pages(), 3u);
   w.world.clock.Advance(2 * kNsPerSecond);
