@@ -157,7 +157,7 @@ struct PrefetchSpec {
   uint32_t recompute_us_per_page = 0;
 };
 struct Prefetched {
-  // One a key. kOk: in memory, and stays until the client pinned it or the deadline. kNotFound:
+  // One a key. kOk: in memory, and held for the client (Holds) until the deadline. kNotFound:
   // nowhere, behind a gap, or not worth it. kDataLoss: it was stored and did not check out.
   // kDeadlineExceeded; kExhausted: no memory, or more than the client's pin budget; kUnavailable:
   // the device does not answer; kStale: space or generation ended meanwhile.

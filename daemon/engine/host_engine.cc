@@ -96,6 +96,7 @@ void HostEngine::MakeStore(EngineParts& parts) {
   store_ = std::make_unique<StoreTier>(options_.store, StoreTier::Parts{.store = *parts.page_store,
                                                                         .journal = *parts.journal,
                                                                         .catalog = catalog_,
+                                                                        .clients = clients_,
                                                                         .memory = memory_,
                                                                         .host = host_,
                                                                         .residents = residents_,

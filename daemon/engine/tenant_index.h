@@ -133,6 +133,9 @@ class TenantIndex {
   };
   virtual uint64_t DrainRings(uint64_t limit,
                               const std::function<void(const RingVisit&)>& visitor) = 0;
+  // All that the client has written by now; at most kRingRecords a lane.
+  virtual void DrainRingsOf(ClientId client,
+                            const std::function<void(const RingVisit&)>& visitor) = 0;
   // Of channels that ended and of live ones.
   virtual ChannelTotals totals() const = 0;
   virtual ChannelTotals totals_of(ClientId client) const = 0;

@@ -67,6 +67,39 @@ TEST_F(DemoteTest, TheReserveIsMadeOfWhatWasWrittenFirst) {
   EXPECT_EQ(Lost(), 0u);
 }
 
+TEST_F(DemoteTest, TheReserveWaitsForWhatIsWrittenFirst) {
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  PutUnstored(client, space, 0, 16);
+  const auto walks_of_turns = [&](int turns) {
+    const uint64_t before = w.world.walks;
+    for (int turn = 0; turn < turns; ++turn) {
+      w.world.clock.Advance(kNsPerMs);
+      (void)engine().Turn();
+    }
+    return w.world.walks - before;
+  };
+  EXPECT_EQ(walks_of_turns(20), 1u) << "what was found then is on its way";
+  w.world.journal.RunPending();
+  EXPECT_EQ(walks_of_turns(20), 0u) << "it is being written";
+  w.store.RunPending();
+  EXPECT_EQ(walks_of_turns(1), 1u) << "now it can go";
+  EXPECT_GT(
+      engine().Figures().tenants[0].evicted[static_cast<int>(EvictionReason::kReserve)].extents,
+      0u);
+}
+
+TEST_F(DemoteTest, TheReserveIsLookedForAgainInAWhile) {
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  PutUnstored(client, space, 0, 16);
+  (void)engine().Turn();
+  const uint64_t before = w.world.walks;
+  w.world.clock.Advance(100 * kNsPerMs);
+  (void)engine().Turn();
+  EXPECT_EQ(w.world.walks, before + 1) << "though no write has ended";
+}
+
 TEST_F(DemoteTest, DemoteWritesWhatIsNotStoredAndThenLetsItGo) {
   StoringClient client(w);
   const SpaceGiven space = client.Open();
@@ -115,6 +148,34 @@ TEST_F(DemoteTest, WhatIsHeldOrCannotBeStoredStays) {
   EXPECT_FALSE(client.Reads(space, 1));
   EXPECT_TRUE(client.Reads(space, 2));
   EXPECT_TRUE(client.Reads(space, 3));
+}
+
+TEST_F(DemoteTest, ADemotionEndsWhereTheStoreTakesNoMore) {
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  PutUnstored(client, space, 0, 2);
+  client.PutChain(space, 2, 2);
+  w.world.Settle();
+  w.store.SetState(DeviceState::kReadOnly);
+  const auto demoted = Demote(0);
+  (void)engine().Turn();
+  ASSERT_TRUE(demoted->has_value());
+  EXPECT_EQ((*demoted)->pages, 0u) << "what comes after it in the policy's order is not asked";
+}
+
+TEST_F(DemoteTest, ADemotionGoesInSteps) {
+  constexpr uint32_t kSmall = 256;
+  StoringClient client(w);
+  const SpaceGiven space = client.Open(kSmall);
+  client.PutChain(space, 0, 400);
+  client.PutChain(space, 400, 400);
+  w.world.Settle();
+  const uint64_t before = engine().Summary().pages;
+  const auto demoted = Demote(0);
+  EXPECT_TRUE(engine().Turn()) << "there is more to do";
+  EXPECT_EQ(engine().Summary().pages, before - 512);
+  w.world.Settle();
+  EXPECT_EQ((*demoted)->pages, before);
 }
 
 TEST_F(DemoteTest, OneDemotionAtATime) {

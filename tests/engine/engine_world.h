@@ -87,6 +87,27 @@ inline KvLayout LayoutOf(uint32_t bytes, uint32_t page_tokens = 16) {
           .order = "layer,plane,token,head,dim"};
 }
 
+// The daemon's policy, and how often it was asked for victims: each time is a pass of eviction.
+class CountingPolicy final : public Policy {
+ public:
+  explicit CountingPolicy(uint64_t* walks) : walks_(walks) {}
+  const char* name() const override { return of_->name(); }
+  void Insert(ItemId item, const ItemTraits& traits, MonotonicNs now) override {
+    of_->Insert(item, traits, now);
+  }
+  void Touch(ItemId item, MonotonicNs now) override { of_->Touch(item, now); }
+  void Erase(ItemId item) override { of_->Erase(item); }
+  void Victims(uint64_t limit, MonotonicNs now,
+               const std::function<Verdict(ItemId)>& offer) override {
+    ++*walks_;
+    of_->Victims(limit, now, offer);
+  }
+
+ private:
+  const std::unique_ptr<Policy> of_ = MakeLru();
+  uint64_t* const walks_;
+};
+
 struct EngineWorld {
   static constexpr uint32_t kPage = 16384;
 
@@ -126,7 +147,7 @@ struct EngineWorld {
     parts.sources = &sources;
     parts.journal = &journal;
     parts.directory_memory = &directories;
-    parts.host_policy = MakeLru();
+    parts.host_policy = std::make_unique<CountingPolicy>(&walks);
     Result<std::unique_ptr<Engine>> made = MakeEngine(options, std::move(parts), events);
     TERRACE_CHECK(made.has_value());
     engine = *std::move(made);
@@ -152,6 +173,7 @@ struct EngineWorld {
   SimJournal journal;
   PlainDirectory directories;
   RecordedEvents events;
+  uint64_t walks = 0;                  // Of the policy of memory.
   std::deque<ChannelOfTest> channels;  // Mapped as long as the engine may look at them.
   std::unique_ptr<Engine> engine;
 };

@@ -105,8 +105,10 @@ TEST_F(PromoteTest, AFetchedPageIsHeldUntilItsClientHasPinnedIt) {
   w.EvictAll();
   EXPECT_EQ(client.Find(space, 0), handle) << "nobody has pinned it, and it stays";
   const uint32_t pin = client.channel.Pin(handle);
+  client.channel.Touch(handle);
   w.EvictAll();
-  EXPECT_EQ(w.Figures().holds, 0u) << "a scan has seen the pin";
+  EXPECT_EQ(w.Figures().holds, 0u) << "its ring tells of the hit";
+  EXPECT_EQ(client.Find(space, 0), handle) << "and the pin keeps it";
   client.channel.Unpin(pin);
   w.EvictAll();
   EXPECT_EQ(client.Find(space, 0), std::nullopt);
@@ -132,6 +134,32 @@ TEST_F(PromoteTest, AHitInTheRingEndsTheHold) {
   client.channel.Touch(client.Find(space, 0).value());
   (void)engine().Turn();
   EXPECT_EQ(w.Figures().holds, 0u);
+}
+
+TEST_F(PromoteTest, WhatWasFoundBeforeItWasAskedForEndsNoHold) {
+  client.PutChain(space, 0, 1);
+  const shm::Handle handle = client.Find(space, 0).value();
+  const uint32_t pin = client.channel.Pin(handle);
+  client.channel.Touch(handle);  // Of another request, a moment ago.
+  client.Prefetch(space, 0, 1);
+  w.EvictAll();
+  client.channel.Unpin(pin);
+  w.EvictAll();
+  EXPECT_EQ(w.Figures().holds, 1u);
+  EXPECT_EQ(client.Find(space, 0), handle);
+  client.channel.Touch(handle);
+  w.EvictAll();
+  EXPECT_EQ(client.Find(space, 0), std::nullopt) << "now it was found";
+}
+
+TEST_F(PromoteTest, ARecordOfAnotherPageInThatSlotEndsNoHold) {
+  client.Prefetch(space, 0, 1);
+  w.store.RunPending();
+  const shm::Handle handle = client.Find(space, 0).value();
+  client.channel.Touch(
+      shm::MakeHandle(shm::ArenaOf(handle), shm::SlotOf(handle), shm::SequenceOf(handle) - 1));
+  w.EvictAll();
+  EXPECT_EQ(client.Find(space, 0), handle);
 }
 
 TEST_F(PromoteTest, TheDeadlineEndsTheHold) {
@@ -176,6 +204,61 @@ TEST_F(PromoteTest, AClientHoldsNoMoreThanItMayPin) {
   EXPECT_THAT(fetch->codes(),
               ElementsAre(Code::kOk, Code::kOk, Code::kOk, Code::kExhausted, Code::kExhausted));
   EXPECT_EQ(w.Figures().held_bytes, 3 * kPage);
+}
+
+class SmallBudget : public PromoteTest {
+ protected:
+  // Of three pages.
+  SmallBudget() {
+    EngineOptions options = StoreWorld::Options();
+    options.max_pinned_bytes = 3 * kPage;
+    TERRACE_CHECK(engine().SetClientLimits(options).ok());
+  }
+};
+
+TEST_F(SmallBudget, WhatIsPinnedIsNotThereForHolds) {
+  StoringClient modest(w);
+  const SpaceGiven theirs = modest.Open();
+  modest.PutChain(theirs, 0, 2);
+  modest.channel.Pin(modest.Find(theirs, 0).value());
+  modest.channel.Pin(modest.Find(theirs, 1).value());
+  w.EvictAll();  // A scan.
+  const auto fetch = modest.Prefetch(theirs, 4, 3);
+  w.store.RunPending();
+  EXPECT_THAT(fetch->codes(), ElementsAre(Code::kOk, Code::kExhausted, Code::kExhausted));
+}
+
+TEST_F(PromoteTest, HoldsAndPinsAreTogetherNoMoreThanAClientMayPin) {
+  EngineOptions options = StoreWorld::Options();
+  options.max_pins = shm::kPinsPerLine;
+  ASSERT_TRUE(engine().SetClientLimits(options).ok());
+  StoringClient modest(w);
+  const SpaceGiven theirs = modest.Open();
+  modest.PutChain(theirs, 0, 1);
+  for (uint32_t pin = 0; pin < shm::kPinsPerLine - 1; ++pin)
+    modest.channel.Pin(modest.Find(theirs, 0).value());
+  w.EvictAll();  // A scan.
+  const auto fetch = modest.Prefetch(theirs, 4, 2);
+  w.store.RunPending();
+  EXPECT_THAT(fetch->codes(), ElementsAre(Code::kOk, Code::kExhausted));
+}
+
+TEST_F(SmallBudget, HoldsGiveWayToPins) {
+  StoringClient modest(w);
+  const SpaceGiven theirs = modest.Open();
+  modest.Prefetch(theirs, 4, 1, {.deadline_ms = 500});
+  modest.Prefetch(theirs, 5, 2, {.deadline_ms = 100});
+  w.store.RunPending();
+  EXPECT_EQ(w.Figures().holds, 3u);
+  modest.PutChain(theirs, 0, 2);
+  modest.channel.Pin(modest.Find(theirs, 0).value());
+  modest.channel.Pin(modest.Find(theirs, 1).value());
+  w.EvictAll();
+  EXPECT_EQ(w.Figures().held_bytes, kPage);
+  EXPECT_TRUE(modest.Reads(theirs, 4)) << "the others' time was over first";
+  EXPECT_FALSE(modest.Reads(theirs, 5));
+  EXPECT_TRUE(modest.Reads(theirs, 0));
+  EXPECT_TRUE(w.world.events.cut.empty());
 }
 
 TEST_F(PromoteTest, FetchingDoesNotEvictWhatIsHeldForTheSameRequest) {
@@ -350,9 +433,84 @@ TEST(PromoteBounds, OnlySoMuchIsReadAtATime) {
   w.world.Settle();
   w.EvictAll();
   const auto fetch = client.Prefetch(space, 0, 3);
+  EXPECT_EQ(w.Figures().reading_pages, 2u);
+  EXPECT_EQ(w.store.RunPending(2), 2u);
+  EXPECT_FALSE(fetch->answer.has_value());
+  EXPECT_EQ(w.Figures().reading_pages, 1u) << "the last had to wait for the others";
   w.store.RunPending();
-  EXPECT_THAT(fetch->codes(), ElementsAre(Code::kOk, Code::kOk, Code::kExhausted));
+  EXPECT_THAT(fetch->codes(), Each(Code::kOk));
 }
+
+TEST(PromoteBounds, WhatHadNoRoomByTheDeadlineWasNotRead) {
+  EngineOptions options = StoreWorld::Options();
+  options.store.max_reading_bytes = 2 * kPage;
+  StoreWorld w(options);
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 3);
+  w.world.Settle();
+  w.EvictAll();
+  const auto fetch = client.Prefetch(space, 0, 3, {.deadline_ms = 20});
+  EXPECT_FALSE(w.world.engine->Turn()) << "there is nothing to be done until a read ends";
+  w.world.clock.Advance(21 * kNsPerMs);
+  (void)w.world.engine->Turn();
+  EXPECT_THAT(fetch->codes(), Each(Code::kDeadlineExceeded));
+  w.store.RunPending();
+  EXPECT_FALSE(client.Reads(space, 2)) << "nobody waits for it any more";
+  EXPECT_EQ(w.world.engine->CheckInvariants(), Status());
+}
+
+TEST(PromoteBounds, APageLargerThanWhatMayBeReadIsReadAlone) {
+  EngineOptions options = StoreWorld::Options();
+  options.store.max_reading_bytes = kPage / 2;
+  StoreWorld w(options);
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 2);
+  w.world.Settle();
+  w.EvictAll();
+  const auto fetch = client.Prefetch(space, 0, 2);
+  EXPECT_EQ(w.Figures().reading_pages, 1u);
+  w.world.Settle();
+  EXPECT_THAT(fetch->codes(), Each(Code::kOk));
+}
+
+class TwoReaders : public testing::TestWithParam<bool> {};
+
+// Whether pages or bytes are what there is too little of.
+TEST_P(TwoReaders, WhileOthersWaitAClientReadsHalfOfWhatMayBeRead) {
+  EngineOptions options = StoreWorld::Options();
+  if (GetParam()) {
+    options.store.max_reading_pages = 4;
+  } else {
+    options.store.max_reading_bytes = 4 * kPage;
+  }
+  StoreWorld w(options);
+  StoringClient one(w);
+  StoringClient two(w);
+  const SpaceGiven space = one.Open();
+  (void)two.Open();
+  one.PutChain(space, 0, 8);
+  one.PutChain(space, 10, 4);
+  w.world.Settle();
+  w.EvictAll();
+  const auto all = one.Prefetch(space, 0, 8);
+  const auto few = two.Prefetch(space, 10, 4);
+  EXPECT_EQ(w.Figures().reading_pages, 4u) << "the first had everything while nobody else waited";
+  w.store.RunPending(4);
+  EXPECT_TRUE(one.Reads(space, 3));
+  EXPECT_EQ(w.Figures().reading_pages, 4u);
+  w.store.RunPending(4);
+  EXPECT_TRUE(one.Reads(space, 5) && two.Reads(space, 11));
+  EXPECT_FALSE(one.Reads(space, 6) || two.Reads(space, 12));
+  w.world.Settle();
+  EXPECT_THAT(all->codes(), Each(Code::kOk));
+  EXPECT_THAT(few->codes(), Each(Code::kOk));
+  EXPECT_EQ(w.world.engine->CheckInvariants(), Status());
+}
+INSTANTIATE_TEST_SUITE_P(Promote, TwoReaders, testing::Bool(), [](const auto& each) {
+  return std::string(each.param ? "Pages" : "Bytes");
+});
 
 TEST(PromoteBounds, MemoryIsGotInSteps) {
   EngineOptions options = StoreWorld::Options();

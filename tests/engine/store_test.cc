@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "daemon/engine/store/spill.h"
 #include "tests/engine/store_world.h"
 
 namespace terrace {
@@ -294,11 +295,92 @@ TEST_F(StoreTest, AFullStoreIsNotADeviceThatTakesNoWrites) {
   const auto all = client.Persist(space, {0, 1, 2});
   full.world.journal.RunPending();
   full.store.RunPending();
-  ASSERT_TRUE(all->has_value());
-  EXPECT_THAT(***all, ElementsAre(Code::kOk, Code::kOk, Code::kExhausted));
-  EXPECT_THAT(***client.Persist(space, {2}), ElementsAre(Code::kExhausted));
+  EXPECT_FALSE(all->has_value()) << "the last waits until there is a place for it";
+  (void)full.world.engine->Turn();
+  full.store.RunPending();
+  ASSERT_TRUE(all->has_value()) << "the oldest has left for it";
+  EXPECT_THAT(***all, Each(Code::kOk));
+  EXPECT_EQ(full.Erased(StoredErasure::kRoom), 1u);
+  EXPECT_EQ(full.Unspilled(Unspilled::kPlace), 0u);
   full.store.SetState(DeviceState::kReadOnly);
-  EXPECT_THAT(***client.Persist(space, {2}), ElementsAre(Code::kUnavailable));
+  EXPECT_THAT(***client.Persist(space, {0}), ElementsAre(Code::kUnavailable));
+  EXPECT_EQ(full.world.engine->CheckInvariants(), Status());
+}
+
+TEST_F(StoreTest, WhatGotNoPlaceInTimeIsToldSo) {
+  StoreWorld tiny(StoreWorld::Options(), {.capacity_bytes = kPage});  // And none for its header.
+  StoringClient client(tiny);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 1);
+  const auto persisted = client.Persist(space, {0});
+  tiny.world.Settle();
+  tiny.EvictAll();
+  EXPECT_TRUE(client.Find(space, 0).has_value()) << "somebody waits for it";
+  EXPECT_FALSE(persisted->has_value());
+  tiny.world.clock.Advance(tiny.world.options.store.write_deadline_ms * kNsPerMs);
+  (void)tiny.world.engine->Turn();
+  ASSERT_TRUE(persisted->has_value());
+  EXPECT_THAT(***persisted, ElementsAre(Code::kExhausted));
+  EXPECT_EQ(tiny.Unspilled(Unspilled::kPlace), 1u);
+  EXPECT_EQ(tiny.Figures().queued_pages, 0u);
+  tiny.EvictAll();
+  EXPECT_FALSE(client.Find(space, 0).has_value());
+}
+
+TEST_F(StoreTest, APlaceThatComesWithoutAnErasureIsFound) {
+  StoreWorld one(StoreWorld::Options(), {.capacity_bytes = kPage + SimPageStore::kHeaderBytes});
+  StoringClient client(one);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 1);
+  (void)one.world.engine->Turn();
+  one.world.journal.RunPending();
+  client.PutChain(space, 1, 1);
+  const auto persisted = client.Persist(space, {1});
+  (void)one.world.engine->Turn();  // Nothing can leave: the one page there is is being written.
+  one.store.write_faults.FailAfter(0, Status(Code::kUnavailable, "EIO"));
+  one.store.RunPending();
+  one.world.clock.Advance(Spill::kPlacesAgainNs);
+  one.world.Settle();
+  ASSERT_TRUE(persisted->has_value());
+  EXPECT_THAT(***persisted, ElementsAre(Code::kOk));
+}
+
+TEST_F(StoreTest, AWriteThatFoundItsFileSystemFullIsTriedAgain) {
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 2);
+  const auto persisted = client.Persist(space, {0});
+  for (int i = 0; i < 2; ++i)
+    w.store.write_faults.FailAfter(i, Status(Code::kExhausted, "ENOSPC"));
+  w.world.Settle();
+  EXPECT_FALSE(persisted->has_value());
+  EXPECT_EQ(w.Unspilled(Unspilled::kPlace), 1u) << "that nobody waits for";
+  w.world.clock.Advance(Spill::kPlacesAgainNs);
+  w.world.Settle();
+  ASSERT_TRUE(persisted->has_value());
+  EXPECT_THAT(***persisted, ElementsAre(Code::kOk));
+  EXPECT_EQ(w.store.pages(), 1u);
+}
+
+TEST_F(StoreTest, WhoIsGoneWaitsForNoPlace) {
+  StoreWorld tiny(StoreWorld::Options(), {.capacity_bytes = kPage});
+  StoringClient client(tiny);
+  StoringClient other(tiny);
+  const SpaceGiven space = client.Open();
+  (void)other.Open();
+  client.PutChain(space, 0, 1);
+  const auto persisted = client.Persist(space, {0});
+  const auto too = other.Persist(space, {0});
+  tiny.world.Settle();
+  tiny.world.engine->ClientGone(client.given.id);
+  ASSERT_TRUE(persisted->has_value());
+  EXPECT_FALSE(too->has_value());
+  tiny.world.engine->ClientGone(other.given.id);
+  ASSERT_TRUE(too->has_value());
+  tiny.world.clock.Advance(Spill::kPlacesAgainNs);
+  tiny.world.Settle();
+  EXPECT_EQ(tiny.Figures().queued_pages, 0u);
+  EXPECT_EQ(tiny.world.engine->CheckInvariants(), Status());
 }
 
 TEST_F(StoreTest, WhoWaitsForADeviceThatNeverAnswersIsToldInTime) {
@@ -331,6 +413,24 @@ TEST_F(StoreTest, WhoIsGoneWaitsForNoPageToBeDurable) {
   EXPECT_EQ(engine().Summary().pages, 0u);
 }
 
+TEST_F(StoreTest, WhoIsGoneWaitsForNoWriteUnderWay) {
+  StoringClient client(w);
+  StoringClient other(w);
+  const SpaceGiven space = client.Open();
+  (void)other.Open();
+  client.PutChain(space, 0, 1);
+  const auto mine = client.Persist(space, {0});
+  const auto theirs = other.Persist(space, {0});
+  w.world.journal.RunPending();
+  ASSERT_EQ(w.store.pending(), 1u);
+  engine().ClientGone(client.given.id);
+  ASSERT_TRUE(mine->has_value());
+  EXPECT_THAT(***mine, Each(Code::kUnavailable));
+  EXPECT_FALSE(theirs->has_value());
+  w.store.RunPending();
+  EXPECT_THAT(***theirs, ElementsAre(Code::kOk));
+}
+
 TEST_F(StoreTest, AWriteThatHangsDoesNotStopOthers) {
   EngineOptions options = StoreWorld::Options();
   options.store.max_writing_pages = 1;
@@ -342,6 +442,26 @@ TEST_F(StoreTest, AWriteThatHangsDoesNotStopOthers) {
   hung.world.Settle();
   EXPECT_EQ(hung.store.overdue(), 1u);
   EXPECT_TRUE(hung.store.Has(client.NameOf(space, 1)));
+  hung.store.EndOverdue();
+  EXPECT_EQ(hung.world.engine->CheckInvariants(), Status());
+}
+
+TEST_F(StoreTest, ManyWritesThatHangStopOthers) {
+  EngineOptions options = StoreWorld::Options();
+  options.store.max_writing_pages = 1;
+  StoreWorld hung(options);
+  StoringClient client(hung);
+  const SpaceGiven space = client.Open();
+  for (uint64_t i = 0; i < Spill::kOverdueShare; ++i)
+    hung.store.slow_faults.FailAfter(i, Status(Code::kDeadlineExceeded, "slow"));
+  client.PutChain(space, 0, Spill::kOverdueShare + 2);
+  hung.world.Settle();
+  EXPECT_EQ(hung.store.overdue(), Spill::kOverdueShare);
+  EXPECT_EQ(hung.store.pages(), 0u);
+  EXPECT_EQ(hung.Figures().queued_pages, 2u);
+  hung.store.EndOverdue(1);
+  hung.world.Settle();
+  EXPECT_EQ(hung.store.pages(), 2u);
   hung.store.EndOverdue();
   EXPECT_EQ(hung.world.engine->CheckInvariants(), Status());
 }
@@ -455,7 +575,11 @@ TEST(StoreBounds, TheBudgetEndsWritingForTheDay) {
   EXPECT_EQ(w.Unspilled(Unspilled::kBudget), 2u);
   EXPECT_THAT(***client.Persist(space, {4}), ElementsAre(Code::kExhausted));
   const auto paid = client.Persist(space, {0, 1, 2});
+  w.world.journal.RunPending();
+  ASSERT_EQ(w.Figures().writing_pages, 3u);
+  const auto written = client.Persist(space, {1});
   w.world.Settle();
+  EXPECT_THAT(***written, ElementsAre(Code::kOk));
   EXPECT_THAT(***paid, ElementsAre(Code::kOk, Code::kOk, Code::kOk)) << "they are on their way";
   EXPECT_EQ(w.store.pages(), 3u);
   w.world.clock.Advance(2 * kNsPerSecond);
@@ -557,6 +681,7 @@ TEST(StoreBounds, WithoutAPlaceOfItsSizeTheOldestOfThatSizeLeaves) {
   w.world.Settle();
   EXPECT_THAT(***persisted, ElementsAre(Code::kOk)) << "the oldest has left for it";
   EXPECT_FALSE(w.store.Has(client.NameOf(space, 0)));
+  EXPECT_EQ(w.store.pages(), 4u) << "and no other";
   EXPECT_EQ(w.world.engine->CheckInvariants(), Status());
 }
 

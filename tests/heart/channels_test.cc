@@ -124,6 +124,21 @@ TEST_F(Channels, BusyClientDoesNotKeepOthersWaiting) {
   EXPECT_TRUE(heard);
 }
 
+TEST_F(Channels, AllOfOneClientIsDrainedAndNothingOfOthers) {
+  index_->AddChannel(1, one_.span(), 8);
+  index_->AddChannel(2, two_.span(), 8);
+  for (uint32_t lane = 0; lane < shm::kMaxLanes; ++lane) {
+    for (uint32_t i = 0; i < shm::kRingRecords; ++i)
+      Push(one_.channel(), lane, shm::PackTag(shm::RingKind::kTouch, lane, 0));
+  }
+  Push(two_.channel(), 0, shm::PackTag(shm::RingKind::kTouch, 0, 0));
+  uint64_t visits = 0;
+  index_->DrainRingsOf(1, [&](const auto& visit) { visits += visit.client == 1 ? 1 : 0; });
+  EXPECT_EQ(visits, uint64_t{shm::kMaxLanes} * shm::kRingRecords);
+  EXPECT_EQ(Drain(UINT64_MAX).size(), 1u) << "the other's";
+  index_->DrainRingsOf(3, [](const auto&) { FAIL() << "nobody has that name"; });
+}
+
 TEST_F(Channels, ImpossibleRingHeadIsSkippedAndCounted) {
   index_->AddChannel(1, one_.span(), 8);
   Push(one_.channel(), 0, shm::PackTag(shm::RingKind::kTouch, 1, 0));

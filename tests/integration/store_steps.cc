@@ -46,7 +46,7 @@ Status StoreSteps::Persist(const std::vector<kvc_key>& keys) const {
 }
 
 Status StoreSteps::Demote(const std::vector<kvc_key>& keys) const {
-  // A hold of an earlier fetch ends when the daemon has seen the pin.
+  // A hold of an earlier fetch ends when the daemon has been told of the hit.
   Status failed;
   const bool gone = Await([&] {
     kvc_demoted demoted{};

@@ -132,13 +132,21 @@ std::vector<TenantIndex::ClientPins> OmittingIndex::ScanPins(
 
 uint64_t OmittingIndex::DrainRings(uint64_t limit,
                                    const std::function<void(const RingVisit&)>& visitor) {
-  return index_->DrainRings(limit, [&](RingVisit visit) {
-    const auto stay = linked_.find(shm::ExtentOf(visit.handle));
-    if (stay != linked_.end() && stay->second.shown == visit.handle) {
-      visit.handle = stay->second.given;
-    }
-    visitor(visit);
-  });
+  return index_->DrainRings(limit,
+                            [&](const RingVisit& visit) { visitor(AsTheEngineKnows(visit)); });
+}
+
+void OmittingIndex::DrainRingsOf(ClientId client,
+                                 const std::function<void(const RingVisit&)>& visitor) {
+  index_->DrainRingsOf(client, [&](const RingVisit& visit) { visitor(AsTheEngineKnows(visit)); });
+}
+
+TenantIndex::RingVisit OmittingIndex::AsTheEngineKnows(RingVisit visit) const {
+  const auto stay = linked_.find(shm::ExtentOf(visit.handle));
+  if (stay != linked_.end() && stay->second.shown == visit.handle) {
+    visit.handle = stay->second.given;
+  }
+  return visit;
 }
 
 // ---- Single accesses

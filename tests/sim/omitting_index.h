@@ -76,6 +76,7 @@ class OmittingIndex final : public TenantIndex {
       override;
   uint64_t DrainRings(uint64_t limit,
                       const std::function<void(const RingVisit&)>& visitor) override;
+  void DrainRingsOf(ClientId client, const std::function<void(const RingVisit&)>& visitor) override;
   ChannelTotals totals() const override { return index_->totals(); }
   ChannelTotals totals_of(ClientId client) const override { return index_->totals_of(client); }
   ReadStep Reread(ClientId after, size_t lines) override { return index_->Reread(after, lines); }
@@ -85,6 +86,8 @@ class OmittingIndex final : public TenantIndex {
   Result<UniqueFd> DirectoryDescriptor() const override { return index_->DirectoryDescriptor(); }
 
  private:
+  // With the handle that the engine gave, where another is shown.
+  RingVisit AsTheEngineKnows(RingVisit visit) const;
   struct Stay {
     shm::Handle given = 0;  // By the engine.
     shm::Handle shown = 0;  // In the directory.

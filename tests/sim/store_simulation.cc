@@ -169,7 +169,9 @@ void StoreSimulation::Arrive() {
 void StoreSimulation::FailSomething() {
   switch (Below(6)) {
     case 0:
-      return store_.write_faults.FailAfter(Below(3), Status(Code::kUnavailable, "EIO"));
+      return store_.write_faults.FailAfter(Below(3), Below(3) == 0
+                                                         ? Status(Code::kExhausted, "ENOSPC")
+                                                         : Status(Code::kUnavailable, "EIO"));
     case 1:
       return store_.read_faults.FailAfter(Below(3), Status(Code::kUnavailable, "EIO"));
     case 2:

@@ -66,13 +66,14 @@ class ChannelsOn {
     // Starts where the last call stopped, so that a busy client does not keep the others waiting.
     for (size_t step = 0; step < channels_.size() && visited < limit; ++step) {
       drain_from_ = (drain_from_ + 1) % channels_.size();
-      Member& member = channels_[drain_from_];
-      member.lanes_seen |= Atomics::Load(member.channel->lanes, std::memory_order_acquire);
-      for (uint64_t lanes = member.lanes_seen; lanes != 0 && visited < limit; lanes &= lanes - 1) {
-        visited += DrainRing(member, std::countr_zero(lanes), limit - visited, visitor);
-      }
+      visited += DrainMember(channels_[drain_from_], limit - visited, visitor);
     }
     return visited;
+  }
+
+  void DrainRingsOf(ClientId client, const std::function<void(const RingVisit&)>& visitor) {
+    const auto member = Find(client);
+    if (member != channels_.end()) (void)DrainMember(*member, UINT64_MAX, visitor);
   }
 
   ChannelTotals totals() const {
@@ -192,6 +193,16 @@ class ChannelsOn {
         }
       }
     }
+  }
+
+  static uint64_t DrainMember(Member& member, uint64_t limit,
+                              const std::function<void(const RingVisit&)>& visitor) {
+    uint64_t visited = 0;
+    member.lanes_seen |= Atomics::Load(member.channel->lanes, std::memory_order_acquire);
+    for (uint64_t lanes = member.lanes_seen; lanes != 0 && visited < limit; lanes &= lanes - 1) {
+      visited += DrainRing(member, std::countr_zero(lanes), limit - visited, visitor);
+    }
+    return visited;
   }
 
   static uint64_t DrainRing(Member& member, int lane, uint64_t limit,

@@ -138,6 +138,10 @@ class IndexOn final : public TenantIndex {
                       const std::function<void(const RingVisit&)>& visitor) override {
     return channels_.DrainRings(limit, visitor);
   }
+  void DrainRingsOf(ClientId client,
+                    const std::function<void(const RingVisit&)>& visitor) override {
+    channels_.DrainRingsOf(client, visitor);
+  }
   ChannelTotals totals() const override { return channels_.totals(); }
   ChannelTotals totals_of(ClientId client) const override { return channels_.totals_of(client); }
   ReadStep Reread(ClientId after, size_t lines) override { return channels_.Reread(after, lines); }

@@ -47,6 +47,8 @@ class StoredCopies {
   virtual Saving Save(SlotRef slot, bool regardless) = 0;
   // The page left memory and the store does not have it.
   virtual void Lost(SlotRef slot) = 0;
+  // Pages whose writes have ended since the start: others may leave by now.
+  virtual uint64_t ended_writes() const = 0;
 };
 
 // What becomes of pages that the store does not have. Without a store all are alike.
@@ -100,6 +102,8 @@ class Evictor {
 
   // Pages that the last pass left for a later one because they are being written to the store.
   uint64_t deferred_pages() const { return deferred_pages_; }
+  // Of the store, since the start.
+  uint64_t ended_writes() const { return store_ == nullptr ? 0 : store_->ended_writes(); }
   uint64_t evicted_pages() const { return evicted_pages_; }
   uint64_t found_pinned() const { return found_pinned_; }
   // Since the start, by EvictionReason.

@@ -34,6 +34,7 @@ void Pins::Scan(TenantId id) {
     if (Client* client = clients_.Find(client_id)) {
       client->pins = holding.pins;
       client->pinned_bytes = holding.bytes;
+      if (watcher_ != nullptr) watcher_->Scanned(*client);
     }
   }
   FreeLimbo(of);
@@ -43,7 +44,6 @@ std::map<ClientId, Pins::Holding> Pins::ReadPins(Tenant& tenant) {
   std::map<ClientId, Holding> holdings;
   Holding* holding = nullptr;
   ClientId of_client = 0;
-  bool waiting = false;
   At(tenant.id).floor = next_stamp_;
   const auto counts =
       tenant.index->ScanPins([&](ClientId client, std::span<const uint64_t> extents) {
@@ -51,7 +51,6 @@ std::map<ClientId, Pins::Holding> Pins::ReadPins(Tenant& tenant) {
           holding = &holdings[client];
           of_client = client;
           ++next_stamp_;
-          waiting = watcher_ != nullptr && watcher_->Waiting(client);
         }
         for (size_t i = 0; i < extents.size(); ++i) {
           // Pins lie anywhere in memory: what is stamped next is fetched meanwhile.
@@ -60,7 +59,6 @@ std::map<ClientId, Pins::Holding> Pins::ReadPins(Tenant& tenant) {
             if (ahead) ahead->slab->PrefetchStamp(ahead->index);
           }
           const std::optional<SlotRef> slot = memory_.FindSlot(tenant.id, extents[i]);
-          if (slot && waiting && (*slot)->holds != 0) watcher_->Pinned(client, extents[i]);
           if (slot && slot->slab->Stamp(slot->index, next_stamp_)) {
             holding->bytes += slot->slab->shape().page_bytes;
           }

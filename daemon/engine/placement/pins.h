@@ -25,10 +25,8 @@ namespace terrace {
 class PageWatcher {
  public:
   virtual ~PageWatcher() = default;
-  // Whether pages are held for the client.
-  virtual bool Waiting(ClientId client) const = 0;
-  // A scan found an extent that somebody holds pinned by a client that is waiting.
-  virtual void Pinned(ClientId client, uint64_t extent) = 0;
+  // A scan has told what the client has pinned.
+  virtual void Scanned(const Client& client) = 0;
   // A ring's record, of any client.
   virtual void Told(TenantId tenant, const TenantIndex::RingVisit& visit) = 0;
 };

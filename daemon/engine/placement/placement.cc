@@ -20,7 +20,8 @@ constexpr uint64_t kBatchShare = 16;
 constexpr MonotonicNs kDecayNs = 100 * kNsPerMs;
 constexpr uint64_t kMaxReserveSlots = 4096;
 constexpr uint64_t kReserveShare = 16;
-// Where all is pinned or granted the reserve cannot be filled; looking costs two scans and a walk.
+// Where all is pinned, granted or to be written first the reserve cannot be filled; looking costs
+// two scans and a walk.
 constexpr MonotonicNs kFutileNs = 100 * kNsPerMs;
 // Populated a turn: without huge pages 4 MiB take some 3 ms.
 constexpr uint64_t kPopulateStepBytes = 4u << 20;
@@ -199,16 +200,25 @@ uint64_t Placement::DrainRings(uint64_t limit) {
   for (size_t step = 0; step < tenants.size() && drained < limit; ++step) {
     drain_from_ = (drain_from_ + 1) % tenants.size();
     const auto& tenant = tenants[drain_from_];
-    drained += tenant->index->DrainRings(limit - drained, [&](const TenantIndex::RingVisit& visit) {
-      const bool hit = visit.kind == shm::RingKind::kTouch;
-      if (hit) residents_.Touch(tenant->id, visit.handle);
-      if (watcher_ != nullptr) watcher_->Told(tenant->id, visit);
-      if (visit.space_slot >= tenant->reads.size()) return;
-      SpaceReads& reads = tenant->reads[visit.space_slot];
-      ++(hit ? reads.hits : reads.misses);
-    });
+    drained += tenant->index->DrainRings(
+        limit - drained, [&](const TenantIndex::RingVisit& visit) { NoteRead(*tenant, visit); });
   }
   return drained;
+}
+
+void Placement::DrainRingsOf(TenantId id, ClientId client) {
+  Tenant& tenant = catalog_.At(id);
+  tenant.index->DrainRingsOf(client,
+                             [&](const TenantIndex::RingVisit& visit) { NoteRead(tenant, visit); });
+}
+
+void Placement::NoteRead(Tenant& tenant, const TenantIndex::RingVisit& visit) {
+  const bool hit = visit.kind == shm::RingKind::kTouch;
+  if (hit) residents_.Touch(tenant.id, visit.handle);
+  if (watcher_ != nullptr) watcher_->Told(tenant.id, visit);
+  if (visit.space_slot >= tenant.reads.size()) return;
+  SpaceReads& reads = tenant.reads[visit.space_slot];
+  ++(hit ? reads.hits : reads.misses);
 }
 
 // ---- Turn
@@ -255,12 +265,16 @@ bool Placement::KeepReserve() {
       populated += room - memory_.room();
     }
     if (of->ready_slots * 2 >= reserve) continue;
-    if (clock_.Now() < reserve_futile_until_) return false;
+    if (clock_.Now() < reserve_futile_until_ && evictor_.ended_writes() < reserve_awaits_writes_) {
+      return false;
+    }
     const bool tier_refuses = memory_.room() >= of->shape.BytesOf(0, 1);
     if (Reclaim(*of, reserve - of->ready_slots, tier_refuses, EvictionReason::kReserve))
       return true;
-    // What is being written first will be there soon.
-    if (evictor_.deferred_pages() == 0) reserve_futile_until_ = clock_.Now() + kFutileNs;
+    reserve_futile_until_ = clock_.Now() + kFutileNs;
+    // What is being written first is written before others, and then it is there.
+    const uint64_t deferred = evictor_.deferred_pages();
+    reserve_awaits_writes_ = deferred == 0 ? UINT64_MAX : evictor_.ended_writes() + deferred;
     return false;
   }
   return false;

@@ -54,8 +54,11 @@ class Placement {
   bool Turn(std::vector<Gone>* gone);
   // Tells the policy what clients have read, at most `limit` records.
   uint64_t DrainRings(uint64_t limit);
+  // The same of all that one client has written by now.
+  void DrainRingsOf(TenantId tenant, ClientId client);
 
  private:
+  void NoteRead(Tenant& tenant, const TenantIndex::RingVisit& visit);
   // Gets `of` slots or room for slots; false when nothing is left to take.
   bool Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses, EvictionReason reason);
   // Memory without pages: that of classes whose last demand is long ago, what classes have beyond
@@ -83,7 +86,8 @@ class Placement {
   PageWatcher* watcher_ = nullptr;
   MonotonicNs decayed_at_ = 0;
   MonotonicNs vacant_looked_at_ = 0;
-  MonotonicNs reserve_futile_until_ = 0;
+  MonotonicNs reserve_futile_until_ = 0;  // Or
+  uint64_t reserve_awaits_writes_ = 0;    // until so many have ended.
   MonotonicNs reserve_repeated_at_ = 0;
   size_t drain_from_ = 0;  // The tenant whose rings were drained last.
 };

@@ -1,36 +1,49 @@
 #include "daemon/engine/store/holds.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace terrace {
 
-bool Holds::Hold(const ClientGiven& client, SlotRef slot, MonotonicNs until) {
+bool Holds::WithinBudget(const Client& client, uint64_t pages, uint64_t bytes) const {
+  const auto of = of_client_.find(client.given.id);
+  if (of != of_client_.end()) {
+    pages += of->second.extents.size();
+    bytes += of->second.bytes;
+  }
+  return client.pins + pages <= client.given.max_pins &&
+         client.pinned_bytes + bytes <= client.given.max_pinned_bytes;
+}
+
+bool Holds::Hold(ClientId id, SlotRef slot, MonotonicNs until) {
+  const auto held = held_.find(ExtentOf(slot));
+  if (held != held_.end()) {
+    const auto told = held->second.until.find(id);
+    if (told != held->second.until.end()) {
+      const MonotonicNs later = std::max(until, told->second);
+      Release(id, slot);
+      Add(id, slot, later);
+      return true;
+    }
+  }
+  const auto client = clients_.all().find(id);
+  if (client == clients_.all().end()) return false;
+  if (!WithinBudget(client->second, 1, slot.slab->shape().page_bytes)) return false;
+  Add(id, slot, until);
+  return true;
+}
+
+void Holds::Add(ClientId client, SlotRef slot, MonotonicNs until) {
   const uint64_t extent = ExtentOf(slot);
   const uint32_t bytes = slot.slab->shape().page_bytes;
-  const auto of = of_client_.find(client.id);
-  if (of == of_client_.end() || !of->second.extents.contains(extent)) {
-    const uint64_t pages_held = of == of_client_.end() ? 0 : of->second.extents.size();
-    const uint64_t bytes_held = of == of_client_.end() ? 0 : of->second.bytes;
-    if (pages_held >= client.max_pins || bytes_held + bytes > client.max_pinned_bytes) return false;
-    OfClient& charged = of_client_[client.id];
-    charged.bytes += bytes;
-    charged.extents.insert(extent);
-    Held& held = held_[extent];
-    held.slot = slot;
-    held.until.emplace(client.id, until);
-    expiries_.emplace(until, client.id, extent);
-    ++slot->holds;
-    bytes_ += bytes;
-    return true;
-  }
-  MonotonicNs& told = held_.at(extent).until.at(client.id);
-  if (until > told) {
-    expiries_.erase({told, client.id, extent});
-    expiries_.emplace(until, client.id, extent);
-    told = until;
-  }
-  return true;
+  Held& held = held_[extent];
+  held.slot = slot;
+  held.until.emplace(client, until);
+  OfClient& of = of_client_[client];
+  of.bytes += bytes;
+  of.extents.emplace(until, extent);
+  expiries_.emplace(until, client, extent);
+  bytes_ += bytes;
+  ++slot->holds;
 }
 
 void Holds::Release(ClientId client, uint64_t extent) {
@@ -43,7 +56,7 @@ void Holds::Release(ClientId client, uint64_t extent) {
   expiries_.erase({until->second, client, extent});
   OfClient& of = of_client_.at(client);
   of.bytes -= bytes;
-  of.extents.erase(extent);
+  of.extents.erase({until->second, extent});
   if (of.extents.empty()) of_client_.erase(client);
   bytes_ -= bytes;
   --held.slot->holds;
@@ -61,13 +74,21 @@ void Holds::Forget(SlotRef slot) {
 }
 
 void Holds::Move(SlotRef from, SlotRef to) {
-  const uint64_t extent = ExtentOf(from);
-  const auto found = held_.find(extent);
+  const auto found = held_.find(ExtentOf(from));
   if (found == held_.end()) return;
   for (const auto& [client, until] : std::map<ClientId, MonotonicNs>(found->second.until)) {
-    Release(client, extent);
-    // What was charged was given back a moment ago: this is within the budget.
-    Hold({.id = client, .max_pins = UINT32_MAX, .max_pinned_bytes = UINT64_MAX}, to, until);
+    Release(client, from);
+    // What was charged was given back a moment ago: this is within the budget. Who holds the other
+    // one too has nothing to be charged for.
+    (void)Hold(client, to, until);
+  }
+}
+
+void Holds::GiveWay(const Client& client) {
+  while (!WithinBudget(client, 0, 0)) {
+    const auto of = of_client_.find(client.given.id);
+    if (of == of_client_.end()) return;
+    Release(client.given.id, of->second.extents.begin()->second);
   }
 }
 
@@ -75,7 +96,7 @@ void Holds::ClientGone(ClientId client) {
   while (true) {
     const auto of = of_client_.find(client);
     if (of == of_client_.end()) return;
-    Release(client, *of->second.extents.begin());
+    Release(client, of->second.extents.begin()->second);
   }
 }
 

@@ -1,10 +1,14 @@
-// Holds: pages that were fetched for clients and are not to leave memory before those have pinned
-// them, for as long as they said they would wait.
+// Holds: pages that were fetched for clients and are not to leave memory before those have looked
+// them up, for as long as they said they would wait.
 //
-// A hold is one client's on one slot, in memory or being filled. It ends when a scan finds the
-// client's pin there, when the client's ring says that it was read, when its time is over, when the
-// client or the page is gone. Owned by the engine; owner thread only. Limits: what a client holds
-// is within its pin budget, pages and bytes; kExpiredATurn end a turn because their time is over.
+// A hold is one client's on one slot, in memory or being filled. It ends when the client's ring
+// says that it found the page after it had asked for it, when its time is over, when the client or
+// the page is gone, or when the client pins so much else that both are over its budget. Pins of
+// before end no hold, nor do records of before: the rings of a client are drained when it asks.
+//
+// Owned by the engine; owner thread only. Limits: what a client holds, and had pinned at the last
+// scan, is within its pin budget, pages and bytes; kExpiredATurn end a turn because their time is
+// over.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +16,7 @@
 #include <set>
 #include <tuple>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -25,14 +30,18 @@ class Holds {
  public:
   static constexpr size_t kExpiredATurn = 4096;
 
+  explicit Holds(const Clients& clients) : clients_(clients) {}
+
   // False, and nothing changed, if the client's budget has no place for the page.
-  bool Hold(const ClientGiven& client, SlotRef slot, MonotonicNs until);
-  bool Waiting(ClientId client) const { return of_client_.contains(client); }
-  void Release(ClientId client, uint64_t extent);
+  bool Hold(ClientId client, SlotRef slot, MonotonicNs until);
+  void Release(ClientId client, SlotRef slot) { Release(client, ExtentOf(slot)); }
   // Nobody holds the slot any more.
   void Forget(SlotRef slot);
   // Who held the one holds the other.
   void Move(SlotRef from, SlotRef to);
+  // What is over the budget with the client's pins ends, the holds first whose time is over first.
+  // What is both held and pinned counts twice, until its record is drained.
+  void GiveWay(const Client& client);
   void ClientGone(ClientId client);
   void Turn(MonotonicNs now);
 
@@ -46,12 +55,17 @@ class Holds {
   };
   struct OfClient {
     uint64_t bytes = 0;
-    std::set<uint64_t> extents;
+    std::set<std::pair<MonotonicNs, uint64_t>> extents;  // By when their time is over.
   };
   static uint64_t ExtentOf(SlotRef slot) {
     return shm::ExtentOf(shm::MakeHandle(slot.slab->arena(), slot.index, 0));
   }
+  // With so much more held.
+  bool WithinBudget(const Client& client, uint64_t pages, uint64_t bytes) const;
+  void Add(ClientId client, SlotRef slot, MonotonicNs until);
+  void Release(ClientId client, uint64_t extent);
 
+  const Clients& clients_;
   std::unordered_map<uint64_t, Held> held_;  // By extent.
   std::map<ClientId, OfClient> of_client_;   // Of those that hold something.
   std::set<std::tuple<MonotonicNs, ClientId, uint64_t>> expiries_;

@@ -39,16 +39,17 @@ Space* Promote::SpaceOf(TenantId tenant, uint32_t slot, uint32_t epoch) const {
 
 void Promote::Prefetch(const Client& client, const Space& space, const PrefetchSpec& spec,
                        Done done) {
-  size_t& of_client = requests_of_[client.given.id];
-  if (requests_.size() >= kMaxRequests || of_client >= kMaxRequestsOfClient) {
-    if (of_client == 0) requests_of_.erase(client.given.id);
+  const auto before = of_client_.find(client.given.id);
+  const size_t requests = before == of_client_.end() ? 0 : before->second.requests;
+  if (requests_.size() >= kMaxRequests || requests >= kMaxRequestsOfClient) {
     return done(Status(Code::kExhausted, "too many prefetches are waiting already"));
   }
-  ++of_client;
+  OfClient& of = of_client_[client.given.id];
+  ++of.requests;
   asked_keys_ += spec.keys.size();
   const RequestId id = ++last_request_;
   Request& request = requests_[id];
-  request.client = client.given;
+  request.client = client.given.id;
   request.tenant = client.spec.tenant;
   request.space_slot = spec.slot;
   request.space_epoch = spec.epoch;
@@ -72,9 +73,10 @@ void Promote::Prefetch(const Client& client, const Space& space, const PrefetchS
   for (size_t i = request.keys.size(); i < pages.size(); ++i) {
     if (pages[i].in_memory) request.answer.codes[i] = Code::kOk;
   }
-  (void)Advance(id, request);
-  if (request.next < request.keys.size()) unfinished_.push_back(id);
-  FinishIfDone(id);
+  if (request.keys.empty()) return FinishIfDone(id);
+  of.unfinished.push_back(id);
+  waiting_.insert(request.client);
+  (void)Pump();
 }
 
 // Of the keys from the first on, those that are in memory or can be read.
@@ -94,6 +96,34 @@ uint32_t Promote::FindPrefix(const Tenant& tenant, const Space& space, const Pre
   return static_cast<uint32_t>(pages->size());
 }
 
+bool Promote::Pump() {
+  uint64_t bytes = 0;
+  for (size_t in_vain = 0; in_vain < waiting_.size();) {
+    if (bytes >= kStepBytes) return true;
+    const auto after = waiting_.upper_bound(served_);
+    served_ = after == waiting_.end() ? *waiting_.begin() : *after;
+    const RequestId id = of_client_.at(served_).unfinished.front();
+    Request& request = requests_.at(id);
+    const size_t before = request.next;
+    bytes += Advance(id, request);
+    in_vain = request.next == before ? in_vain + 1 : 0;
+    if (request.next == request.keys.size()) RemoveUnfinished(request.client, id);
+    FinishIfDone(id);
+  }
+  return false;
+}
+
+bool Promote::HasRoom(ClientId client, size_t pages, uint64_t bytes, uint32_t page_bytes) const {
+  // A page that is larger than what may be read is read alone.
+  if (flights_.empty() && pages == 0) return true;
+  if (flights_.size() + pages >= options_.max_reading_pages) return false;
+  if (reading_bytes_ + bytes + page_bytes > options_.max_reading_bytes) return false;
+  const OfClient& of = of_client_.at(client);
+  if (waiting_.size() == 1 || of.reading_pages + pages == 0) return true;
+  return of.reading_pages + pages < options_.max_reading_pages / 2 &&
+         of.reading_bytes + bytes + page_bytes <= options_.max_reading_bytes / 2;
+}
+
 uint64_t Promote::Advance(RequestId id, Request& request) {
   Space* space = SpaceOf(request.tenant, request.space_slot, request.space_epoch);
   Tenant& tenant = parts_.catalog.At(request.tenant);
@@ -111,8 +141,10 @@ uint64_t Promote::Advance(RequestId id, Request& request) {
     if (known) {
       code = *known;
     } else if (record != kNoRecord) {
+      const uint32_t page_bytes = parts_.stored.at(record).bytes;
+      if (!HasRoom(request.client, wanted.size(), bytes, page_bytes)) break;
       wanted.emplace_back(request.next, record);
-      bytes += parts_.stored.at(record).bytes;
+      bytes += page_bytes;
     }
   }
   if (!wanted.empty()) Read(id, request, wanted);
@@ -168,13 +200,8 @@ void Promote::Read(RequestId id, Request& request,
                    const std::vector<std::pair<size_t, ItemId>>& wanted) {
   const uint32_t bytes = parts_.stored.at(wanted.front().second).bytes;
   const Result<SlabClass*> of = parts_.memory.ClassOf(request.tenant, bytes);
-  const uint64_t pages_left =
-      options_.max_reading_pages - std::min<uint64_t>(options_.max_reading_pages, flights_.size());
-  const uint64_t bytes_left =
-      options_.max_reading_bytes - std::min(options_.max_reading_bytes, reading_bytes_);
-  const uint64_t most = std::min({pages_left, bytes_left / bytes, uint64_t{wanted.size()}});
   std::vector<SlotRef> slots;
-  if (of && most > 0) slots = placement_.Allocate(**of, most);
+  if (of) slots = placement_.Allocate(**of, wanted.size());
   std::vector<ItemId> ids;
   size_t used = 0;
   for (const auto& [index, record] : wanted) {
@@ -196,7 +223,11 @@ void Promote::Read(RequestId id, Request& request,
     ++slot->transfers;
     parts_.stored.BeginRead(record);
     reading_bytes_ += bytes;
+    OfClient& reader = of_client_.at(request.client);
+    ++reader.reading_pages;
+    reader.reading_bytes += bytes;
     Flight& begun = flights_[record];
+    begun.client = request.client;
     begun.slot = slot;
     begun.tenant = request.tenant;
     begun.name = {request.space_slot, request.space_epoch, request.part, request.keys[index]};
@@ -225,13 +256,14 @@ void Promote::Send(std::vector<ItemId> ids) {
   }
   batch->ids = std::move(ids);
   batch->left = batch->ids.size();
+  batch->unended = batch->ids.size();
   batch->began = parts_.clock.Now();
   parts_.store.Read(
       std::move(reads), batch->began + options_.read_deadline_ms * kNsPerMs,
       [this, batch](size_t i, ReadFault fault, const Status&) {
         Answered(*batch, batch->ids[i], fault);
       },
-      [this, batch](size_t i) { Ended(batch->ids[i]); });
+      [this, batch](size_t i) { Ended(*batch, batch->ids[i]); });
 }
 
 void Promote::Answered(Batch& batch, ItemId id, ReadFault fault) {
@@ -259,12 +291,17 @@ void Promote::Measure(const Batch& batch) {
               .rest_ns = parts_.clock.Now() - batch.first});
 }
 
-void Promote::Ended(ItemId id) {
+void Promote::Ended(Batch& batch, ItemId id) {
   auto entry = flights_.extract(id);
   TERRACE_CHECK(!entry.empty());
   Flight& flight = entry.mapped();
   --flight.slot->transfers;
-  reading_bytes_ -= flight.slot.slab->shape().page_bytes;
+  const uint32_t bytes = flight.slot.slab->shape().page_bytes;
+  reading_bytes_ -= bytes;
+  OfClient& reader = of_client_.at(flight.client);
+  --reader.reading_pages;
+  reader.reading_bytes -= bytes;
+  ForgetIfIdle(flight.client);
   Code code = Code::kUnavailable;
   if (flight.fault == ReadFault::kNone && !flight.answered) code = Land(id, flight);
   if (flight.slot->state == SlotState::kFilling) {
@@ -273,6 +310,8 @@ void Promote::Ended(ItemId id) {
   }
   parts_.stored.EndRead(id);
   TellWaiters(std::move(flight.waiters), code);
+  // There is room for others; not page by page, for neighbours are read as one.
+  if (--batch.unended == 0) (void)Pump();
 }
 
 Code Promote::Land(ItemId id, Flight& flight) {
@@ -332,7 +371,9 @@ void Promote::Finish(RequestId id, Code rest) {
   if (entry.empty()) return;
   Request& request = entry.mapped();
   deadlines_.erase({request.deadline, id});
-  if (--requests_of_.at(request.client.id) == 0) requests_of_.erase(request.client.id);
+  RemoveUnfinished(request.client, id);
+  --of_client_.at(request.client).requests;
+  ForgetIfIdle(request.client);
   if (rest != Code::kOk) {
     for (size_t i = request.next; i < request.keys.size(); ++i)
       request.answer.codes[i] = rest;
@@ -340,11 +381,22 @@ void Promote::Finish(RequestId id, Code rest) {
   request.done(std::move(request.answer));
 }
 
+void Promote::RemoveUnfinished(ClientId client, RequestId id) {
+  OfClient& of = of_client_.at(client);
+  std::erase(of.unfinished, id);
+  if (of.unfinished.empty()) waiting_.erase(client);
+}
+
+void Promote::ForgetIfIdle(ClientId client) {
+  const OfClient& of = of_client_.at(client);
+  if (of.requests == 0 && of.reading_pages == 0) of_client_.erase(client);
+}
+
 void Promote::ClientGone(ClientId client) {
-  if (!requests_of_.contains(client)) return;
+  if (!of_client_.contains(client)) return;
   std::vector<RequestId> ids;
   for (const auto& [id, request] : requests_) {
-    if (request.client.id == client) ids.push_back(id);
+    if (request.client == client) ids.push_back(id);
   }
   for (const RequestId id : ids)
     Finish(id, Code::kNotFound);
@@ -357,23 +409,15 @@ bool Promote::Turn() {
     if (deadline > now) break;
     Finish(id, Code::kDeadlineExceeded);
   }
-  uint64_t bytes = 0;
-  while (!unfinished_.empty() && bytes < kStepBytes) {
-    const RequestId id = unfinished_.front();
-    unfinished_.pop_front();
-    const auto found = requests_.find(id);
-    if (found == requests_.end()) continue;
-    bytes += Advance(id, found->second);
-    if (found->second.next < found->second.keys.size()) unfinished_.push_front(id);
-    FinishIfDone(id);
-  }
-  return !unfinished_.empty();
+  return Pump();
 }
 
 Status Promote::CheckInvariants() const {
   uint64_t bytes = 0;
+  std::map<ClientId, uint64_t> bytes_of;
   for (const auto& [id, flight] : flights_) {
     bytes += flight.slot.slab->shape().page_bytes;
+    bytes_of[flight.client] += flight.slot.slab->shape().page_bytes;
     if (flight.slot->state != SlotState::kFilling || flight.slot->transfers != 1) {
       return Status(Code::kInternal, "a page that is being read has no slot for it");
     }
@@ -383,6 +427,12 @@ Status Promote::CheckInvariants() const {
   }
   if (bytes != reading_bytes_) {
     return Status(Code::kInternal, "bytes being read are not those of the flights");
+  }
+  for (const auto& [client, of] : of_client_) {
+    if (of.reading_bytes != bytes_of[client] ||
+        of.unfinished.empty() == waiting_.contains(client)) {
+      return Status(Code::kInternal, "a client's reads or requests are not what is counted of it");
+    }
   }
   return {};
 }

@@ -3,13 +3,15 @@
 // A request names a chain's prefix. What is in memory is held for its client; what is stored gets a
 // slot, as a grant would, and is read straight into it: one flight a page, however many wait for
 // it. When the bytes have checked out, and space and generation are still those of the page, it is
-// linked and stays for those who wait until they have pinned it or their time is over (Holds). A
+// linked and stays for those who wait until they have looked it up or their time is over (Holds). A
 // flight that is overdue answers who waits; its slot stays out of use until the device has let go
 // of the memory. Owned by the engine; owner thread only.
 //
 // Limits: kMaxRequests, kMaxRequestsOfClient, kMaxWaiters; pages and bytes being read as in
-// StoreOptions, beyond which keys are answered `exhausted`; memory for kStepBytes of pages is got
-// in one step, the next in the next turn.
+// StoreOptions, beyond which keys wait until others have been read or their deadline passes; memory
+// for kStepBytes of pages is got in one step, the next in the next turn. Clients whose requests
+// wait have their steps in turn, and none gets more than half of what may be read while others
+// wait.
 #pragma once
 
 #include <array>
@@ -69,7 +71,7 @@ class Promote {
  private:
   using RequestId = uint64_t;
   struct Request {
-    ClientGiven client;
+    ClientId client = 0;
     TenantId tenant = 0;
     uint32_t space_slot = 0;
     uint32_t space_epoch = 0;
@@ -82,6 +84,7 @@ class Promote {
     Done done;
   };
   struct Flight {
+    ClientId client = 0;  // For whom it was begun.
     SlotRef slot;
     TenantId tenant = 0;
     PageName name;
@@ -96,14 +99,26 @@ class Promote {
     MonotonicNs first = 0;  // When the first page was there.
     uint64_t first_bytes = 0;
     uint64_t bytes = 0;
-    size_t left = 0;
+    size_t left = 0;     // Not answered,
+    size_t unended = 0;  // and not ended.
     bool faulty = false;
+  };
+  // A client with requests, or for whom something is read.
+  struct OfClient {
+    size_t requests = 0;
+    std::deque<RequestId> unfinished;  // With keys that nothing was done about.
+    uint64_t reading_pages = 0;
+    uint64_t reading_bytes = 0;
   };
 
   Space* SpaceOf(TenantId tenant, uint32_t slot, uint32_t epoch) const;
   uint32_t FindPrefix(const Tenant& tenant, const Space& space, const PrefetchSpec& spec,
                       std::vector<PrefixPage>* pages) const;
-  // Goes on with the request's keys; the bytes of memory it got.
+  // Goes on with requests, client by client; true if more could be done in another step.
+  bool Pump();
+  // Whether one more page may be read for the client, in addition to some.
+  bool HasRoom(ClientId client, size_t pages, uint64_t bytes, uint32_t page_bytes) const;
+  // Goes on with the request's keys, as far as there is room; the bytes of memory it got.
   uint64_t Advance(RequestId id, Request& request);
   // What a key came to without a read; nullopt: it wants one, of that record.
   std::optional<Code> WithoutRead(const Tenant& tenant, const Space& space, RequestId id,
@@ -113,10 +128,13 @@ class Promote {
   void Send(std::vector<ItemId> ids);
   void Answered(Batch& batch, ItemId id, ReadFault fault);
   void Measure(const Batch& batch);
-  void Ended(ItemId id);
+  void Ended(Batch& batch, ItemId id);
   // Links what was read; what its waiters are told.
   Code Land(ItemId id, Flight& flight);
   void TellWaiters(std::vector<std::pair<RequestId, size_t>> waiters, Code code);
+  // Nothing is left to be done about its keys.
+  void RemoveUnfinished(ClientId client, RequestId id);
+  void ForgetIfIdle(ClientId client);
   // Answers the request if nothing is left to wait for.
   void FinishIfDone(RequestId id);
   void Finish(RequestId id, Code rest);
@@ -128,9 +146,10 @@ class Promote {
   Holds& holds_;
 
   std::map<RequestId, Request> requests_;
-  std::map<ClientId, size_t> requests_of_;
+  std::map<ClientId, OfClient> of_client_;
+  std::set<ClientId> waiting_;  // With unfinished requests.
+  ClientId served_ = 0;         // The last of them that had its turn.
   std::set<std::pair<MonotonicNs, RequestId>> deadlines_;
-  std::deque<RequestId> unfinished_;  // With keys that nothing was done about.
   RequestId last_request_ = 0;
   std::unordered_map<ItemId, Flight> flights_;
   uint64_t reading_bytes_ = 0;

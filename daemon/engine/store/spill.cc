@@ -62,6 +62,13 @@ void Spill::Count(SlotRef slot, Unspilled why) {
 }
 
 Spill::Place Spill::Add(SlotRef slot) {
+  const Place item = Enqueue(slot);
+  budget_.Take(item->charged_bytes, parts_.clock.Now());
+  SetDeadline(item, NextDeadline());
+  return item;
+}
+
+Spill::Place Spill::Enqueue(SlotRef slot) {
   slot->queued = true;
   queue_.emplace_front();
   const Place item = queue_.begin();
@@ -71,17 +78,15 @@ Spill::Place Spill::Add(SlotRef slot) {
   item->name = slot->name;
   item->charged_bytes = PlaceBytes(slot);
   item->serial = ++last_serial_;
-  budget_.Take(item->charged_bytes, parts_.clock.Now());
   by_extent_[item->extent] = item;
   ++queued_pages_;
-  SetDeadline(item);
   return item;
 }
 
-void Spill::SetDeadline(Place item) {
+void Spill::SetDeadline(Place item, MonotonicNs deadline) {
   deadlines_.erase({item->deadline, item->serial});
   item->late = false;
-  item->deadline = parts_.clock.Now() + options_.write_deadline_ms * kNsPerMs;
+  item->deadline = deadline;
   deadlines_.emplace(std::pair(item->deadline, item->serial), item);
 }
 
@@ -126,7 +131,7 @@ void Spill::Persist(ClientId client, SlotRef slot, Saved saved) {
   if (slot->queued) {
     const Place item = by_extent_.at(shm::ExtentOf(slot.slab->HandleOf(slot.index)));
     Wait(item, slot, std::move(waiter));
-    SetDeadline(item);
+    SetDeadline(item, NextDeadline());
     if (item->in == &queue_) queue_.splice(queue_.begin(), queue_, item);
     return;
   }
@@ -192,9 +197,14 @@ bool Spill::Turn() {
     const auto [deadline, item] = *deadlines_.begin();
     if (deadline.first > now) break;
     deadlines_.erase(deadlines_.begin());
+    if (item->placeless) {
+      (void)Refuse(item, Unspilled::kPlace, Code::kExhausted);
+      continue;
+    }
     item->late = true;
     Tell(TakeWaiters(item), Code::kUnavailable);
   }
+  RetryPlaces(now);
   return Pump();
 }
 
@@ -217,6 +227,13 @@ void Spill::Unpark(Cause cause) {
   Queue& parked = entry.mapped();
   while (!parked.empty())
     Move(parked.begin(), &queue_);
+}
+
+void Spill::RetryPlaces(MonotonicNs now) {
+  if (placeless_sizes_.empty() || now < places_again_) return;
+  places_again_ = now + kPlacesAgainNs;
+  for (const uint32_t size : std::exchange(placeless_sizes_, {}))
+    Unpark(OfPlaces(size));
 }
 
 // ---- Writing
@@ -272,6 +289,7 @@ Spill::Turned Spill::Prepare(Place item, Ready* ready) {
   Writing& writing = writes_[ready->id];
   writing.tenant = item->tenant;
   writing.name = item->name;
+  writing.deadline = item->deadline;
   writing.waiters = End(item);
   return Turned::kReady;
 }
@@ -280,8 +298,10 @@ Spill::Turned Spill::Prepare(Place item, Ready* ready) {
 Spill::Turned Spill::PrepareCopy(Place item, const PageFacts& facts, ItemId id) {
   if (parts_.stored.Writes(id, facts.generation)) {
     budget_.GiveBack(item->charged_bytes);
+    Writing& writing = writes_.at(id);
+    writing.deadline = std::max(writing.deadline, item->deadline);
     Waiters waiters = End(item);
-    std::move(waiters.begin(), waiters.end(), std::back_inserter(writes_.at(id).waiters));
+    std::move(waiters.begin(), waiters.end(), std::back_inserter(writing.waiters));
     return Turned::kOver;
   }
   if (parts_.stored.Serves(id, facts.generation)) {
@@ -355,7 +375,8 @@ void Spill::Start(const std::vector<Ready>& ready) {
     }
     for (size_t i = first; i < end; ++i) {
       if (i - first >= places.size()) {
-        NoPlace(ready[i]);
+        parts_.stored.WriteFailed(ready[i].id);
+        NoPlace(ready[i], std::move(writes_.extract(ready[i].id).mapped()));
         continue;
       }
       const SlotRef slot = ready[i].slot;
@@ -379,19 +400,33 @@ void Spill::Start(const std::vector<Ready>& ready) {
       [this, batch](size_t i) { Ended(batch.get(), batch->pages[i].slot); });
 }
 
-void Spill::NoPlace(const Ready& ready) {
+void Spill::NoPlace(const Ready& ready, Writing writing) {
+  // Some are being made; who wrote without anybody waiting for it goes without.
+  if (!writing.waiters.empty() && parts_.store.writable()) {
+    return WaitForPlace(ready, std::move(writing));
+  }
   Count(ready.slot, Unspilled::kPlace);
   budget_.GiveBack(ready.charged_bytes);
-  parts_.stored.WriteFailed(ready.id);
-  auto entry = writes_.extract(ready.id);
-  Tell(entry.mapped().waiters, parts_.store.writable() ? Code::kExhausted : Code::kUnavailable);
+  Tell(writing.waiters, Code::kUnavailable);
+}
+
+// It is paid for, and waits no longer than it would have.
+void Spill::WaitForPlace(const Ready& ready, Writing writing) {
+  const Place item = Enqueue(ready.slot);
+  SetDeadline(item, writing.deadline);
+  for (Waiter& waiter : writing.waiters)
+    Wait(item, ready.slot, std::move(waiter));
+  item->placeless = true;
+  if (placeless_sizes_.empty()) places_again_ = parts_.clock.Now() + kPlacesAgainNs;
+  placeless_sizes_.insert(ready.bytes);
+  (void)Park(item, OfPlaces(ready.bytes));
 }
 
 void Spill::Written(const Ready& page, const Result<uint64_t>& serial) {
   const ItemId id = page.id;
   auto entry = writes_.extract(id);
   TERRACE_CHECK(!entry.empty());
-  const Writing& writing = entry.mapped();
+  Writing& writing = entry.mapped();
   SlotRef slot = page.slot;
   slot->overdue = true;
   ++overdue_pages_;
@@ -399,9 +434,11 @@ void Spill::Written(const Ready& page, const Result<uint64_t>& serial) {
   writing_bytes_ -= page.bytes;
   Code code = Code::kOk;
   if (!serial) {
-    code = serial.error().code() == Code::kExhausted ? Code::kExhausted : Code::kUnavailable;
-    Count(slot, Unspilled::kFailed);
     parts_.stored.WriteFailed(id);
+    // The file system was full, perhaps.
+    if (serial.error().code() == Code::kExhausted) return NoPlace(page, std::move(writing));
+    code = Code::kUnavailable;
+    Count(slot, Unspilled::kFailed);
   } else {
     const StoredRecord& record = parts_.stored.at(id);
     spilled_.Add(record.bytes);
@@ -426,6 +463,7 @@ void Spill::Ended(Batch* batch, SlotRef slot) {
   TERRACE_CHECK(slot->transfers > 0 && overdue_pages_ > 0);
   --slot->transfers;
   --overdue_pages_;
+  ++ended_writes_;
   slot->overdue = false;
   if (--batch->left == 0) (void)Pump();
 }

@@ -7,7 +7,9 @@
 // so is what is of an old generation by then. Owned by the engine; owner thread only.
 //
 // A page that cannot be written yet is parked by what it waits for, its space's journal record or
-// another page of its name that is being erased, and looked at again when that is over.
+// another page of its name that is being erased, and looked at again when that is over. So is one
+// that somebody waits for and that has no place, while pages of its size are erased to make some;
+// and once in kPlacesAgainNs, for devices come to have places in other ways.
 //
 // Limits, in StoreOptions: pages that wait, pages and bytes being written. At the first a page is
 // not written, and counted; at the others it waits. Who waits for a page to be durable is answered
@@ -22,6 +24,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <set>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -56,6 +59,7 @@ inline uint64_t SketchItem(uint64_t key_word, uint32_t part) {
 class Spill final : public StoredCopies, public StoredWaiter {
  public:
   static constexpr uint64_t kOverdueShare = 4;
+  static constexpr MonotonicNs kPlacesAgainNs = kNsPerSecond;
 
   Spill(const StoreOptions& options, const StoreParts& parts);
 
@@ -77,10 +81,12 @@ class Spill final : public StoredCopies, public StoredWaiter {
   bool Has(SlotRef slot) const override;
   Saving Save(SlotRef slot, bool regardless) override;
   void Lost(SlotRef slot) override;
+  uint64_t ended_writes() const override { return ended_writes_; }
 
   // ---- StoredWaiter
   void RecordAnswered(SpaceNo space) override { Unpark(OfSpace(space)); }
   void PageGone(ItemId id) override { Unpark(OfPage(id)); }
+  void PlacesMade(uint32_t page_bytes) override { Unpark(OfPlaces(page_bytes)); }
   void GoOn() override { (void)Pump(); }
 
   Stored::Watermarks watermarks() const;
@@ -111,9 +117,10 @@ class Spill final : public StoredCopies, public StoredWaiter {
     uint64_t charged_bytes = 0;  // Of the budget.
     Waiters waiters;             // While there are some the slot is held.
     MonotonicNs deadline = 0;
-    uint64_t serial = 0;  // Its own, among those of one deadline.
-    bool late = false;    // The deadline is over.
-    Queue* in = nullptr;  // The queue, or where it is parked.
+    uint64_t serial = 0;     // Its own, among those of one deadline.
+    bool late = false;       // The deadline is over.
+    bool placeless = false;  // There was no place for it.
+    Queue* in = nullptr;     // The queue, or where it is parked.
   };
   // A page in the catalogue that gets a place next.
   struct Ready {
@@ -132,11 +139,13 @@ class Spill final : public StoredCopies, public StoredWaiter {
     TenantId tenant = 0;
     PageName name;
     Waiters waiters;
+    MonotonicNs deadline = 0;  // In the queue.
   };
   // What a parked page waits for.
   using Cause = uint64_t;
   static Cause OfSpace(SpaceNo space) { return uint64_t{1} << 32 | space; }
   static Cause OfPage(ItemId id) { return id; }
+  static Cause OfPlaces(uint32_t page_bytes) { return uint64_t{2} << 32 | page_bytes; }
 
   const Space* SpaceOf(TenantId tenant, const PageName& name) const;
   uint64_t PlaceBytes(SlotRef slot) const {
@@ -144,14 +153,20 @@ class Spill final : public StoredCopies, public StoredWaiter {
   }
   Unspilled Judge(SlotRef slot);
   void Count(SlotRef slot, Unspilled why);
+  // Pays for the page, and puts it at the head of the queue.
   Place Add(SlotRef slot);
-  void SetDeadline(Place item);
+  Place Enqueue(SlotRef slot);
+  void SetDeadline(Place item, MonotonicNs deadline);
+  MonotonicNs NextDeadline() const {
+    return parts_.clock.Now() + options_.write_deadline_ms * kNsPerMs;
+  }
   void Wait(Place item, SlotRef slot, Waiter waiter);
   // The waiters' hold on the item's slot ends; they are not told yet.
   Waiters TakeWaiters(Place item);
   static void Tell(const Waiters& waiters, Code code);
   void Move(Place item, Queue* to);
   void Unpark(Cause cause);
+  void RetryPlaces(MonotonicNs now);
   // A write of the slot's page that is under way; null: there is none.
   Writing* WritingOf(SlotRef slot);
   bool HasRoom(size_t pages, uint64_t bytes) const;
@@ -165,7 +180,9 @@ class Spill final : public StoredCopies, public StoredWaiter {
   Turned Refuse(Place item, Unspilled why, Code code);
   Turned Park(Place item, Cause cause);
   void Start(const std::vector<Ready>& ready);
-  void NoPlace(const Ready& ready);
+  // The store had no room for the page, whose record is gone.
+  void NoPlace(const Ready& ready, Writing writing);
+  void WaitForPlace(const Ready& ready, Writing writing);
   void Written(const Ready& page, const Result<uint64_t>& serial);
   void Ended(Batch* batch, SlotRef slot);
   bool StillRight(const Writing& writing, uint64_t generation) const;
@@ -183,7 +200,10 @@ class Spill final : public StoredCopies, public StoredWaiter {
   std::unordered_map<ItemId, Writing> writes_;  // Until they are answered.
   uint64_t writing_pages_ = 0;                  // Likewise.
   uint64_t writing_bytes_ = 0;
-  uint64_t overdue_pages_ = 0;  // Answered, and not ended.
+  uint64_t overdue_pages_ = 0;          // Answered, and not ended.
+  uint64_t ended_writes_ = 0;           // Pages, since the start.
+  std::set<uint32_t> placeless_sizes_;  // Of pages that are parked for places, or were.
+  MonotonicNs places_again_ = 0;        // When they are looked at anyway.
   Amount spilled_;
   std::array<uint64_t, kUnspilled> unspilled_ = {};
 };

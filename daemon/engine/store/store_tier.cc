@@ -26,6 +26,7 @@ StoreTier::StoreTier(const StoreOptions& options, const Parts& parts)
                        .store = parts.store,
                        .sketch = sketch_,
                        .clock = parts.clock}),
+      holds_(parts.clients),
       promote_(options,
                {.stored = stored_,
                 .catalog = parts.catalog,
@@ -58,11 +59,23 @@ bool StoreTier::Drop(const Space& space, uint32_t part, const Digest& key) {
   return true;
 }
 
-void StoreTier::Told(TenantId, const TenantIndex::RingVisit& visit) {
+void StoreTier::Prefetch(const Client& client, const Space& space, const PrefetchSpec& spec,
+                         Promote::Done done) {
+  // What it found before it asked says nothing of what it waits for from here on.
+  parts_.placement.DrainRingsOf(client.spec.tenant, client.given.id);
+  promote_.Prefetch(client, space, spec, std::move(done));
+}
+
+void StoreTier::Told(TenantId tenant, const TenantIndex::RingVisit& visit) {
   sketch_.Add(SketchItem(visit.key[0], visit.part));
-  if (visit.kind == shm::RingKind::kTouch) {
-    holds_.Release(visit.client, shm::ExtentOf(visit.handle));
+  if (visit.kind != shm::RingKind::kTouch) return;
+  const auto slot = parts_.memory.FindSlot(tenant, shm::ExtentOf(visit.handle));
+  // Of an earlier stay of another page in that slot it says nothing.
+  if (!slot || (*slot)->state != SlotState::kLinked ||
+      (*slot)->sequence != shm::SequenceOf(visit.handle)) {
+    return;
   }
+  holds_.Release(visit.client, *slot);
 }
 
 // ---- Making pages durable

@@ -35,6 +35,7 @@ class StoreTier final : public PageWatcher {
     PageStore& store;
     Journal& journal;
     Catalog& catalog;
+    const Clients& clients;
     HostMemory& memory;
     HostTier& host;
     Residents& residents;
@@ -58,9 +59,7 @@ class StoreTier final : public PageWatcher {
   bool Drop(const Space& space, uint32_t part, const Digest& key);
   void DroppedFromMemory(SlotRef slot) { holds_.Forget(slot); }
   void Prefetch(const Client& client, const Space& space, const PrefetchSpec& spec,
-                Promote::Done done) {
-    promote_.Prefetch(client, space, spec, std::move(done));
-  }
+                Promote::Done done);
   using Persisted = std::function<void(Result<std::vector<Code>>)>;
   void Persist(const Client& client, const Space& space, const PersistSpec& spec, Persisted done);
   void Demote(uint64_t bytes, std::function<void(Result<Demoted>)> done);
@@ -69,8 +68,7 @@ class StoreTier final : public PageWatcher {
   bool Turn();
 
   // ---- PageWatcher
-  bool Waiting(ClientId client) const override { return holds_.Waiting(client); }
-  void Pinned(ClientId client, uint64_t extent) override { holds_.Release(client, extent); }
+  void Scanned(const Client& client) override { holds_.GiveWay(client); }
   void Told(TenantId tenant, const TenantIndex::RingVisit& visit) override;
 
   // ---- Figures

@@ -512,13 +512,17 @@ void Stored::Erased(const std::vector<ItemId>& ids, const Status& status) {
     retry_at_ = clock_.Now() + kRetryNs;
     return;
   }
+  std::set<uint32_t> sizes;
   for (const ItemId id : ids) {
     const uint64_t bytes = store_.PlaceBytes(records_[id].bytes);
+    sizes.insert(records_[id].bytes);
     erasing_bytes_ -= bytes;
     if (--erasing_of_.at(records_[id].bytes) == 0) erasing_of_.erase(records_[id].bytes);
     erased_[static_cast<size_t>(records_[id].why)].Add(bytes);
     Remove(id);
   }
+  for (const uint32_t size : sizes)
+    waiter_->PlacesMade(size);
   waiter_->GoOn();
 }
 

@@ -88,6 +88,8 @@ class StoredWaiter {
   virtual void RecordAnswered(SpaceNo space) = 0;
   // The record is another page's from now on.
   virtual void PageGone(ItemId id) = 0;
+  // Pages of that size were erased.
+  virtual void PlacesMade(uint32_t page_bytes) = 0;
   // After some of these: what waited may go on.
   virtual void GoOn() = 0;
 };

@@ -350,8 +350,8 @@ KVC_API void kvc_grants_destroy(kvc_grants* grants);
 
 /* The durable acknowledgement of pages that were committed: KVC_OK when each survives what the
  * daemon's `store.durability` says. At most 512 keys. codes[i], where `codes` is not NULL: KVC_OK;
- * KVC_NOT_FOUND (not in memory, and not stored); KVC_EXHAUSTED (the store has no room, or its
- * budget of writes is used up); KVC_UNAVAILABLE (its device takes no writes). With `codes` NULL the
+ * KVC_NOT_FOUND (not in memory, and not stored); KVC_EXHAUSTED (the store got no room for it in
+ * time, or its budget of writes is used up); KVC_UNAVAILABLE (its device takes no writes). With `codes` NULL the
  * call fails with the first of these. The call itself: KVC_UNAVAILABLE, the daemon has no page store;
  * KVC_MISMATCH, its durability is "none", or it is too old to have one. */
 KVC_API kvc_code kvc_persist(kvc_client* client, const kvc_space* space, const kvc_key* keys,
@@ -362,7 +362,7 @@ KVC_API kvc_code kvc_persist(kvc_client* client, const kvc_space* space, const k
 typedef struct kvc_prefetch_options {
   size_t struct_size;
   uint32_t deadline_ms;  /* until when the daemon answers, and holds the pages for this client to
-                            pin;  0: the daemon's default */
+                            look up; 0: the daemon's default */
   uint32_t min_percent;  /* if fewer of the keys can be had than this, nothing is fetched; 0: any */
   uint32_t recompute_us; /* what recomputing one page costs: only as many of the first keys are
                             fetched as come sooner than that; 0: all that can be had */
@@ -370,16 +370,24 @@ typedef struct kvc_prefetch_options {
 
 /* Asks for pages that lie in the page store to be brought into memory, and returns: one message.
  * `keys` (at most 512) are the first or next pages of one chain, in its order; what follows a page
- * that is nowhere is left where it is. `timeout_ms` is for sending. KVC_EXHAUSTED, from kvc_wait:
- * 32 of this client wait already. */
+ * that is nowhere is left where it is. Where too much is being read already a page waits for its
+ * turn, until the deadline. `timeout_ms` is for sending. KVC_EXHAUSTED, from kvc_wait: 32 of this
+ * client wait already.
+ *
+ * What was brought, or was there, is held for this client: it stays in memory until one of its
+ * readers has found it in a lookup that began after the daemon had the prefetch, or until the
+ * deadline. A page that is pinned already is held all the same. Two prefetches of one page are one
+ * hold, which the first such lookup ends. Held pages and pinned ones share the client's pin budget:
+ * beyond it pages are not held (KVC_EXHAUSTED), and holds end early, those first whose deadline is
+ * next, where the client pins others. */
 KVC_API kvc_code kvc_prefetch(kvc_client* client, const kvc_space* space, const kvc_key* keys,
                               size_t count, const kvc_prefetch_options* options, int32_t timeout_ms,
                               kvc_fetch** fetch, kvc_error* error);
 /* Waits for the answer. *worth (may be NULL): so many of the first keys were in memory already or
  * worth fetching. codes[i] (`codes` may be NULL, else has an element a key): KVC_OK, the page is in
- * memory and stays there until this client pins it or the fetch's deadline passes; else it was not
- * brought: KVC_NOT_FOUND, KVC_EXHAUSTED (no memory for it), KVC_UNAVAILABLE (its device does not
- * answer), KVC_DATA_LOSS (it did not check out), KVC_STALE, KVC_DEADLINE_EXCEEDED.
+ * memory and held as kvc_prefetch says; else it was not brought: KVC_NOT_FOUND, KVC_EXHAUSTED (no
+ * memory for it, or over the pin budget), KVC_UNAVAILABLE (its device does not answer),
+ * KVC_DATA_LOSS (it did not check out), KVC_STALE, KVC_DEADLINE_EXCEEDED.
  * KVC_DEADLINE_EXCEEDED of the call itself: it may be called again. */
 KVC_API kvc_code kvc_wait(kvc_fetch* fetch, int32_t timeout_ms, size_t* worth, kvc_code* codes,
                           kvc_error* error);
@@ -392,7 +400,11 @@ KVC_API kvc_code kvc_wait_any(kvc_fetch* const* fetches, size_t count, int32_t t
 /* Need not have been waited for: then the pages come all the same. NULL is allowed. */
 KVC_API void kvc_fetch_destroy(kvc_fetch* fetch);
 
-/* Makes pages, stored ones too, findable no more; at most 512 keys. *dropped may be NULL. */
+/* Makes pages, stored ones too, findable no more; at most 512 keys. *dropped may be NULL. When it
+ * returns nobody finds them, but the store erases its copy a little later. If the daemon or the
+ * host dies before, the page may be found again after the restart, with the bytes it had, whatever
+ * `store.durability` says: drop it again where that matters. Unless that is "power", the loss of
+ * the host's power may undo the erasure as well. */
 KVC_API kvc_code kvc_drop(kvc_client* client, const kvc_space* space, const kvc_key* keys,
                           size_t count, int32_t timeout_ms, uint32_t* dropped, kvc_error* error);
 
