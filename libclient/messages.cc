@@ -198,6 +198,8 @@ TERRACE_CODEC(Attach);
 TERRACE_CODEC(AttachReply);
 TERRACE_CODEC(AttachBlocks);
 TERRACE_CODEC(AttachBlocksReply);
+TERRACE_CODEC(AttachWait);
+TERRACE_CODEC(AttachWaitReply);
 TERRACE_CODEC(Detach);
 TERRACE_CODEC(DetachReply);
 TERRACE_CODEC(Evict);

@@ -300,7 +300,10 @@ struct Attach {
   std::string version;
   bool load = false;
   uint32_t deadline_ms = 0;
-  static auto Fields(auto& m) { return std::tie(m.name, m.version, m.load, m.deadline_ms); }
+  bool early = false;
+  static auto Fields(auto& m) {
+    return std::tie(m.name, m.version, m.load, m.deadline_ms, m.early);
+  }
 };
 
 struct AttachReply {
@@ -309,9 +312,26 @@ struct AttachReply {
   std::string version;
   std::string digest;
   uint64_t manifest_bytes = 0;
+  bool arriving = false;
   static auto Fields(auto& m) {
-    return std::tie(m.attachment, m.version, m.digest, m.manifest_bytes);
+    return std::tie(m.attachment, m.version, m.digest, m.manifest_bytes, m.arriving);
   }
+};
+
+struct AttachWait {
+  static constexpr wire::Type kType = wire::Type::kAttachWait;
+  using Reply = struct AttachWaitReply;
+  uint64_t attachment = 0;
+  std::vector<uint32_t> blocks;
+  uint32_t deadline_ms = 0;
+  static auto Fields(auto& m) { return std::tie(m.attachment, m.blocks, m.deadline_ms); }
+};
+
+struct AttachWaitReply {
+  static constexpr wire::Type kType = wire::Type::kAttachWaitReply;
+  bool arriving = false;
+  std::string digest;
+  static auto Fields(auto& m) { return std::tie(m.arriving, m.digest); }
 };
 
 struct AttachBlocks {

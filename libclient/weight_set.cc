@@ -11,7 +11,8 @@ Result<std::unique_ptr<WeightSet>> WeightSet::Attach(std::shared_ptr<Client> cli
   const messages::Attach request{.name = spec.model,
                                  .version = spec.version,
                                  .load = spec.load,
-                                 .deadline_ms = static_cast<uint32_t>(deadline.left_ms())};
+                                 .deadline_ms = static_cast<uint32_t>(deadline.left_ms()),
+                                 .early = spec.early && spec.load};
   std::unique_ptr<WeightSet> set(new WeightSet(std::move(client), spec.model));
   ASSIGN_OR_RETURN(const auto answer, now.connection->Call(request, deadline));
   set->life_epoch_ = now.life->epoch();
@@ -21,21 +22,83 @@ Result<std::unique_ptr<WeightSet>> WeightSet::Attach(std::shared_ptr<Client> cli
   if (wanted.empty() && spec.layer_count != 0) {
     return Status(Code::kNotFound, "model '" + spec.model + "' has no tensor in the chosen layers");
   }
-  RETURN_IF_ERROR(set->MapBlocks(*now.connection, std::move(wanted), deadline));
+  set->chosen_.assign(set->view_.header().blocks, wanted.empty());
+  for (const uint32_t block : wanted)
+    set->chosen_[block] = true;
+  const size_t expected = wanted.empty() ? set->chosen_.size() : wanted.size();
+  ASSIGN_OR_RETURN(const size_t mapped,
+                   set->MapBlocks(*now.connection, std::move(wanted), deadline));
+  if (mapped != expected && !set->arriving()) {
+    return Status(Code::kDataLoss, "the daemon left out blocks of the model");
+  }
   return set;
 }
 
+Status WeightSet::Wait(std::span<const uint32_t> blocks, Deadline deadline) {
+  for (const uint32_t block : blocks) {
+    if (block < chosen_.size() && chosen_[block]) continue;
+    return {Code::kInvalidArgument, "block " + std::to_string(block) + " was not attached"};
+  }
+  std::vector<uint32_t> missing = Missing(blocks);
+  if (missing.empty() && (!blocks.empty() || !arriving())) return {};
+  ASSIGN_OR_RETURN(const Contact now, client_->contact());
+  if (now.life->epoch() != life_epoch_) {
+    return {Code::kStale, "the daemon that was loading these weights is gone; attach them again"};
+  }
+  messages::AttachWait request{.attachment = attachment_,
+                               .blocks = {},
+                               .deadline_ms = static_cast<uint32_t>(deadline.left_ms())};
+  if (!blocks.empty()) request.blocks = missing;
+  ASSIGN_OR_RETURN(const auto answer, now.connection->Call(request, deadline));
+  if (answer.reply.digest.size() != Digest().bytes.size()) {
+    return {Code::kDataLoss, "the daemon sent no digest"};
+  }
+  const size_t expected = missing.size();
+  if (expected > 0) {
+    ASSIGN_OR_RETURN(const size_t sent, MapBlocks(*now.connection, std::move(missing), deadline));
+    if (sent != expected) return {Code::kDataLoss, "the daemon left out blocks of the model"};
+  }
+  MutexLock lock(mu_);
+  digest_ = DigestOf(answer.reply.digest);
+  if (!answer.reply.arriving && Missing({}).empty()) {
+    arriving_.store(false, std::memory_order_release);
+  }
+  return {};
+}
+
+Digest WeightSet::digest() const {
+  MutexLock lock(mu_);
+  return digest_;
+}
+
+std::vector<uint32_t> WeightSet::Missing(std::span<const uint32_t> blocks) const {
+  std::vector<uint32_t> missing;
+  if (blocks.empty()) {
+    for (uint32_t block = 0; block < chosen_.size(); ++block) {
+      if (chosen_[block] && !IsMapped(block)) missing.push_back(block);
+    }
+  }
+  for (const uint32_t block : blocks) {
+    if (!IsMapped(block)) missing.push_back(block);
+  }
+  return missing;
+}
+
 Status WeightSet::ReadManifest(const Answer<messages::AttachReply>& answer) {
-  if (answer.fds.size() != 1 || answer.reply.digest.size() != digest_.bytes.size()) {
+  if (answer.fds.size() != 1 || answer.reply.digest.size() != Digest().bytes.size()) {
     return {Code::kDataLoss, "the daemon sent no manifest"};
   }
   version_ = answer.reply.version;
-  digest_ = DigestOf(answer.reply.digest);
+  arriving_.store(answer.reply.arriving, std::memory_order_relaxed);
+  {
+    MutexLock lock(mu_);
+    digest_ = DigestOf(answer.reply.digest);
+  }
   ASSIGN_OR_RETURN(manifest_, MappedRange::Of(answer.fds[0].get(), answer.reply.manifest_bytes,
                                               Protection::kRead));
   ASSIGN_OR_RETURN(view_, ManifestView::Of(manifest_.bytes()));
   ASSIGN_OR_RETURN(image_, MappedRange::Reserve(std::max<uint64_t>(view_.header().image_bytes, 1)));
-  mapped_.resize(view_.header().blocks);
+  mapped_ = std::make_unique<std::atomic<bool>[]>(view_.header().blocks);
   return {};
 }
 
@@ -58,42 +121,49 @@ std::vector<uint32_t> WeightSet::WantedBlocks(const AttachSpec& spec) const {
   return blocks;
 }
 
-Status WeightSet::MapBlocks(Connection& connection, std::vector<uint32_t> wanted,
-                            Deadline deadline) {
-  if (view_.header().blocks == 0) return {};
-  const size_t expected = wanted.empty() ? view_.header().blocks : wanted.size();
+Result<size_t> WeightSet::MapBlocks(Connection& connection, std::vector<uint32_t> wanted,
+                                    Deadline deadline) {
+  if (view_.header().blocks == 0) return size_t{0};
   const messages::AttachBlocks request{.attachment = attachment_, .blocks = std::move(wanted)};
   std::string body;
   messages::Encode(request, &body);
   ASSIGN_OR_RETURN(const std::vector<Frame> frames,
                    connection.Exchange(wire::Type::kAttachBlocks, body, {}, deadline, {}));
+  std::vector<bool> sent(chosen_.size());
   size_t count = 0;
   for (const Frame& frame : frames) {
     messages::AttachBlocksReply reply;
     if (!messages::Decode(frame.body, &reply) || reply.blocks.size() != frame.fds.size()) {
-      return {Code::kDataLoss, "the daemon sent another number of descriptors than of blocks"};
+      return Status(Code::kDataLoss,
+                    "the daemon sent another number of descriptors than of blocks");
     }
     for (size_t i = 0; i < reply.blocks.size(); ++i) {
       const uint32_t block = reply.blocks[i];
-      if (block >= mapped_.size() || mapped_[block]) {
-        return {Code::kDataLoss, "the daemon sent a block that was not asked for"};
+      if (block >= chosen_.size() || !chosen_[block] || sent[block]) {
+        return Status(Code::kDataLoss, "the daemon sent a block that was not asked for");
       }
-      const uint64_t bytes = view_.BlockBytes(block);
-      RETURN_IF_ERROR(image_.MapAt(block * view_.header().block_bytes, frame.fds[i].get(), bytes,
-                                   Protection::kRead));
-      mapped_[block] = true;
-      mapped_bytes_ += bytes;
+      sent[block] = true;
+      RETURN_IF_ERROR(MapBlock(block, frame.fds[i].get()));
       ++count;
     }
   }
-  if (count != expected) return {Code::kDataLoss, "the daemon left out blocks of the model"};
+  return count;
+}
+
+Status WeightSet::MapBlock(uint32_t block, int fd) {
+  MutexLock lock(mu_);
+  if (IsMapped(block)) return {};
+  const uint64_t bytes = view_.BlockBytes(block);
+  RETURN_IF_ERROR(image_.MapAt(block * view_.header().block_bytes, fd, bytes, Protection::kRead));
+  mapped_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  mapped_[block].store(true, std::memory_order_release);
   return {};
 }
 
 const uint8_t* WeightSet::DataOf(const manifest::TensorRecord& record) const {
   const auto [first, end] = view_.BlocksOf(record);
-  if (!std::all_of(mapped_.begin() + first, mapped_.begin() + end, [](bool m) { return m; })) {
-    return nullptr;
+  for (uint32_t block = first; block < end; ++block) {
+    if (!IsMapped(block)) return nullptr;
   }
   return image_.data() + record.offset;
 }

@@ -1,15 +1,19 @@
 // WeightSet: an attached model: its manifest, and its blocks at their place of one address range.
 //
-// Constant once attached: any thread. What is attached stays mapped until the set ends, whatever
-// becomes of the daemon.
+// Constant once attached, but for a set that was attached early: its blocks appear as they come and
+// are waited for. Any thread. What is mapped stays so until the set ends, whatever becomes of the
+// daemon.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "base/digest.h"
+#include "base/mutex.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "libclient/client.h"
@@ -25,6 +29,7 @@ struct AttachSpec {
   uint32_t first_layer = 0;
   uint32_t layer_count = 0;  // 0: everything.
   bool with_rest = false;    // The tensors outside layers too.
+  bool early = false;        // Does not wait for the load.
 };
 
 class WeightSet {
@@ -40,11 +45,17 @@ class WeightSet {
   uint64_t epoch() const { return life_epoch_; }
   const std::string& model() const { return model_; }
   const std::string& version() const { return version_; }
-  const Digest& digest() const { return digest_; }
+  // Zeros while the first load runs.
+  Digest digest() const EXCLUDES(mu_);
+  // The load runs, as far as this set knows.
+  bool arriving() const { return arriving_.load(std::memory_order_acquire); }
+  // Until these blocks are mapped; kInvalidArgument for one that was not chosen. None: until the
+  // load is done, and all that were chosen are mapped.
+  Status Wait(std::span<const uint32_t> blocks, Deadline deadline) EXCLUDES(mu_);
   const ManifestView& manifest() const { return view_; }
   const uint8_t* base() const { return image_.data(); }
-  uint64_t mapped_bytes() const { return mapped_bytes_; }
-  // nullptr if not all of its blocks were attached.
+  uint64_t mapped_bytes() const { return mapped_bytes_.load(std::memory_order_relaxed); }
+  // nullptr if not all of its blocks are mapped.
   const uint8_t* DataOf(const manifest::TensorRecord& record) const;
 
  private:
@@ -54,19 +65,31 @@ class WeightSet {
   Status ReadManifest(const Answer<messages::AttachReply>& answer);
   // Empty: all of them.
   std::vector<uint32_t> WantedBlocks(const AttachSpec& spec) const;
-  Status MapBlocks(Connection& connection, std::vector<uint32_t> wanted, Deadline deadline);
+  bool IsMapped(uint32_t block) const {
+    // Pairs with the store behind the mapping.
+    return mapped_[block].load(std::memory_order_acquire);
+  }
+  // Those of `blocks` that are not mapped, and of all that were chosen where it is empty.
+  std::vector<uint32_t> Missing(std::span<const uint32_t> blocks) const;
+  // Maps what the daemon sends of `wanted`; says how many there were.
+  Result<size_t> MapBlocks(Connection& connection, std::vector<uint32_t> wanted, Deadline deadline)
+      EXCLUDES(mu_);
+  Status MapBlock(uint32_t block, int fd) EXCLUDES(mu_);
 
   const std::shared_ptr<Client> client_;
   const std::string model_;
   uint64_t life_epoch_ = 0;
   uint64_t attachment_ = 0;
   std::string version_;
-  Digest digest_;
   MappedRange manifest_;
   ManifestView view_;
   MappedRange image_;
-  std::vector<bool> mapped_;  // A flag a block.
-  uint64_t mapped_bytes_ = 0;
+  std::vector<bool> chosen_;                     // By block.
+  std::unique_ptr<std::atomic<bool>[]> mapped_;  // By block; never unset.
+  std::atomic<uint64_t> mapped_bytes_ = 0;
+  std::atomic<bool> arriving_ = false;
+  mutable Mutex mu_;  // While a block is mapped: two threads may wait for one.
+  Digest digest_ GUARDED_BY(mu_);
 };
 
 }  // namespace terrace::client

@@ -86,6 +86,8 @@ enum class Type : uint16_t {
   kDemoteReply = 49,
   kFlush = 50,
   kFlushReply = 51,
+  kAttachWait = 52,
+  kAttachWaitReply = 53,
 
   kProgressEvent = 101,      // Of a load that this connection asked for; carries the request's id.
   kGrantExpiredEvent = 103,  // Grants whose deadline passed: abort them to give the memory back.

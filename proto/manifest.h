@@ -32,7 +32,7 @@ struct ManifestHeader {
   uint32_t layers;          // 1 + the highest layer number of a tensor's name; 0 if none has one.
   uint64_t strings_offset;  // Of the string area, from the start of the manifest.
   uint64_t strings_bytes;
-  uint8_t digest[32];  // Content digest: docs/keys.md.
+  uint8_t digest[32];  // Content digest (docs/keys.md); zeros if made before it was known.
 };
 static_assert(sizeof(ManifestHeader) == 88);
 

@@ -94,6 +94,7 @@ struct SourceFile {
   uint64_t bytes = 0;
   bool reopenable = false;  // The daemon itself can open `path` and finds the same file there.
   std::string why_not;      // If not.
+  Digest published;  // SHA-256 that the layout gives the file: the name of its blob; or zeros.
 };
 
 // Bytes [offset, offset + into.size()) of tensor `tensor`, to be read into `into`.
@@ -126,6 +127,7 @@ struct BlockBytes {
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
+  // Those of a file in the order of their data, which they cover.
   virtual const std::vector<TensorSpec>& tensors() const = 0;
   virtual const std::vector<SourceFile>& files() const = 0;
   // Reads all pieces; `done` gets the first error (data_loss for a file that became shorter,
@@ -137,6 +139,10 @@ class WeightSource {
   // SHA-256 of the concatenation of `spans`. `exhausted` when too much work is waiting already.
   virtual void Hash(std::vector<std::span<const uint8_t>> spans,
                     std::function<void(Result<Digest>)> done) = 0;
+  // SHA-256 of the whole file, whose bytes behind its header are `data`, in the order of the file:
+  // only the header is read again.
+  virtual void HashFile(uint32_t file, std::vector<std::span<const uint8_t>> data,
+                        std::function<void(Result<Digest>)> done) = 0;
   // Runs `work` where reads and hashes run: for what would hold up the owner thread, such as
   // sorting the names of 100,000s of tensors. It owns, or shares and does not change, all that it
   // touches. `exhausted`, and `work` did not run, when too much work is waiting already.

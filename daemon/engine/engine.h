@@ -201,7 +201,13 @@ struct Attached {
   std::string version;
   Digest digest;
   uint64_t manifest_bytes = 0;
-  ArenaId manifest = 0;  // Sealed; of manifest_bytes, rounded up to 4096. Lasts until Detach.
+  ArenaId manifest = 0;   // Sealed; of manifest_bytes, rounded up to 4096. Lasts until Detach.
+  bool arriving = false;  // The load runs; `digest` is what is on record, or zeros.
+};
+// What an arriving attachment has come to.
+struct Arrival {
+  bool arriving = false;  // The load runs on.
+  Digest digest;          // Likewise.
 };
 struct Unloaded {
   uint64_t freed_bytes = 0;
@@ -297,7 +303,15 @@ class Engine {
   virtual void Attach(ClientId client, const std::string& name, const std::string& version,
                       bool load, uint32_t deadline_ms,
                       std::function<void(Result<Attached>)> done) = 0;
-  // The arenas of blocks, in order; the client holds the model until Detach.
+  // Loads, and answers as soon as the manifest is there. If the load fails, so does every later
+  // call for the attachment, which stays until Detach: what the client has mapped stays charged.
+  virtual void AttachEarly(ClientId client, const std::string& name, const std::string& version,
+                           uint32_t deadline_ms, std::function<void(Result<Attached>)> done) = 0;
+  // Until all these blocks of the attachment have come; none: until the load is done.
+  virtual void AwaitBlocks(ClientId client, uint64_t attachment, std::span<const uint32_t> blocks,
+                           uint32_t deadline_ms, std::function<void(Result<Arrival>)> done) = 0;
+  // The arenas of blocks, in order; the client holds the model until Detach. Of an attachment that
+  // is arriving: 0 for blocks that have not come.
   virtual Result<std::vector<ArenaId>> BlocksOf(ClientId client, uint64_t attachment,
                                                 std::span<const uint32_t> blocks) = 0;
   virtual Status Detach(ClientId client, uint64_t attachment) = 0;

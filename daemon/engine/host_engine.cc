@@ -220,15 +220,19 @@ Status HostEngine::Restore() {
 
 void HostEngine::AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done) {
   const Tenant* tenant = catalog_.Find(spec.tenant);
-  auto added = [this, name = spec.name, who = tenant == nullptr ? "" : tenant->name,
+  auto added = [this, name = spec.name, version = spec.version, import = spec.import_image,
+                who = tenant == nullptr ? "" : tenant->name,
                 done = std::move(done)](Result<ModelAdded> result) {
     // It may have been removed while its record was written.
     if (!result || !weights_.Knows(name)) return done(std::move(result));
-    access_.Registered(name, who, [result = *result, done](const Status& saved) {
+    // Before an import, which takes long: the model can be attached meanwhile, and is known with
+    // who may do that should the daemon end.
+    access_.Registered(name, who, [=, this, result = *result](const Status& saved) {
       ModelAdded told = result;
       if (!saved.ok() && told.why_not.empty())
         told.why_not = "who may attach it: " + saved.message();
       told.durable = told.durable && saved.ok();
+      if (import) return weights_.Import(name, version, std::move(told), done);
       done(std::move(told));
     });
   };
@@ -267,6 +271,17 @@ Result<Unloaded> HostEngine::Unload(const std::string& name, const std::string& 
   return weights_.Unload(name, version);
 }
 
+std::function<void(Result<Attached>)> HostEngine::IfStillAllowed(
+    ClientId id, TenantId tenant, const std::string& name,
+    std::function<void(Result<Attached>)> done) {
+  return [this, id, tenant, name, done = std::move(done)](Result<Attached> attached) {
+    const Status allowed = CheckModelAccess(tenant, name);
+    if (!attached || allowed.ok()) return done(std::move(attached));
+    (void)weights_.Detach(id, attached->attachment);
+    done(allowed);
+  };
+}
+
 void HostEngine::Attach(ClientId id, const std::string& name, const std::string& version, bool load,
                         uint32_t deadline_ms, std::function<void(Result<Attached>)> done) {
   const Result<Client*> client = clients_.Serving(id);
@@ -274,12 +289,23 @@ void HostEngine::Attach(ClientId id, const std::string& name, const std::string&
   const TenantId tenant = (*client)->spec.tenant;
   if (Status allowed = CheckModelAccess(tenant, name); !allowed.ok()) return done(allowed);
   weights_.Attach(id, name, version, load, deadline_ms,
-                  [this, id, tenant, name, done = std::move(done)](Result<Attached> attached) {
-                    const Status allowed = CheckModelAccess(tenant, name);  // After the wait.
-                    if (!attached || allowed.ok()) return done(std::move(attached));
-                    (void)weights_.Detach(id, attached->attachment);
-                    done(allowed);
-                  });
+                  IfStillAllowed(id, tenant, name, std::move(done)));
+}
+
+void HostEngine::AttachEarly(ClientId id, const std::string& name, const std::string& version,
+                             uint32_t deadline_ms, std::function<void(Result<Attached>)> done) {
+  const Result<Client*> client = clients_.Serving(id);
+  if (!client) return done(client.error());
+  const TenantId tenant = (*client)->spec.tenant;
+  if (Status allowed = CheckModelAccess(tenant, name); !allowed.ok()) return done(allowed);
+  weights_.AttachEarly(id, name, version, deadline_ms,
+                       IfStillAllowed(id, tenant, name, std::move(done)));
+}
+
+void HostEngine::AwaitBlocks(ClientId id, uint64_t attachment, std::span<const uint32_t> blocks,
+                             uint32_t deadline_ms, std::function<void(Result<Arrival>)> done) {
+  if (const Result<Client*> client = clients_.Serving(id); !client) return done(client.error());
+  weights_.AwaitBlocks(id, attachment, blocks, deadline_ms, std::move(done));
 }
 
 Result<std::vector<ArenaId>> HostEngine::BlocksOf(ClientId id, uint64_t attachment,

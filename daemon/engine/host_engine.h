@@ -77,6 +77,10 @@ class HostEngine final : public Engine {
   Status CheckModelAccess(TenantId tenant, const std::string& name) const override;
   void Attach(ClientId client, const std::string& name, const std::string& version, bool load,
               uint32_t deadline_ms, std::function<void(Result<Attached>)> done) override;
+  void AttachEarly(ClientId client, const std::string& name, const std::string& version,
+                   uint32_t deadline_ms, std::function<void(Result<Attached>)> done) override;
+  void AwaitBlocks(ClientId client, uint64_t attachment, std::span<const uint32_t> blocks,
+                   uint32_t deadline_ms, std::function<void(Result<Arrival>)> done) override;
   Result<std::vector<ArenaId>> BlocksOf(ClientId client, uint64_t attachment,
                                         std::span<const uint32_t> blocks) override;
   Status Detach(ClientId client, uint64_t attachment) override;
@@ -101,6 +105,10 @@ class HostEngine final : public Engine {
   SpaceGiven GivenOf(const Tenant& tenant, const Space& space) const;
   // What a prefetch comes to where there is no store.
   static Prefetched FoundInMemory(const Tenant& tenant, const PrefetchSpec& spec);
+  // For an attachment that was waited for: its model may have been taken from the tenant meanwhile.
+  std::function<void(Result<Attached>)> IfStillAllowed(ClientId id, TenantId tenant,
+                                                       const std::string& name,
+                                                       std::function<void(Result<Attached>)> done);
   void MakeStore(EngineParts& parts);
   Code CommitOne(Client& client, uint64_t id, uint32_t valid_tokens);
   PageCounts& CountsOf(const Client& client) { return catalog_.At(client.spec.tenant).counts; }

@@ -12,7 +12,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::array<std::string_view, 52> kRequestNames = {"",
+constexpr std::array<std::string_view, 54> kRequestNames = {"",
                                                             "error",
                                                             "hello",
                                                             "hello_reply",
@@ -63,7 +63,9 @@ constexpr std::array<std::string_view, 52> kRequestNames = {"",
                                                             "demote",
                                                             "demote_reply",
                                                             "flush",
-                                                            "flush_reply"};
+                                                            "flush_reply",
+                                                            "attach_wait",
+                                                            "attach_wait_reply"};
 constexpr std::array<const char*, shm::kTiers> kTierNames = {"device", "host", "nvme", "remote"};
 constexpr std::array<const char*, shm::kMisses> kMissNames = {
     "absent", "beyond", "stale", "busy", "budget", "disconnected", "unmapped"};

@@ -51,6 +51,7 @@ const Verbs::Verb* Verbs::FindVerb(wire::Type type) {
       Verb{wire::Type::kUnload, &Verbs::OnUnload},
       Verb{wire::Type::kAttach, &Verbs::OnAttach, 1},
       Verb{wire::Type::kAttachBlocks, &Verbs::OnAttachBlocks},
+      Verb{wire::Type::kAttachWait, &Verbs::OnAttachWait},
       Verb{wire::Type::kDetach, &Verbs::OnDetach},
       Verb{wire::Type::kEvict, &Verbs::OnEvict},
       Verb{wire::Type::kReport, &Verbs::OnReport},

@@ -129,6 +129,7 @@ class Verbs {
   Status OnUnload(Caller& caller, Frame& frame);
   Status OnAttach(Caller& caller, Frame& frame);
   Status OnAttachBlocks(Caller& caller, Frame& frame);
+  Status OnAttachWait(Caller& caller, Frame& frame);
   Status OnDetach(Caller& caller, Frame& frame);
   // A step: the next frame of descriptors, of those blocks that the client may still have.
   StepEnd SendBlocks(Caller& caller, uint64_t request, uint64_t attachment,

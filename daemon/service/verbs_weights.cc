@@ -150,10 +150,21 @@ Status Verbs::OnUnload(Caller& caller, Frame& frame) {
 
 Status Verbs::OnAttach(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::Attach request, ParseFrame<wire::Attach>(frame));
+  if (request.early() && !request.load()) {
+    return {Code::kInvalidArgument, "early: without load there is nothing to be early for"};
+  }
   const Ticket ticket = Begin(caller, frame.header.request);
-  parts_.engine->Attach(
-      caller.client->id, request.name(), request.version(), request.load(), request.deadline_ms(),
-      [this, ticket](const Result<Attached>& attached) { FinishAttach(ticket, attached); });
+  const auto done = [this, ticket](const Result<Attached>& attached) {
+    FinishAttach(ticket, attached);
+  };
+  const ClientId client = caller.client->id;
+  if (request.early()) {
+    parts_.engine->AttachEarly(client, request.name(), request.version(), request.deadline_ms(),
+                               done);
+  } else {
+    parts_.engine->Attach(client, request.name(), request.version(), request.load(),
+                          request.deadline_ms(), done);
+  }
   return {};
 }
 
@@ -177,6 +188,7 @@ void Verbs::FinishAttach(const Ticket& ticket, const Result<Attached>& attached)
       reply.set_version(attached->version);
       reply.set_digest(DigestBytes(attached->digest));
       reply.set_manifest_bytes(attached->manifest_bytes);
+      reply.set_arriving(attached->arriving);
       std::vector<UniqueFd> fds;
       fds.push_back(*std::move(manifest));
       waiting->client->unused_attachments.push_back(attached->attachment);
@@ -239,17 +251,40 @@ Verbs::StepEnd Verbs::SendBlocks(Caller& caller, uint64_t request, uint64_t atta
   if (!arenas) return refuse(arenas.error());
   wire::AttachBlocksReply reply;
   std::vector<UniqueFd> fds;
-  for (const ArenaId arena : *arenas) {
-    Result<UniqueFd> fd = parts_.host->Descriptor(arena, Protection::kRead);
+  for (size_t i = 0; i < arenas->size(); ++i) {
+    if ((*arenas)[i] == 0) continue;  // It has not come.
+    Result<UniqueFd> fd = parts_.host->Descriptor((*arenas)[i], Protection::kRead);
     if (!fd) return refuse(fd.error());
     fds.push_back(*std::move(fd));
+    reply.add_blocks(blocks[i]);
   }
-  reply.mutable_blocks()->Add(blocks.begin(), blocks.end());
   *next += count;
   const bool last = *next == numbers.size();
   reply.set_last(last);
   caller.connection.Send(wire::Type::kAttachBlocksReply, request, reply, std::move(fds));
   return last ? StepEnd::kDone : StepEnd::kMore;
+}
+
+Status Verbs::OnAttachWait(Caller& caller, Frame& frame) {
+  ASSIGN_OR_RETURN(const wire::AttachWait request, ParseFrame<wire::AttachWait>(frame));
+  if (request.blocks_size() > static_cast<int>(kMaxAttachBlocks)) {
+    return TooMany("blocks", request.blocks_size(), kMaxAttachBlocks);
+  }
+  std::erase(caller.client->unused_attachments, request.attachment());
+  const Ticket ticket = Begin(caller, frame.header.request);
+  parts_.engine->AwaitBlocks(
+      caller.client->id, request.attachment(),
+      {request.blocks().data(), static_cast<size_t>(request.blocks_size())}, request.deadline_ms(),
+      [this, ticket](const Result<Arrival>& arrival) {
+        Caller* waiting = Finish(ticket);
+        if (waiting == nullptr) return;
+        if (!arrival) return waiting->connection.SendError(ticket.request, arrival.error());
+        wire::AttachWaitReply reply;
+        reply.set_arriving(arrival->arriving);
+        reply.set_digest(DigestBytes(arrival->digest));
+        waiting->connection.Send(wire::Type::kAttachWaitReply, ticket.request, reply);
+      });
+  return {};
 }
 
 Status Verbs::OnDetach(Caller& caller, Frame& frame) {

@@ -100,6 +100,10 @@ Result<messages::OpenSpace> RequestOf(const kvc_space_options& o) {
   messages::OpenSpace request;
   if (o.weights != nullptr) {
     const WeightSet& weights = *Of(o.weights);
+    if (weights.arriving()) {
+      return Status(Code::kUnavailable,
+                    "weights: they are still being loaded; kvc_model_wait(KVC_ALL_BLOCKS) first");
+    }
     request.weights_digest = BytesOf(weights.digest());
     request.model = weights.model();
   } else {

@@ -1,6 +1,9 @@
 // The C ABI: attached weights.
+#include <numeric>
+#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "libclient/abi/abi.h"
 
@@ -53,6 +56,8 @@ kvc_code kvc_attach(kvc_client* client, const char* model, const kvc_attach_opti
     spec.first_layer = asked.first_layer;
     spec.layer_count = asked.layer_count;
     spec.with_rest = asked.with_rest != 0;
+    spec.early = asked.early != 0;
+    if (spec.early && !spec.load) return Invalid("early needs load");
     ASSIGN_OR_RETURN(const Deadline deadline, core->DeadlineOf(timeout_ms));
     ASSIGN_OR_RETURN(std::unique_ptr<WeightSet> set, WeightSet::Attach(core, spec, deadline));
     *weights = ToHandle<kvc_weights>(set.release());
@@ -76,7 +81,8 @@ kvc_code kvc_weights_get_info(const kvc_weights* weights, kvc_weights_info* info
     kvc_weights_info now{};
     now.model = set.model().c_str();
     now.version = set.version().c_str();
-    std::memcpy(now.digest.bytes, set.digest().bytes.data(), sizeof now.digest.bytes);
+    const Digest digest = set.digest();
+    std::memcpy(now.digest.bytes, digest.bytes.data(), sizeof now.digest.bytes);
     now.epoch = set.epoch();
     now.tensors = header.tensors;
     now.bytes = header.image_bytes;
@@ -85,6 +91,34 @@ kvc_code kvc_weights_get_info(const kvc_weights* weights, kvc_weights_info* info
     now.blocks = header.blocks;
     now.base = set.base();
     return Write(now, info);
+  });
+}
+
+kvc_code kvc_model_wait(kvc_weights* weights, uint32_t block, int32_t timeout_ms,
+                        kvc_error* error) {
+  return Run(error, [&]() -> Status {
+    RETURN_IF_ERROR(CheckWeights(weights));
+    WeightSet& set = *Of(weights);
+    ASSIGN_OR_RETURN(const Deadline deadline, set.client().DeadlineOf(timeout_ms));
+    if (block == KVC_ALL_BLOCKS) return set.Wait({}, deadline);
+    return set.Wait(std::span(&block, 1), deadline);
+  });
+}
+
+kvc_code kvc_model_wait_tensor(kvc_weights* weights, const char* name, int32_t timeout_ms,
+                               kvc_error* error) {
+  return Run(error, [&]() -> Status {
+    if (name == nullptr) return Invalid("name is NULL");
+    RETURN_IF_ERROR(CheckWeights(weights));
+    WeightSet& set = *Of(weights);
+    ASSIGN_OR_RETURN(const Deadline deadline, set.client().DeadlineOf(timeout_ms));
+    const manifest::TensorRecord* record = set.manifest().Find(name);
+    if (record == nullptr) return Status(Code::kNotFound, "no such tensor");
+    const auto [first, end] = set.manifest().BlocksOf(*record);
+    if (first == end) return {};  // It is empty.
+    std::vector<uint32_t> blocks(end - first);
+    std::iota(blocks.begin(), blocks.end(), first);
+    return set.Wait(blocks, deadline);
   });
 }
 

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "base/digest.h"
 #include "bench/model_writer.h"
 #include "tests/integration/effort.h"
 #include "tests/integration/integration_test.h"
@@ -36,6 +37,13 @@ Result<kvc_unloaded> Unload(kvc_client* client) {
   return unloaded;
 }
 
+Code OpenSpaceWith(kvc_client* client, const kvc_weights* weights) {
+  return bench::OpenSpace(
+             client, {.layout = bench::PlainLayout(4096, 16), .weights = weights, .salt = "early"})
+      .status()
+      .code();
+}
+
 class ModelsTest : public IntegrationTest {
  protected:
   // A hub cache as `huggingface_hub` lays it out: the files are symlinks into a folder of blobs.
@@ -51,12 +59,18 @@ class ModelsTest : public IntegrationTest {
     fs::create_directories(snapshot);
     int number = 0;
     for (const fs::directory_entry& file : fs::directory_iterator(plain)) {
-      const std::string blob = "blob" + std::to_string(number++);
+      const bool large = file.path().extension() == ".safetensors";
+      std::string blob = std::string(39, 'a') + std::to_string(number++);  // A SHA-1 of git's.
+      if (large) blob = Sha256().Update(Contents(file.path())).Finish().Hex();
       fs::rename(file.path(), model / "blobs" / blob);
       fs::create_symlink(fs::path("../../blobs") / blob, snapshot / file.path().filename());
     }
     std::ofstream(model / "refs" / "main") << "0123456789abcdef";
     return model.string();
+  }
+  static std::string Contents(const fs::path& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   }
   // The one version of the one model.
   Json TheVersion() {
@@ -126,6 +140,109 @@ TEST_F(ModelsTest, AShardedHubModelIsLoadedOnceForAllWhoAsk) {
     Tell(engine);
     ExpectDone(engine);
   }
+}
+
+TEST_F(ModelsTest, ABlobThatIsNotWhatItsNameSaysIsNotLoaded) {
+  StartDaemon("64MiB");
+  const std::string path = WriteHubCache(ManyTensors(1000));
+  std::string blob;
+  for (const auto& entry : fs::directory_iterator(path + "/blobs")) {
+    if (entry.path().filename().string().size() == 64) blob = entry.path();
+  }
+  ASSERT_FALSE(blob.empty());
+  {
+    std::fstream file(blob, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(-7, std::ios::end);
+    file.put('\x5a');
+  }
+  const std::string found = Sha256().Update(Contents(blob)).Finish().Hex();
+  bench::Child engine = StartClient("engine", [&](kvc_client* client, bench::Link&) -> Status {
+    RETURN_IF_ERROR(AddModel(client, kName, path));
+    const Status loaded = Load(client).status();
+    RETURN_UNLESS(loaded.code() == Code::kDataLoss, loaded.ToString());
+    RETURN_UNLESS(loaded.message().find(fs::path(blob).filename().string()) != std::string::npos,
+                  loaded.message());
+    RETURN_UNLESS(loaded.message().find(found) != std::string::npos, loaded.message());
+    return {};
+  });
+  ExpectDone(engine);
+  EXPECT_EQ(StatusNumber("/host/block_bytes"), 0u);
+}
+
+TEST_F(ModelsTest, TheFirstBlockIsUsedBeforeTheLoadIsDone) {
+  StartDaemon("160MiB");
+  const std::vector<ModelTensor> tensors = ManyTensors(12'000);  // 98 MB: some time to hash.
+  const std::string path = WriteHubCache(tensors);
+  bench::Child engine = StartClient("engine", [&](kvc_client* client, bench::Link&) -> Status {
+    RETURN_IF_ERROR(AddModel(client, kName, path));
+    kvc_attach_options options{};
+    options.struct_size = sizeof options;
+    options.early = 1;
+    kvc_weights* handle = nullptr;
+    kvc_error error{};
+    RETURN_UNLESS(kvc_attach(client, kName, &options, 0, &handle, &error) == KVC_INVALID_ARGUMENT,
+                  "early without load");
+    options.load = 1;
+    RETURN_IF_ERROR(
+        bench::ToStatus(kvc_attach(client, kName, &options, 0, &handle, &error), error));
+    const bench::Weights weights(handle);
+    kvc_weights_info info{};
+    info.struct_size = sizeof info;
+    kvc_weights_get_info(handle, &info);
+    RETURN_UNLESS(info.blocks > 8, "several blocks");
+    const kvc_key none{};
+    RETURN_UNLESS(std::memcmp(&info.digest, &none, sizeof none) == 0, "the load runs");
+    RETURN_UNLESS(OpenSpaceWith(client, handle) == Code::kUnavailable, "the digest is not known");
+    RETURN_UNLESS(kvc_model_wait(handle, info.blocks, 0, &error) == KVC_INVALID_ARGUMENT, "bound");
+    RETURN_UNLESS(kvc_model_wait_tensor(handle, "other", 0, &error) == KVC_NOT_FOUND, "name");
+    const std::vector<ModelTensor> first(tensors.begin(), tensors.begin() + 1);
+    RETURN_IF_ERROR(
+        bench::ToStatus(kvc_model_wait_tensor(handle, first[0].name.c_str(), 0, &error), error));
+    RETURN_IF_ERROR(CheckTensors(handle, first, kSeed));
+    kvc_weights_get_info(handle, &info);
+    RETURN_UNLESS(std::memcmp(&info.digest, &none, sizeof none) == 0, "the load still runs");
+    RETURN_IF_ERROR(bench::ToStatus(kvc_model_wait(handle, KVC_ALL_BLOCKS, 0, &error), error));
+    RETURN_IF_ERROR(CheckTensors(handle, tensors, kSeed));
+    kvc_weights_get_info(handle, &info);
+    RETURN_UNLESS(info.mapped_bytes == info.bytes, "all is mapped");
+    RETURN_UNLESS(OpenSpaceWith(client, handle) == Code::kOk, "the digest is known");
+    return bench::ToStatus(kvc_model_wait(handle, 0, 0, &error), error);
+  });
+  ExpectDone(engine);
+}
+
+TEST_F(ModelsTest, WhoAttachedEarlyIsToldThatTheLoadFailed) {
+  StartDaemon("64MiB");
+  const std::string path = WriteHubCache(ManyTensors(1000));
+  for (const auto& entry : fs::directory_iterator(path + "/blobs")) {
+    if (entry.path().filename().string().size() != 64) continue;
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(-7, std::ios::end);
+    file.put('\x5a');
+  }
+  bench::Child engine = StartClient("engine", [&](kvc_client* client, bench::Link& link) -> Status {
+    RETURN_IF_ERROR(AddModel(client, kName, path));
+    kvc_attach_options options{};
+    options.struct_size = sizeof options;
+    options.early = 1;
+    options.load = 1;
+    kvc_weights* handle = nullptr;
+    kvc_error error{};
+    RETURN_IF_ERROR(
+        bench::ToStatus(kvc_attach(client, kName, &options, 0, &handle, &error), error));
+    bench::Weights weights(handle);
+    const kvc_code failed = kvc_model_wait(handle, KVC_ALL_BLOCKS, 0, &error);
+    RETURN_UNLESS(failed == KVC_DATA_LOSS, error.message);
+    RETURN_UNLESS(kvc_model_wait(handle, KVC_ALL_BLOCKS, 0, &error) == KVC_DATA_LOSS, "and again");
+    RETURN_UNLESS(OpenSpaceWith(client, handle) == Code::kUnavailable, "nothing is based on it");
+    weights.reset();
+    RETURN_IF_ERROR(link.Send(bench::Go{}));
+    return link.Receive<bench::Go>().status();
+  });
+  Hear<bench::Go>(engine);
+  EXPECT_TRUE(Await([&] { return StatusNumber("/host/block_bytes") == 0; }));
+  Tell(engine);
+  ExpectDone(engine);
 }
 
 TEST_F(ModelsTest, UnloadedBlocksAreHeldUntilTheLastEngineDetaches) {

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
 
 #include "base/random.h"
 #include "tests/integration/effort.h"
@@ -161,6 +162,40 @@ class StoreCrashTest : public StoreTest {
   SharedWords<Words> words_;
   uint64_t checked_ = 0;
 };
+
+// The index is built anew, or mended, and killed at it, until it is let to end.
+TEST_F(StoreCrashTest, WhatWasAcknowledgedSurvivesTheDeathOfFsckAtAnyMoment) {
+  StartStore(kOneDirectory, "16MiB");
+  const uint64_t rounds = Effort(32, 4);
+  uint64_t killed = 0;
+  auto whole = std::chrono::microseconds(100'000);  // What the last one took that ended.
+  for (uint64_t round = 1; round <= rounds; ++round) {
+    SCOPED_TRACE("round " + std::to_string(round));
+    Random random(round * 15'485'863);
+    WorkAndDie(round, random);
+    ASSERT_FALSE(HasFailure());
+    const std::vector<std::string> arguments = {
+        "--config", daemon().config_file(),
+        random.Chance(1, 2) ? "--fsck=rebuild" : "--fsck=repair"};
+    // Now and then there is no index to begin with.
+    if (random.Chance(1, 3)) std::filesystem::remove_all(store_folder() + "/index");
+    for (uint64_t death = 0; death < 3; ++death)
+      killed += KillTerracedWithin(
+          arguments, std::chrono::microseconds(random.Below(static_cast<uint64_t>(whole.count()))));
+    const auto begin = std::chrono::steady_clock::now();
+    const CommandOutput fsck = RunTerraced(arguments);
+    whole = std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() -
+                                                                  begin);
+    ASSERT_EQ(fsck.exit_code, 0) << fsck.standard_output << fsck.standard_error;
+    const Status launched = daemon().Launch();
+    ASSERT_TRUE(launched.ok()) << launched.ToString();
+    Verify();
+    ASSERT_FALSE(HasFailure()) << daemon().Log();
+  }
+  EXPECT_GT(killed, 0u);
+  std::printf("%llu deaths of fsck, %llu pages read back\n",
+              static_cast<unsigned long long>(killed), static_cast<unsigned long long>(checked_));
+}
 
 TEST_F(StoreCrashTest, WhatWasAcknowledgedSurvivesADeathAtAnyMoment) {
   StartStore(kOneDirectory, "16MiB");

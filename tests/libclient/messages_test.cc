@@ -241,11 +241,15 @@ std::vector<Case> Cases() {
   MESSAGE(Unload, FIELD(Unload, name), FIELD(Unload, version))
   MESSAGE(UnloadReply, FIELD(UnloadReply, freed_bytes), FIELD(UnloadReply, held_bytes))
   MESSAGE(Attach, FIELD(Attach, name), FIELD(Attach, version), FIELD(Attach, load),
-          FIELD(Attach, deadline_ms))
+          FIELD(Attach, deadline_ms), FIELD(Attach, early))
   MESSAGE(AttachReply, FIELD(AttachReply, attachment), FIELD(AttachReply, version),
-          FIELD(AttachReply, digest), FIELD(AttachReply, manifest_bytes))
+          FIELD(AttachReply, digest), FIELD(AttachReply, manifest_bytes),
+          FIELD(AttachReply, arriving))
   MESSAGE(AttachBlocks, FIELD(AttachBlocks, attachment), FIELD(AttachBlocks, blocks))
   MESSAGE(AttachBlocksReply, FIELD(AttachBlocksReply, blocks), FIELD(AttachBlocksReply, last))
+  MESSAGE(AttachWait, FIELD(AttachWait, attachment), FIELD(AttachWait, blocks),
+          FIELD(AttachWait, deadline_ms))
+  MESSAGE(AttachWaitReply, FIELD(AttachWaitReply, arriving), FIELD(AttachWaitReply, digest))
   MESSAGE(Detach, FIELD(Detach, attachment))
   MESSAGE(DetachReply)
   MESSAGE(Evict, FIELD(Evict, bytes))

@@ -277,6 +277,68 @@ TEST_F(ShortOfDescriptorsTest, WhoIsRevokedBetweenTwoFramesGetsNoFurtherBlock) {
   EXPECT_EQ(EndOfBlocks(client).code(), Code::kPermissionDenied);
 }
 
+// A load of which one answer comes at a time.
+class EarlyAttachTest : public ShortOfDescriptorsTest {
+ protected:
+  template <typename Reply>
+  Reply StepUntilAnswered(WireClient& client, wire::Type type,
+                          const google::protobuf::MessageLite& message,
+                          std::vector<UniqueFd>* fds = nullptr) {
+    EXPECT_TRUE(client.Send(type, kRequest, message));
+    pollfd entry{client.fd(), POLLIN, 0};
+    for (int i = 0; i < 5000 && ::poll(&entry, 1, 1) == 0; ++i)
+      world_.RunOneFile();
+    std::optional<ReceivedFrame> frame = client.Receive();
+    EXPECT_TRUE(frame.has_value());
+    if (fds != nullptr) *fds = std::move(frame->fds);
+    const Result<Reply> reply = WireClient::Parse<Reply>(*std::move(frame));
+    EXPECT_EQ(reply.status(), Status());
+    return reply ? *reply : Reply();
+  }
+};
+
+TEST_F(EarlyAttachTest, TheFirstBlockCanBeMappedBeforeTheLastHasCome) {
+  WireClient client = world_.Connect();
+  ASSERT_EQ(client.Hello("engine").status(), Status());
+  wire::Attach attach;
+  attach.set_name("m");
+  attach.set_early(true);
+  EXPECT_EQ(client.Call<wire::AttachReply>(wire::Type::kAttach, attach).status().code(),
+            Code::kInvalidArgument);
+  attach.set_load(true);
+  std::vector<UniqueFd> fds;
+  const auto attached =
+      StepUntilAnswered<wire::AttachReply>(client, wire::Type::kAttach, attach, &fds);
+  EXPECT_TRUE(attached.arriving());
+  EXPECT_EQ(attached.digest(), std::string(32, '\0'));
+  EXPECT_EQ(fds.size(), 1u);
+
+  wire::AttachWait wait;
+  wait.set_attachment(attached.attachment());
+  wait.add_blocks(0);
+  const auto first =
+      StepUntilAnswered<wire::AttachWaitReply>(client, wire::Type::kAttachWait, wait);
+  EXPECT_TRUE(first.arriving());
+  wire::AttachBlocks blocks;
+  blocks.set_attachment(attached.attachment());
+  blocks.add_blocks(100);
+  blocks.add_blocks(0);
+  const auto given = client.Call<wire::AttachBlocksReply>(wire::Type::kAttachBlocks, blocks, &fds);
+  ASSERT_EQ(given.status(), Status());
+  EXPECT_EQ(given->blocks_size(), 1);
+  EXPECT_EQ(given->blocks(0), 0u);
+  EXPECT_TRUE(given->last());
+  EXPECT_EQ(fds.size(), 1u);
+
+  wait.clear_blocks();
+  const auto all = StepUntilAnswered<wire::AttachWaitReply>(client, wire::Type::kAttachWait, wait);
+  EXPECT_FALSE(all.arriving());
+  EXPECT_NE(all.digest(), std::string(32, '\0'));
+  const auto both = client.Call<wire::AttachBlocksReply>(wire::Type::kAttachBlocks, blocks, &fds);
+  ASSERT_EQ(both.status(), Status());
+  EXPECT_EQ(fds.size(), 2u);
+}
+
 TEST_F(ShortOfDescriptorsTest, WhoWaitsTooLongForBlocksIsAnsweredExhausted) {
   WireClient client = world_.Connect();
   const uint64_t attachment = Attach(client);

@@ -91,6 +91,14 @@ class ServiceWorld {
     return WireClient(UniqueFd(ends[0]));
   }
   void Advance(MonotonicNs ns) { clock_.Advance(ns); }
+  // One answer of a weight file, and what follows from it.
+  void RunOneFile() {
+    OnLoop([&] {
+      sources_.RunPending(1);
+      journal_.RunPending();
+      engine_->Turn();
+    });
+  }
   // Weight files and journal answer what they were asked so far, and what follows from it.
   void RunFiles() {
     for (int quiet = 0; quiet < 3;) {

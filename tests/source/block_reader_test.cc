@@ -178,6 +178,30 @@ TEST_P(BlockReaderTest, ADeviceThatHangsFailsTheReadAndThoseThatFindNoBuffer) {
       std::all_of(laid.memory.begin(), laid.memory.end(), [](uint8_t b) { return b == 0; }));
 }
 
+// The end of a file comes through the page cache and needs no buffer: what comes behind it does.
+TEST_P(BlockReaderTest, WhoFindsNoBufferLaterFailsToo) {
+  Restart({.buffers = 1, .deadline_ns = 20 * kNsPerMs});
+  if (IsSkipped()) return;
+  const std::vector<std::string> tensors = SomeTensors();
+  const auto large = OpenCold("m", tensors);
+  faulty_->Add({.fault = IoFault::kHang, .verb = IoVerb::kRead});
+  Laid laid = LayOut(tensors);
+  ASSERT_FALSE(opener_.ReadBlock(*large, laid.Read()).has_value());
+  ASSERT_TRUE(opener_.executor().RunUntil([&] { return faulty_->Report().overdue == 1; }));
+
+  const std::string small =
+      directory_.Write("small", FileOf("{" + Entry("s", "U8", "[9]", 0, 9) + "}", "123456789"));
+  const auto both = opener_.OpenPaths({small, path_});
+  ASSERT_TRUE(both.has_value());
+  std::vector<uint8_t> memory(9 + tensors[0].size());
+  const auto none = opener_.ReadBlock(
+      **both, {.memory = memory,
+               .pieces = {{.tensor = 0, .offset = 0, .into = std::span(memory).first(9)},
+                          {.tensor = 1, .offset = 0, .into = std::span(memory).subspan(9)}}});
+  ASSERT_FALSE(none.has_value());
+  EXPECT_EQ(none.error().code(), Code::kUnavailable);
+}
+
 TEST_P(BlockReaderTest, EndsWhileADeviceHangs) {
   Restart({.buffers = 2, .deadline_ns = 20 * kNsPerMs, .stop_ns = 20 * kNsPerMs});
   if (IsSkipped()) return;

@@ -389,5 +389,54 @@ TEST_F(WeightFilesTest, HashIsOfTheConcatenation) {
   EXPECT_EQ(*hashed, Sha256::Of(bytes));
 }
 
+// ---- What the hub published
+
+class HubCacheTest : public WeightFilesTest {
+ protected:
+  // A blob of that name, as a snapshot links to it.
+  std::string Snapshot(const std::string& blob) {
+    directory_.Write("model/blobs/" + blob, contents_);
+    const std::string folder = directory_ / "model/snapshots/0123abcd";
+    std::filesystem::create_directories(folder);
+    const std::string link = folder + "/model.safetensors";
+    std::filesystem::create_symlink("../../blobs/" + blob, link);
+    return link;
+  }
+  const std::string data_ = Bytes(300'000, 9);
+  const std::string contents_ = OneTensorFile("t", data_);
+};
+
+TEST_F(HubCacheTest, ABlobIsNamedByItsDigest) {
+  const Digest digest = Sha256().Update(contents_).Finish();
+  const std::string link = Snapshot(digest.Hex());
+  const auto by_path = opener_.OpenPaths({link});
+  ASSERT_TRUE(by_path.has_value()) << by_path.error().ToString();
+  EXPECT_EQ((*by_path)->files()[0].published, digest);
+  const auto passed = opener_.Open(Passing(link, O_RDONLY));
+  ASSERT_TRUE(passed.has_value());
+  EXPECT_EQ((*passed)->files()[0].published, digest);
+
+  std::optional<Result<Digest>> hashed;
+  const std::span<const uint8_t> data(reinterpret_cast<const uint8_t*>(data_.data()), data_.size());
+  (*passed)->HashFile(0, {data.first(100), data.subspan(100)},
+                      [&](Result<Digest> result) { hashed = std::move(result); });
+  ASSERT_TRUE(opener_.executor().RunUntil([&] { return hashed.has_value(); }));
+  ASSERT_TRUE(hashed->has_value());
+  EXPECT_EQ(**hashed, digest);
+}
+
+TEST_F(HubCacheTest, OtherNamesSayNothing) {
+  const auto published = [this](const std::string& path) {
+    const auto opened = opener_.OpenPaths({path});
+    EXPECT_TRUE(opened.has_value()) << opened.status().ToString();
+    return opened ? (*opened)->files()[0].published : Digest();
+  };
+  EXPECT_TRUE(published(Snapshot(std::string(40, 'a'))).IsZero()) << "a SHA-1 of git's";
+  EXPECT_TRUE(published(directory_.Write("weights/" + std::string(64, 'a'), contents_)).IsZero());
+  EXPECT_TRUE(published(directory_.Write("blobs/x" + std::string(64, 'a'), contents_)).IsZero());
+  EXPECT_TRUE(published(directory_.Write("blobs/" + std::string(64, 'x'), contents_)).IsZero());
+  EXPECT_TRUE(published(directory_.Write("plain.safetensors", contents_)).IsZero());
+}
+
 }  // namespace
 }  // namespace terrace

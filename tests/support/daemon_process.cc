@@ -236,4 +236,18 @@ CommandOutput RunTerraced(const std::vector<std::string>& arguments) {
   return output;
 }
 
+bool KillTerracedWithin(const std::vector<std::string>& arguments, std::chrono::microseconds time) {
+  const auto until = steady_clock::now() + time;
+  const Result<pid_t> pid = Spawn(arguments, "/dev/null", "/dev/null");
+  if (!pid) return false;
+  const UniqueFd process = ProcessOf(*pid);
+  pollfd entry{process.get(), POLLIN, 0};
+  bool runs = true;
+  while (runs && steady_clock::now() < until)
+    runs = ::poll(&entry, 1, 0) == 0;
+  ::kill(*pid, SIGKILL);
+  (void)AwaitEnd(*pid, process);
+  return runs;
+}
+
 }  // namespace terrace

@@ -7,6 +7,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -94,5 +95,7 @@ struct CommandOutput {
   std::string standard_error;
 };
 CommandOutput RunTerraced(const std::vector<std::string>& arguments);
+// Kills it after so long. False: it had ended by itself.
+bool KillTerracedWithin(const std::vector<std::string>& arguments, std::chrono::microseconds time);
 
 }  // namespace terrace

@@ -267,6 +267,14 @@ TEST(AttachingAtRandom, KeepsItsPromises) {
         case 1:
         case 2:
           ++asked;
+          if (random.Chance(1, 3)) {
+            world.weights->AttachEarly(client, name, "", static_cast<uint32_t>(random.Below(50)),
+                                       [&, client](const Result<Attached>& result) {
+                                         ++answered;
+                                         if (result) attached.emplace_back(client, *result);
+                                       });
+            break;
+          }
           world.weights->Attach(client, name, "", random.Chance(3, 4),
                                 static_cast<uint32_t>(random.Below(50)),
                                 [&, client](const Result<Attached>& result) {
@@ -278,8 +286,12 @@ TEST(AttachingAtRandom, KeepsItsPromises) {
           if (!attached.empty()) {
             const auto [owner, handle] = attached[random.Below(attached.size())];
             const uint32_t blocks = world.HeaderOf(handle).blocks;
-            (void)world.weights->BlocksOf(owner, handle.attachment,
-                                          std::vector{static_cast<uint32_t>(random.Below(blocks))});
+            const std::vector wanted{static_cast<uint32_t>(random.Below(blocks))};
+            (void)world.weights->BlocksOf(owner, handle.attachment, wanted);
+            ++asked;
+            world.weights->AwaitBlocks(owner, handle.attachment, wanted,
+                                       static_cast<uint32_t>(random.Below(50)),
+                                       [&](const Result<Arrival>&) { ++answered; });
           }
           break;
         case 4:

@@ -29,6 +29,13 @@ class ChecksTest : public testing::Test {
     world_.Run();
     world_.ExpectNoMemory();
   }
+  void AddAndImport(const std::function<void(Result<ModelAdded>)>& done) {
+    world_.weights->AddModel(WeightsWorld::SpecOf("m", "1", {"/m"}),
+                             [this, done](Result<ModelAdded> added) {
+                               if (!added) return done(std::move(added));
+                               world_.weights->Import("m", "1", *std::move(added), done);
+                             });
+  }
   LoadedBy Loaded() { return world_.ReportOf("m").loaded; }
 
   WeightsWorld world_;
@@ -142,11 +149,8 @@ class Imported : public ChecksTest {
     Unload();
   }
   ModelAdded Import() {
-    ModelSpec spec = WeightsWorld::SpecOf("m", "1", {"/m"});
-    spec.import_image = true;
     std::optional<Result<ModelAdded>> added;
-    world_.weights->AddModel(std::move(spec),
-                             [&added](Result<ModelAdded> result) { added = std::move(result); });
+    AddAndImport([&added](Result<ModelAdded> result) { added = std::move(result); });
     world_.Run();
     TERRACE_CHECK(added.has_value() && added->has_value());
     return **added;
@@ -228,13 +232,65 @@ TEST_F(Imported, ImagesThatNobodyHasAreRemovedAtTheStart) {
   EXPECT_FALSE(world_.images.Has("m@1"));
 }
 
+TEST_F(Imported, AnImageWhoseRecordsCannotBeReadIsKept) {
+  world_.journal.Put(weights::ChecksKey("m", "1"), "of a later daemon", [](const Status&) {});
+  world_.Run();
+  world_.Restart();
+  EXPECT_EQ(world_.problems.size(), 1u);
+  EXPECT_TRUE(world_.images.Has("m@1"));
+  ExpectLoads();  // From the files, whose checks it keeps.
+}
+
+TEST_F(Imported, ChecksOfAModelThatIsGoneGoAtTheStart) {
+  world_.journal.Delete(weights::RecordKey("m", "1"), [](const Status&) {});
+  world_.Run();
+  world_.Restart();
+  world_.Run();
+  EXPECT_TRUE(world_.journal.Load(weights::kChecksPrefix)->empty());
+}
+
+TEST_F(ChecksTest, ImportsOfOneModelAtATimeWriteOneImage) {
+  std::vector<bool> imported;
+  for (int i = 0; i < 3; ++i) {
+    AddAndImport(
+        [&](Result<ModelAdded> result) { imported.push_back(result && result->imported); });
+  }
+  while (world_.images.pending() == 0)
+    world_.Step();
+  for (int i = 0; i < 100; ++i)
+    world_.Step();
+  EXPECT_EQ(world_.images.pending(), 1u);
+  world_.ExpectConsistent();
+  world_.Run();
+  EXPECT_THAT(imported, testing::ElementsAre(true, true, true));
+}
+
+TEST_F(ChecksTest, AnImageOfARemovedModelIsNotWrittenOverWhileItIsWritten) {
+  const auto import = [&](std::optional<Result<ModelAdded>>& added) {
+    AddAndImport([&added](Result<ModelAdded> result) { added = std::move(result); });
+  };
+  std::optional<Result<ModelAdded>> first;
+  import(first);
+  while (world_.images.pending() == 0)
+    world_.Step();
+  world_.weights->RemoveModel("m", "", [](const Status&) {});
+  std::optional<Result<ModelAdded>> second;
+  import(second);
+  for (int i = 0; i < 100; ++i)
+    world_.Step();
+  ASSERT_TRUE(second.has_value() && second->has_value());
+  EXPECT_FALSE((*second)->imported);
+  EXPECT_THAT((*second)->why_not_imported, HasSubstr("still being written"));
+  world_.Run();
+  ASSERT_TRUE(first.has_value() && first->has_value());
+  EXPECT_THAT((*first)->why_not_imported, HasSubstr("was removed"));
+  ExpectLoads();
+}
+
 TEST_F(ChecksTest, AnImageThatCannotBeWrittenLeavesTheModel) {
   world_.images.write_faults.FailAfter(0, {Code::kExhausted, "no room for the image"});
-  ModelSpec spec = WeightsWorld::SpecOf("m", "1", {"/m"});
-  spec.import_image = true;
   std::optional<Result<ModelAdded>> added;
-  world_.weights->AddModel(std::move(spec),
-                           [&added](Result<ModelAdded> result) { added = std::move(result); });
+  AddAndImport([&added](Result<ModelAdded> result) { added = std::move(result); });
   world_.Run();
   ASSERT_TRUE(added.has_value() && added->has_value());
   EXPECT_FALSE((*added)->imported);
@@ -244,11 +300,8 @@ TEST_F(ChecksTest, AnImageThatCannotBeWrittenLeavesTheModel) {
 }
 
 TEST_F(ChecksTest, AModelThatIsRemovedWhileItsImageIsWrittenLeavesNone) {
-  ModelSpec spec = WeightsWorld::SpecOf("m", "1", {"/m"});
-  spec.import_image = true;
   std::optional<Result<ModelAdded>> added;
-  world_.weights->AddModel(std::move(spec),
-                           [&added](Result<ModelAdded> result) { added = std::move(result); });
+  AddAndImport([&added](Result<ModelAdded> result) { added = std::move(result); });
   while (world_.images.pending() == 0)
     world_.Step();
   world_.weights->RemoveModel("m", "", [](const Status&) {});

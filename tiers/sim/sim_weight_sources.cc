@@ -15,6 +15,7 @@ struct SimWeightSources::File {
   uint64_t end = 0;    // Less than `bytes` when it was truncated.
   bool reopenable = true;
   uint64_t stamp = 0;
+  Digest published;
 };
 
 class SimWeightSources::Source final : public WeightSource,
@@ -28,7 +29,8 @@ class SimWeightSources::Source final : public WeightSource,
       facts_.push_back({.path = path,
                         .bytes = file->bytes,
                         .reopenable = file->reopenable,
-                        .why_not = file->reopenable ? "" : "simulated: not readable"});
+                        .why_not = file->reopenable ? "" : "simulated: not readable",
+                        .published = file->published});
       uint64_t offset = 0;
       for (const SimTensor& tensor : file->tensors) {
         specs_.push_back({.name = tensor.name,
@@ -74,6 +76,11 @@ class SimWeightSources::Source final : public WeightSource,
             hash.Update(span);
           done(hash.Finish());
         });
+  }
+
+  void HashFile(uint32_t, std::vector<std::span<const uint8_t>> data,
+                std::function<void(Result<Digest>)> done) override {
+    Hash(std::move(data), std::move(done));  // The file has no header.
   }
 
   void Run(std::function<void()> work, std::function<void(Status)> done) override {
@@ -145,6 +152,12 @@ void SimWeightSources::Change(const std::string& path, const std::string& tensor
     if (candidate.name == tensor) candidate.bytes.at(byte) ^= 1;
   }
   if (!by_rot) Touch(path);
+}
+
+void SimWeightSources::Publish(const std::string& path, const Digest& digest) {
+  const auto file = files_.find(path);
+  TERRACE_CHECK(file != files_.end());
+  file->second->published = digest;
 }
 
 void SimWeightSources::Touch(const std::string& path) {

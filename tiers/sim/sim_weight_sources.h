@@ -37,6 +37,8 @@ class SimWeightSources final : public WeightSources {
   // From now on a byte of the tensor is another, also for who has the file open. A disk that rots
   // leaves the stamp of the file as it was; who writes to it does not.
   void Change(const std::string& path, const std::string& tensor, size_t byte, bool by_rot);
+  // Whoever opens the file from now on finds that it was published with this digest.
+  void Publish(const std::string& path, const Digest& digest);
   // The file's stamp is another; its bytes are not.
   void Touch(const std::string& path);
 

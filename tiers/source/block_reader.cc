@@ -339,6 +339,8 @@ class BlockReader::Core : public std::enable_shared_from_this<Core> {
     Fail(*task.job, std::move(status));
     --task.job->busy;
     FinishIfQuiet(task.job);
+    // The next chunk of the job may be its first that needs a buffer.
+    if (!closed_ && overdue_ == slots_.size()) FailStuck();
   }
 
   // ---- Callbacks of the DiskIo
@@ -348,7 +350,11 @@ class BlockReader::Core : public std::enable_shared_from_this<Core> {
     Slot& slot = slots_[slot_index];
     slot.failed = true;
     ++overdue_;
-    Fail(*slot.job, Explain(slot, status));
+    const Status why = Explain(slot, status);
+    // Outweighs what else went wrong: until `ended` the memory is the device's, and who reads
+    // something else into it must know.
+    if (why.code() == Code::kDeadlineExceeded && !slot.job->finished) slot.job->status = why;
+    Fail(*slot.job, why);
     --slot.job->busy;
     ++slot.job->overdue;
     FinishIfQuiet(slot.job);

@@ -52,6 +52,7 @@ Status CheckAlignment(int fd) {
 void DiskDoor::Close() {
   MutexLock lock(mu_);
   disk_ = nullptr;
+  closed_.store(true, std::memory_order_release);
 }
 
 Status DiskDoor::Submit(IoRequest request) {

@@ -7,6 +7,7 @@
 
 #include <fcntl.h>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -25,6 +26,7 @@ class DiskDoor {
 
   // From here on nothing is asked of the DiskIo.
   void Close() EXCLUDES(mu_);
+  bool closed() const { return closed_.load(std::memory_order_acquire); }
   Status Submit(IoRequest request) EXCLUDES(mu_);
   Result<IoFileId> AddFile(int fd) EXCLUDES(mu_);
   void RemoveFile(IoFileId file) EXCLUDES(mu_);
@@ -32,6 +34,7 @@ class DiskDoor {
   void Unregister(std::span<uint8_t> memory) EXCLUDES(mu_);
 
  private:
+  std::atomic<bool> closed_ = false;
   Mutex mu_;
   DiskIo* disk_ GUARDED_BY(mu_);  // Null: there is none, or none any more.
 };

@@ -25,9 +25,11 @@ constexpr std::string_view kUnfinishedSuffix = ".image.new";
 class FileImage final : public WeightImage, public std::enable_shared_from_this<FileImage> {
  public:
   FileImage(WorkerPool& pool, BlockReader& reader, std::string path)
-      : pool_(pool), reader_(reader), path_(std::move(path)) {}
-  // Closing it may wait for the DiskIo's thread.
+      : pool_(pool), reader_(reader), reader_door_(reader.door()), path_(std::move(path)) {}
+  // Closing it may wait for the DiskIo's thread. What is left of the last reads may end after the
+  // pool and the reader: then nothing waits.
   ~FileImage() override {
+    if (reader_door_->closed()) return;
     (void)pool_.Submit([direct = std::move(direct_)] {});
   }
 
@@ -44,6 +46,7 @@ class FileImage final : public WeightImage, public std::enable_shared_from_this<
 
   WorkerPool& pool_;
   BlockReader& reader_;
+  const std::shared_ptr<DiskDoor> reader_door_;
   const std::string path_;
   // Constant after Open.
   UniqueFd fd_;
@@ -118,6 +121,14 @@ void FileImage::Read(const ImageRead& read, std::function<void(Result<BlockBytes
   job->done = std::move(done);
   job->ended = std::move(ended);
   reader_.Start(std::move(job));
+}
+
+// Digits of a SHA-256, and one of the suffixes. Others in the folder are not ours.
+bool IsImageName(std::string_view name) {
+  const size_t dot = std::min(name.find('.'), name.size());
+  const std::string_view suffix = name.substr(dot);
+  return (suffix == kSuffix || suffix == kUnfinishedSuffix) &&
+         Digest::FromHex(name.substr(0, dot)).has_value();
 }
 
 // One image on its way into a file.
@@ -223,7 +234,11 @@ void ImageFiles::Write(ImageFacts facts, std::vector<std::span<const uint8_t>> b
 }
 
 Status ImageFiles::Begin(Writing& writing) const {
-  if (mkdir(folder_.c_str(), 0700) != 0 && errno != EEXIST) return SystemError(folder_, errno);
+  if (mkdir(folder_.c_str(), 0700) == 0) {
+    RETURN_IF_ERROR(SyncFolder(folder_ + "/.."));
+  } else if (errno != EEXIST) {
+    return SystemError(folder_, errno);
+  }
   if (image_file::HeaderBytes(writing.header.crcs.size()) > image_file::kMaxHeaderBytes) {
     return {Code::kInvalidArgument, "the model is too large for an image"};
   }
@@ -309,7 +324,7 @@ void ImageFiles::Keep(const std::vector<std::string>& labels) {
   if (folder == nullptr) return;  // Nothing was ever imported.
   while (const dirent* entry = readdir(folder.get())) {
     const std::string name = entry->d_name;
-    if (!name.ends_with(kSuffix) && !name.ends_with(kUnfinishedSuffix)) continue;
+    if (!IsImageName(name)) continue;
     if (std::binary_search(wanted.begin(), wanted.end(), name)) continue;
     (void)unlinkat(dirfd(folder.get()), name.c_str(), 0);
   }

@@ -2,7 +2,10 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <new>
@@ -19,6 +22,7 @@ namespace terrace {
 namespace {
 
 constexpr size_t kMaxPathBytes = 4095;
+constexpr size_t kHashPieceBytes = 64u << 10;
 // Without O_NONBLOCK, opening what became a FIFO after we looked would wait for a writer.
 constexpr int kOpenFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
 
@@ -50,6 +54,16 @@ class FileSource final : public WeightSource, public std::enable_shared_from_thi
     }
   }
 
+  void HashFile(uint32_t file, std::vector<std::span<const uint8_t>> data,
+                std::function<void(Result<Digest>)> done) override {
+    auto digest = std::make_shared<Result<Digest>>(Status(Code::kInternal, "not hashed"));
+    Run([self = shared_from_this(), file, data = std::move(data),
+         digest] { *digest = self->HashFileNow(file, data); },
+        [digest, done = std::move(done)](Status ran) {
+          done(ran.ok() ? std::move(*digest) : Result<Digest>(std::move(ran)));
+        });
+  }
+
   void Run(std::function<void()> work, std::function<void(Status)> done) override {
     auto finish = std::make_shared<std::function<void(Status)>>(std::move(done));
     const Status submitted =
@@ -67,6 +81,8 @@ class FileSource final : public WeightSource, public std::enable_shared_from_thi
   Status ReadHeader(uint32_t file);
   Status CheckNames() const;
   Result<Digest> StampNow() const;
+  Result<Digest> HashFileNow(uint32_t file,
+                             const std::vector<std::span<const uint8_t>>& data) const;
 
   WorkerPool& pool_;
   Executor& executor_;
@@ -135,6 +151,25 @@ Result<Digest> FileSource::StampNow() const {
       hash.UpdateU64(static_cast<uint64_t>(time.tv_nsec));
     }
   }
+  return hash.Finish();
+}
+
+Result<Digest> FileSource::HashFileNow(uint32_t file,
+                                       const std::vector<std::span<const uint8_t>>& data) const {
+  uint64_t left = files_[file].bytes;
+  for (const std::span<const uint8_t> span : data)
+    left -= span.size();
+  Sha256 hash;
+  std::vector<uint8_t> piece(kHashPieceBytes);
+  for (uint64_t offset = 0; offset < left;) {
+    const size_t bytes = std::min<uint64_t>(piece.size(), left - offset);
+    RETURN_IF_ERROR(ReadAt(fds_[file].get(), offset, std::span(piece).first(bytes))
+                        .WithContext(Printable(files_[file].path)));
+    hash.Update(std::span(piece).first(bytes));
+    offset += bytes;
+  }
+  for (const std::span<const uint8_t> span : data)
+    hash.Update(span);
   return hash.Finish();
 }
 
@@ -213,6 +248,23 @@ Status CheckReopenable(const std::string& path, const struct stat& opened) {
   return {};
 }
 
+// The hub's cache keeps what it downloads as blobs, which snapshots/REVISION/NAME link to: a blob
+// of large-file storage is named by the SHA-256 of its bytes, another by a SHA-1 of git's, which
+// says nothing here. The name is that of the file that is open, wherever its path led.
+Digest PublishedDigest(int fd) {
+  std::array<char, kMaxPathBytes + 1> path;
+  const std::string link = "/proc/self/fd/" + std::to_string(fd);
+  const ssize_t length = readlink(link.c_str(), path.data(), path.size());
+  if (length <= 0) return {};
+  const std::string_view name(path.data(), static_cast<size_t>(length));
+  constexpr std::string_view kFolder = "/blobs/";
+  constexpr size_t kHexDigits = 64;
+  if (name.size() < kFolder.size() + kHexDigits) return {};
+  const std::string_view hex = name.substr(name.size() - kHexDigits);
+  if (!name.substr(0, name.size() - kHexDigits).ends_with(kFolder)) return {};
+  return Digest::FromHex(hex).value_or(Digest());
+}
+
 Status FileSource::OpenFile(const std::string& path, UniqueFd fd) {
   const bool passed = static_cast<bool>(fd);
   if (passed) {
@@ -228,6 +280,7 @@ Status FileSource::OpenFile(const std::string& path, UniqueFd fd) {
   const Status reopenable = passed ? CheckReopenable(path, facts) : Status();
   file.reopenable = reopenable.ok();
   if (!file.reopenable) file.why_not = Printable(path) + ": " + reopenable.message();
+  file.published = PublishedDigest(fd.get());
   files_.push_back(std::move(file));
   fds_.push_back(std::move(fd));
   return ReadHeader(static_cast<uint32_t>(files_.size() - 1));

@@ -18,6 +18,13 @@ Status NotTheirs(uint64_t attachment) {
           "attachment " + std::to_string(attachment) + " is not one of this client"};
 }
 
+Status CheckBlock(const Version& version, uint32_t block) {
+  if (block < version.blocks.size()) return {};
+  return {Code::kInvalidArgument, "blocks: " + std::to_string(block) + " is beyond the " +
+                                      std::to_string(version.blocks.size()) + " blocks of " +
+                                      version.Label()};
+}
+
 }  // namespace
 
 void Weights::Holder::Take(ArenaId block, uint64_t block_bytes) {
@@ -57,14 +64,19 @@ void Weights::Attach(ClientId client, const std::string& name, const std::string
   if (Status status = Await(target, std::move(waiter)); !status.ok()) done(std::move(status));
 }
 
-Result<Attached> Weights::AttachNow(ClientId client, const VersionPtr& version) {
+Result<Weights::Holder*> Weights::HolderOf(ClientId client) {
   Holder& holder = holders_[client];
-  if (holder.attachments.size() >= kMaxAttachments) {
-    return Status(Code::kExhausted, "more than " + std::to_string(kMaxAttachments) +
-                                        " attachments of one client; detach some");
-  }
+  if (holder.attachments.size() < kMaxAttachments) return &holder;
+  return Status(Code::kExhausted, "more than " + std::to_string(kMaxAttachments) +
+                                      " attachments of one client; detach some");
+}
+
+Result<Attached> Weights::AttachNow(ClientId client, const VersionPtr& version) {
+  ASSIGN_OR_RETURN(Holder* const of_client, HolderOf(client));
+  Holder& holder = *of_client;
   version->let_go = false;
-  Attachment attachment{.version = version, .holds = {}, .chosen = false};
+  Attachment attachment;
+  attachment.version = version;
   attachment.holds.assign(version->blocks.size(), true);
   for (uint32_t block = 0; block < version->blocks.size(); ++block) {
     Hold(*version, block);
@@ -78,7 +90,8 @@ Result<Attached> Weights::AttachNow(ClientId client, const VersionPtr& version) 
                   .version = version->version,
                   .digest = version->digest,
                   .manifest_bytes = version->manifest_bytes,
-                  .manifest = version->manifest};
+                  .manifest = version->manifest,
+                  .arriving = false};
 }
 
 Result<std::vector<ArenaId>> Weights::BlocksOf(ClientId client, uint64_t attachment,
@@ -95,13 +108,12 @@ Result<std::vector<ArenaId>> Weights::BlocksOf(ClientId client, uint64_t attachm
   if (wanted.size() > version.blocks.size()) {
     return Status(Code::kInvalidArgument, "blocks: more of them than the model has");
   }
+  for (const uint32_t block : wanted)
+    RETURN_IF_ERROR(CheckBlock(version, block));
+  if (!attached.failure.ok()) return attached.failure;
+  if (attached.arriving != nullptr) return ArrivedOf(holder, attached, wanted);
   std::vector<ArenaId> arenas;
   for (const uint32_t block : wanted) {
-    if (block >= version.blocks.size()) {
-      return Status(Code::kInvalidArgument, "blocks: " + std::to_string(block) + " is beyond the " +
-                                                std::to_string(version.blocks.size()) +
-                                                " blocks of " + version.Label());
-    }
     if (version.blocks[block].arena == 0) {
       return Status(Code::kUnavailable, "block " + std::to_string(block) + " of " +
                                             version.Label() + " was evicted; attach again");
@@ -151,9 +163,16 @@ Status Weights::Detach(ClientId client, uint64_t attachment) {
     if (!ended.holds[block]) continue;
     holder.Drop(version.blocks[block].arena, version.image->BlockMemory(block));
   }
+  for (const auto& [block, arena] : ended.given)
+    holder.Drop(arena, version.image->BlockMemory(block));
   if (holder.attachments.empty()) holders_.erase(client);
   EndAttachment(ended);
   ReleaseLeaving();
+  const std::vector<BlockWaiter> waiters = TakeBlockWaiters([&](const BlockWaiter& waiter) {
+    return waiter.client == client && waiter.attachment == attachment;
+  });
+  for (const BlockWaiter& waiter : waiters)
+    waiter.done(NotTheirs(attachment));
   return {};
 }
 
@@ -163,6 +182,7 @@ void Weights::EndAttachment(const Attachment& ended) {
   for (uint32_t block = 0; block < version.blocks.size(); ++block) {
     if (ended.holds[block]) Unhold(ended.version, block);
   }
+  if (!ended.failure.ok()) ReleaseGiven(ended);
   ReleaseManifestIfIdle(version);
 }
 

@@ -1,6 +1,8 @@
 // What outlives a load: the checks that later ones go by, and image files.
 #include <algorithm>
 #include <map>
+#include <set>
+#include <string>
 #include <utility>
 
 #include "base/check.h"
@@ -13,19 +15,29 @@ namespace terrace {
 using weights::Checks;
 using weights::Version;
 
-void Weights::RestoreChecks(std::vector<std::string>* problems) {
+void Weights::RestoreChecks(const std::set<std::string>& known,
+                            const std::set<std::string>& unreadable,
+                            std::vector<std::string>* problems) {
   auto records = parts_.journal->Load(weights::kChecksPrefix);
   if (!records) return problems->push_back(records.error().ToString());
   std::map<std::string, std::shared_ptr<const Checks>> by_key;
+  std::vector<std::string> imported;
   for (const Journal::Record& record : *records) {
+    const std::string label = record.key.substr(weights::kChecksPrefix.size());
+    if (known.count(label) == 0) {
+      // The daemon ended while the model was being removed.
+      parts_.journal->Delete(record.key, [](const Status&) {});
+      continue;
+    }
     auto checks = weights::DecodeChecks(record.key, record.value);
     if (checks) {
       by_key.emplace(record.key, std::make_shared<const Checks>(*std::move(checks)));
     } else {
       problems->push_back(checks.error().ToString());
     }
+    // A record that this daemon cannot read may be of one that comes back: so may the image.
+    if (!checks || unreadable.count(label) > 0) imported.push_back(label);
   }
-  std::vector<std::string> imported;
   for (const VersionPtr& version : versions_) {
     const auto found = by_key.find(weights::ChecksKey(version->name, version->version));
     // Of a load whose digest never reached the journal, or of a model that had this name before.
@@ -47,8 +59,11 @@ void Weights::SetChecks(const VersionPtr& version, Checks checks,
                       });
 }
 
-void Weights::Import(const VersionPtr& version, ModelAdded added,
+void Weights::Import(const std::string& name, const std::string& label, ModelAdded added,
                      std::function<void(Result<ModelAdded>)> done) {
+  const auto found = Find(name, label);  // It may have been removed meanwhile.
+  if (!found) return done(found.error());
+  const VersionPtr version = *found;
   const auto told = [added, done](const Status& status) {
     ModelAdded result = added;
     result.imported = status.ok();
@@ -77,6 +92,15 @@ void Weights::WriteImage(const VersionPtr& version, std::function<void(Status)> 
     return done({Code::kUnavailable, "it has no checks; unload it, and add it again"});
   }
   if (version->checks->imported && version->image_problem.empty()) return done(Status());
+  for (Importing& other : importing_) {
+    if (other.version == version) return other.waiters.push_back(std::move(done));
+    // Of a model that was removed meanwhile: its file has the same name.
+    if (other.version->ImageLabel() == version->ImageLabel()) {
+      return done(
+          {Code::kUnavailable,
+           "an image of a model of this name that was removed is still being written; retry"});
+    }
+  }
   if (importing_.size() >= kMaxImporting) {
     return done({Code::kExhausted,
                  std::to_string(kMaxImporting) + " images are being written already; retry"});
@@ -87,23 +111,28 @@ void Weights::WriteImage(const VersionPtr& version, std::function<void(Status)> 
     blocks.push_back(parts_.host->Bytes(version->blocks[block].arena)
                          .first(image.BlockEnd(block) - image.BlockBegin(block)));
   }
-  importing_.push_back(version);
+  importing_.push_back({.version = version, .waiters = {}});
+  importing_.back().waiters.push_back(std::move(done));
   parts_.images->Write({.label = version->ImageLabel(),
                         .listing = version->listing,
                         .content = version->digest,
                         .image_bytes = image.bytes,
                         .block_bytes = image.block_bytes},
                        std::move(blocks), version->checks->crcs,
-                       [this, alive = std::weak_ptr(alive_), version,
-                        done = std::move(done)](Status written) mutable {
-                         if (alive.expired()) return;
-                         ImageWritten(version, std::move(written), std::move(done));
+                       [this, alive = std::weak_ptr(alive_), version](Status written) {
+                         if (!alive.expired()) ImageWritten(version, std::move(written));
                        });
 }
 
-void Weights::ImageWritten(const VersionPtr& version, Status written,
-                           std::function<void(Status)> done) {
-  importing_.erase(std::find(importing_.begin(), importing_.end(), version));
+void Weights::ImageWritten(const VersionPtr& version, Status written) {
+  const auto ended =
+      std::find_if(importing_.begin(), importing_.end(),
+                   [&](const Importing& importing) { return importing.version == version; });
+  const auto done = [waiters = std::move(ended->waiters)](const Status& status) {
+    for (const std::function<void(Status)>& waiter : waiters)
+      waiter(status);
+  };
+  importing_.erase(ended);
   for (uint32_t block = 0; block < version->blocks.size(); ++block)
     Unhold(version, block);
   ReleaseLeaving();
@@ -119,10 +148,9 @@ void Weights::ImageWritten(const VersionPtr& version, Status written,
   Checks checks = *version->checks;
   // Also where nothing came of it: what was there before may be gone.
   checks.imported = written.ok();
-  SetChecks(version, std::move(checks),
-            [written = std::move(written), done = std::move(done)](Status saved) {
-              done(written.ok() ? std::move(saved) : written);
-            });
+  SetChecks(version, std::move(checks), [written = std::move(written), done](const Status& saved) {
+    done(written.ok() ? saved : written);
+  });
 }
 
 void Weights::DeviceLetGo(ArenaId arena) {

@@ -14,12 +14,8 @@ constexpr uint64_t kPopulatePieceBytes = 4u << 20;
 }  // namespace
 
 Load::Load(const WeightsOptions& options, const WeightsParts& parts,
-           std::shared_ptr<Version> version, Ended ended, std::function<void(ArenaId)> let_go)
-    : options_(options),
-      parts_(parts),
-      version_(std::move(version)),
-      ended_(std::move(ended)),
-      let_go_(std::move(let_go)) {}
+           std::shared_ptr<Version> version, Events events)
+    : options_(options), parts_(parts), version_(std::move(version)), events_(std::move(events)) {}
 
 template <typename Value, typename Then>
 std::function<void(Value)> Load::Expect(Then then) {
@@ -116,8 +112,50 @@ void Load::Prepare() {
   digests_ = version_->tensor_digests;
   const bool believed = checks_ != nullptr && (file_ != nullptr || stamp_ == checks_->stamp);
   if (!believed) RequireHashes();
+  if (version_->digest.IsZero()) ListFilesToHash();
   planned_ = true;
-  if (Status fits = CheckFits(); !fits.ok()) Fail(std::move(fits));
+  if (Status fits = CheckFits(); !fits.ok()) return Fail(std::move(fits));
+  const bool early = std::any_of(waiters_.begin(), waiters_.end(),
+                                 [](const Waiter& waiter) { return waiter.early; });
+  if (early) Draft();
+}
+
+void Load::Draft() {
+  if (!planned_ || drafting_ || finishing_ || drafted_ || !outcome_.ok()) return;
+  if (version_->manifest != 0) {
+    drafted_ = true;
+    return events_.drafted(*this);
+  }
+  drafting_ = true;
+  auto manifest = std::make_shared<std::vector<uint8_t>>();
+  version_->source->Run(
+      [manifest, source = version_->source, image = version_->image, digest = version_->digest] {
+        *manifest = BuildManifest(source->tensors(), *image, digest);
+      },
+      Expect<Status>([manifest](Load& load, Status status) {
+        load.drafting_ = false;
+        if (status.ok()) status = load.WriteManifest(*manifest);
+        if (!status.ok()) return load.Fail(std::move(status));
+        load.drafted_ = true;
+        load.events_.drafted(load);
+      }));
+}
+
+void Load::HandOverManifest() {
+  arena_bytes_ -= RoundUpToBlockGranularity(manifest_bytes_);
+  manifest_ = 0;
+}
+
+void Load::ListFilesToHash() {
+  const std::vector<SourceFile>& files = version_->source->files();
+  const std::vector<TensorSpec>& specs = version_->source->tensors();
+  std::vector<uint32_t> places(specs.size());
+  for (uint32_t tensor = 0; tensor < specs.size(); ++tensor)
+    places[version_->image->tensors[tensor].spec] = tensor;
+  for (size_t i = 0; i < specs.size(); ++i) {
+    if (files[specs[i].file].published.IsZero() || specs[i].bytes == 0) continue;
+    files_to_hash_[specs[i].file].tensors.push_back(places[i]);
+  }
 }
 
 void Load::RequireHashes() {
@@ -156,9 +194,11 @@ void Load::Advance() {
   if (planned_ && outcome_.ok()) {
     StartBlocks();
     StartHashes();
+    StartFileHashes();
     const bool all_read = next_missing_ == missing_.size() && blocks_in_work_ == 0;
-    const bool all_hashed = next_hash_ == to_hash_.size() && hashes_in_work_ == 0;
-    if (outcome_.ok() && all_read && all_hashed && !finishing_) {
+    const bool all_hashed = next_hash_ == to_hash_.size() && hashes_in_work_ == 0 &&
+                            files_to_hash_.empty() && file_hashes_in_work_ == 0;
+    if (outcome_.ok() && all_read && all_hashed && !drafting_ && !finishing_) {
       finishing_ = true;
       if (Status finished = Finish(); !finished.ok()) Fail(std::move(finished));
     }
@@ -230,14 +270,14 @@ void Load::ReadImage(uint32_t block) {
               Expect<Result<BlockBytes>>([block](Load& load, Result<BlockBytes> read) {
                 load.ImageCame(block, std::move(read));
               }),
-              [weak = weak_from_this(), let_go = let_go_, arena] {
+              [weak = weak_from_this(), let_go = events_.let_go, arena] {
                 if (const auto load = weak.lock()) load->with_device_.erase(arena);
                 let_go(arena);
               });
 }
 
 void Load::ImageCame(uint32_t block, Result<BlockBytes> read) {
-  Status status = read ? CompareCrcs(block, read->crcs) : read.error();
+  Status status = read ? CompareCrcs(block, read->crcs, true) : read.error();
   if (status.ok()) {
     read->direct_bytes += std::exchange(read->cached_bytes, 0);
     loaded_.image_bytes += std::exchange(read->direct_bytes, 0);
@@ -245,7 +285,8 @@ void Load::ImageCame(uint32_t block, Result<BlockBytes> read) {
   }
   // A device that hangs would hang the files too, and may still write into the block.
   if (status.code() != Code::kDataLoss) return Fail(std::move(status));
-  image_problem_ = status.message();
+  // Others of it may be under way, and find the same.
+  if (file_ != nullptr) image_problem_ = status.message();
   file_ = nullptr;
   if (stamp_ != checks_->stamp) RequireHashes();
   // What the image put between the tensors must be zeros again.
@@ -279,33 +320,33 @@ void Load::ReadFiles(uint32_t block) {
           [block](Load& load, const Result<BlockBytes>& read) { load.BlockCame(block, read); }));
 }
 
-Status Load::CompareCrcs(uint32_t block, const std::vector<uint32_t>& crcs) const {
+Status Load::CompareCrcs(uint32_t block, const std::vector<uint32_t>& crcs, bool of_image) const {
   if (checks_ == nullptr) return {};
   const Image& image = *version_->image;
   const size_t before = UnitsBefore(image, block);
   for (size_t i = 0; i < crcs.size(); ++i) {
     if (crcs[i] == checks_->crcs[before + i]) continue;
     const uint64_t begin = image.BlockBegin(block) + i * kCheckedBytes;
-    return DiffersAt(begin, std::min(begin + kCheckedBytes, image.BlockEnd(block)));
+    return DiffersAt(begin, std::min(begin + kCheckedBytes, image.BlockEnd(block)), of_image);
   }
   return {};
 }
 
-Status Load::DiffersAt(uint64_t begin, uint64_t end) const {
+Status Load::DiffersAt(uint64_t begin, uint64_t end, bool of_image) const {
   const Image& image = *version_->image;
   const size_t first = image.FirstEndingAfter(begin);
   size_t last = first;
   while (last + 1 < image.tensors.size() && image.tensors[last + 1].offset < end)
     ++last;
   const TensorSpec& tensor = version_->source->tensors()[image.tensors[first].spec];
-  std::string what = file_ != nullptr ? "the image" : version_->source->files()[tensor.file].path;
+  std::string what = of_image ? "the image" : version_->source->files()[tensor.file].path;
   what += ": holds other bytes than when the model was first loaded: tensor '" + tensor.name + "'";
   if (last > first) what += " or one of the " + std::to_string(last - first) + " after it";
   return {Code::kDataLoss, std::move(what)};
 }
 
 void Load::BlockCame(uint32_t block, const Result<BlockBytes>& read) {
-  Status status = read ? CompareCrcs(block, read->crcs) : read.error();
+  Status status = read ? CompareCrcs(block, read->crcs, false) : read.error();
   if (status.ok()) status = parts_.host->Seal(arenas_[block]);
   if (!status.ok()) return Fail(std::move(status));
   const Image& image = *version_->image;
@@ -324,6 +365,7 @@ void Load::BlockCame(uint32_t block, const Result<BlockBytes>& read) {
     const Engine::Progress progress = waiters_[i].progress;
     if (progress) progress(done_bytes_, image.bytes);
   }
+  if (drafted_ && outcome_.ok()) events_.came(*this);
 }
 
 void Load::ReportProgress(const Waiter& waiter) const {
@@ -363,6 +405,47 @@ void Load::Hashed(uint32_t tensor, Result<Digest> digest) {
   if (!digest) return Fail(std::move(digest).error());
   --hashes_in_work_;
   digests_[tensor] = *digest;
+}
+
+bool Load::IsThere(uint32_t index) const {
+  const ImageTensor& tensor = version_->image->tensors[index];
+  const uint64_t block_bytes = version_->image->block_bytes;
+  const auto first = static_cast<ptrdiff_t>(tensor.offset / block_bytes);
+  const auto last = static_cast<ptrdiff_t>((tensor.offset + tensor.bytes - 1) / block_bytes);
+  return std::all_of(filled_.begin() + first, filled_.begin() + last + 1,
+                     [](bool filled) { return filled; });
+}
+
+void Load::StartFileHashes() {
+  for (auto next = files_to_hash_.begin(); next != files_to_hash_.end();) {
+    const auto entry = next++;
+    auto& [file, waiting] = *entry;
+    while (waiting.there < waiting.tensors.size() && IsThere(waiting.tensors[waiting.there]))
+      ++waiting.there;
+    if (waiting.there < waiting.tensors.size()) continue;
+    if (file_hashes_in_work_ == kHashesAtOnce) return;
+    std::vector<std::span<const uint8_t>> data;
+    for (const uint32_t tensor : waiting.tensors) {
+      const auto spans = TensorSpans(tensor);
+      data.insert(data.end(), spans.begin(), spans.end());
+    }
+    ++file_hashes_in_work_;
+    version_->source->HashFile(
+        file, std::move(data),
+        Expect<Result<Digest>>([index = file](Load& load, const Result<Digest>& digest) {
+          load.FileHashed(index, digest);
+        }));
+    files_to_hash_.erase(entry);
+  }
+}
+
+void Load::FileHashed(uint32_t file, const Result<Digest>& digest) {
+  --file_hashes_in_work_;
+  if (!digest) return Fail(digest.error());
+  const SourceFile& source = version_->source->files()[file];
+  if (*digest == source.published) return;
+  Fail({Code::kDataLoss, source.path + ": is not what was published: its SHA-256 is " +
+                             digest->Hex() + ", and its blob is named " + source.published.Hex()});
 }
 
 Status Load::Finish() {
@@ -443,7 +526,7 @@ void Load::Cancel(Status why) {
 void Load::EndIfQuiet() {
   if (is_over_ || expected_ > 0 || (outcome_.ok() && !complete_)) return;
   is_over_ = true;
-  ended_(shared_from_this(), outcome_);
+  events_.ended(shared_from_this(), outcome_);
 }
 
 }  // namespace terrace::weights

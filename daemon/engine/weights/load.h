@@ -16,6 +16,12 @@
 // their checks are compared (checks.h), and, where those are not enough, the digests of the tensors
 // in them, or that of all tensors where this life of the daemon has not hashed them yet.
 //
+// For who waits early the manifest is written as soon as the plan is there, and told by `drafted`;
+// then each block that came by `came`. It has the digest on record, or zeros where there is none.
+//
+// A file whose layout names its SHA-256 (SourceFile::published) is hashed as a whole when the set
+// is loaded for the first time: out of the blocks, so that nothing but its header is read twice.
+//
 // A block that the image file does not give, or not as it was, is read from the safetensors files.
 // A device that does not answer fails the load; blocks that it may still write into stay until it
 // has let go.
@@ -26,6 +32,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -47,6 +54,7 @@ struct Waiter {
   MonotonicNs deadline = kNoDeadline;
   Engine::Progress progress;  // May be empty.
   std::function<void(Status)> done;
+  bool early = false;  // Waits for the manifest only.
 };
 
 class Load final : public std::enable_shared_from_this<Load> {
@@ -55,17 +63,32 @@ class Load final : public std::enable_shared_from_this<Load> {
   static constexpr size_t kBlocksAtOnce = 4;
   static constexpr size_t kHashesAtOnce = 8;
 
-  using Ended = std::function<void(const std::shared_ptr<Load>& load, Status status)>;
-  // `ended` is called once, when no tier works for the load any more.
-  // `let_go` is called for each arena of with_device() at the end, maybe long after that of the
-  // load.
+  struct Events {
+    // Once, when no tier works for the load any more.
+    std::function<void(const std::shared_ptr<Load>& load, Status status)> ended;
+    // For each arena of with_device() at the end, maybe long after that of the load.
+    std::function<void(ArenaId)> let_go;
+    // The plan is there, and a manifest: that of the version, or manifest() to be taken over.
+    // Called once if anybody waits early.
+    std::function<void(Load& load)> drafted;
+    // A block has come; after `drafted`.
+    std::function<void(Load& load)> came;
+  };
   Load(const WeightsOptions& options, const WeightsParts& parts, std::shared_ptr<Version> version,
-       Ended ended, std::function<void(ArenaId)> let_go);
+       Events events);
 
   void Start();
+  // A waiter was added that waits early.
+  void Draft();
   void Cancel(Status why);
   // Populates up to `budget` bytes and takes them off it. True if more is waiting.
   bool Populate(uint64_t& budget);
+
+  // The block's arena, once it is complete and sealed; else 0.
+  ArenaId ArenaOf(uint32_t block) const { return filled_[block] ? arenas_[block] : 0; }
+  bool drafted() const { return drafted_; }
+  // The manifest belongs to the version now.
+  void HandOverManifest();
 
   const std::shared_ptr<Version>& version() const { return version_; }
   std::vector<Waiter>& waiters() { return waiters_; }
@@ -123,8 +146,8 @@ class Load final : public std::enable_shared_from_this<Load> {
   void ImageCame(uint32_t block, Result<BlockBytes> read);
   void BlockCame(uint32_t block, const Result<BlockBytes>& read);
   // Names the first tensor that differs, and its file.
-  Status CompareCrcs(uint32_t block, const std::vector<uint32_t>& crcs) const;
-  Status DiffersAt(uint64_t begin, uint64_t end) const;
+  Status CompareCrcs(uint32_t block, const std::vector<uint32_t>& crcs, bool of_image) const;
+  Status DiffersAt(uint64_t begin, uint64_t end, bool of_image) const;
   // What is there and what comes is not enough to be believed: the tensors are hashed.
   void RequireHashes();
   void StartHashes();
@@ -139,6 +162,11 @@ class Load final : public std::enable_shared_from_this<Load> {
   };
   Status Complete(const Finished& finished);
   Status WriteManifest(const std::vector<uint8_t>& bytes);
+  // Files that have a published digest, once all their tensors are there.
+  void ListFilesToHash();
+  void StartFileHashes();
+  bool IsThere(uint32_t tensor) const;  // It has bytes.
+  void FileHashed(uint32_t file, const Result<Digest>& digest);
   void Fail(Status status);
   void EndIfQuiet();
   Result<HostTier::Created> CreateArena(uint64_t bytes);
@@ -151,8 +179,7 @@ class Load final : public std::enable_shared_from_this<Load> {
   const WeightsOptions options_;
   const WeightsParts parts_;
   const std::shared_ptr<Version> version_;
-  const Ended ended_;
-  const std::function<void(ArenaId)> let_go_;
+  const Events events_;
   std::vector<Waiter> waiters_;
 
   std::shared_ptr<const Checks> checks_;  // Null: there are none that fit.
@@ -174,6 +201,13 @@ class Load final : public std::enable_shared_from_this<Load> {
   size_t next_hash_ = 0;
   size_t hashes_in_work_ = 0;
   std::vector<Digest> digests_;  // By tensor, in image order.
+  // Files to be hashed as a whole.
+  struct FileToHash {
+    std::vector<uint32_t> tensors;  // Those that have bytes, in the order of the file.
+    size_t there = 0;               // The first so many of them are.
+  };
+  std::map<uint32_t, FileToHash> files_to_hash_;
+  size_t file_hashes_in_work_ = 0;
 
   std::vector<Fresh> fresh_;
   ArenaId manifest_ = 0;
@@ -185,6 +219,8 @@ class Load final : public std::enable_shared_from_this<Load> {
   size_t expected_ = 0;  // Completions of tiers that have not come.
   Status outcome_;
   bool planned_ = false;
+  bool drafting_ = false;  // The manifest is being written for who waits early.
+  bool drafted_ = false;
   bool finishing_ = false;
   bool complete_ = false;
   bool is_over_ = false;

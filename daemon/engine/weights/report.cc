@@ -77,6 +77,11 @@ WeightsTotals Weights::totals() const {
     totals.resident_bytes += orphan.bytes;
   for (const auto& [arena, bytes] : overdue_)
     totals.resident_bytes += bytes;
+  for (const auto& [arena, given] : given_) {
+    totals.resident_bytes += given.bytes;
+    totals.held_bytes += given.bytes;
+    totals.let_go_bytes += given.bytes;
+  }
   for (const LoadPtr& load : loads_) {
     totals.resident_bytes += load->arena_bytes();
     totals.held_bytes += load->arena_bytes();
@@ -90,6 +95,7 @@ WeightsFigures Weights::Figures() const {
   for (const auto& [client, holder] : holders_)
     figures.attachments += holder.attachments.size();
   figures.loads = loads_.size();
+  figures.waiters = block_waiters_.size();
   figures.read_bytes = read_bytes_;
   for (const auto& [arena, place] : places_) {
     const Version& version = *place.version;
@@ -101,6 +107,8 @@ WeightsFigures Weights::Figures() const {
     Amount& amount = version.let_go ? figures.gone : held ? figures.held : figures.idle;
     amount.Add(version.image->BlockMemory(place.block));
   }
+  for (const auto& [arena, given] : given_)
+    figures.gone.Add(given.bytes);
   for (const LoadPtr& load : loads_) {
     figures.waiters += load->waiters().size();
     figures.read_bytes += load->read_bytes();
@@ -133,6 +141,8 @@ Status Weights::CheckInvariants() const {
         ++holds[version][block];
         counted.Take(version->blocks[block].arena, version->image->BlockMemory(block));
       }
+      for (const auto& [block, arena] : attachment.given)
+        counted.Take(arena, version->image->BlockMemory(block));
     }
     if (counted.holds != holder.holds || counted.bytes != holder.bytes) {
       return {Code::kInternal,
@@ -145,7 +155,7 @@ Status Weights::CheckInvariants() const {
     for (const uint32_t block : load->held)
       ++holds[load->version().get()][block];
   }
-  for (const VersionPtr& version : importing_) {
+  for (const auto& [version, waiters] : importing_) {
     versions.insert(version.get());
     holds[version.get()].resize(version->blocks.size(), 0);
     for (uint32_t& count : holds[version.get()])

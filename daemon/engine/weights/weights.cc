@@ -51,15 +51,21 @@ Weights::~Weights() = default;
 Status Weights::Restore(std::vector<std::string>* problems) {
   ASSIGN_OR_RETURN(const std::vector<Journal::Record> records,
                    parts_.journal->Load(weights::kRecordPrefix));
+  std::set<std::string> known;
+  std::set<std::string> unreadable;
   for (const Journal::Record& stored : records) {
+    const std::string label = stored.key.substr(weights::kRecordPrefix.size());
+    known.insert(label);
     auto record = weights::DecodeRecord(stored.key, stored.value);
     if (!record) {
       problems->push_back(record.error().ToString());
+      unreadable.insert(label);
       continue;
     }
     if (versions_.size() == kMaxVersions) {
       problems->push_back("journal record '" + stored.key + "': more than " +
                           std::to_string(kMaxVersions) + " model versions");
+      unreadable.insert(label);
       continue;
     }
     auto version = std::make_shared<Version>();
@@ -72,8 +78,11 @@ Status Weights::Restore(std::vector<std::string>* problems) {
     version->listing = record->listing;
     version->digest = record->digest;
     for (weights::RecordFile& file : record->files)
-      version->files.push_back(
-          {.path = std::move(file.path), .bytes = file.bytes, .reopenable = true, .why_not = ""});
+      version->files.push_back({.path = std::move(file.path),
+                                .bytes = file.bytes,
+                                .reopenable = true,
+                                .why_not = "",
+                                .published = {}});
     version->recorded = true;
     version->durable = true;
     last_ordinal_ = std::max(last_ordinal_, version->ordinal);
@@ -81,7 +90,7 @@ Status Weights::Restore(std::vector<std::string>* problems) {
   }
   std::sort(versions_.begin(), versions_.end(),
             [](const VersionPtr& a, const VersionPtr& b) { return a->ordinal < b->ordinal; });
-  RestoreChecks(problems);
+  RestoreChecks(known, unreadable, problems);
   return {};
 }
 
@@ -117,15 +126,6 @@ void Weights::AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> d
   }
   if (!allowed.ok()) return done(std::move(allowed));
 
-  if (spec.import_image) {
-    done = [this, name = spec.name, version = spec.version,
-            done = std::move(done)](Result<ModelAdded> added) {
-      if (!added) return done(std::move(added));
-      const auto found = Find(name, version);  // It may have been removed meanwhile.
-      if (!found) return done(found.error());
-      Import(*found, *std::move(added), done);
-    };
-  }
   ++opening_;
   parts_.sources->Open(
       std::move(spec.source), [this, alive = std::weak_ptr(alive_), name = std::move(spec.name),
@@ -314,14 +314,19 @@ Status Weights::Await(const VersionPtr& version, Waiter waiter) {
     }
     load->waiters().push_back(waiter);
     load->ReportProgress(waiter);
+    if (waiter.early) load->drafted() ? LoadDrafted(*load) : load->Draft();
     return {};
   }
-  load = std::make_shared<weights::Load>(
-      options_, parts_, version,
-      [this](const LoadPtr& ended, Status status) { LoadEnded(ended, std::move(status)); },
-      [this, alive = std::weak_ptr(alive_)](ArenaId arena) {
-        if (!alive.expired()) DeviceLetGo(arena);
-      });
+  weights::Load::Events events;
+  events.ended = [this](const LoadPtr& ended, Status status) {
+    LoadEnded(ended, std::move(status));
+  };
+  events.let_go = [this, alive = std::weak_ptr(alive_)](ArenaId arena) {
+    if (!alive.expired()) DeviceLetGo(arena);
+  };
+  events.drafted = [this](weights::Load& drafted) { LoadDrafted(drafted); };
+  events.came = [this](const weights::Load& came) { BlocksCame(came); };
+  load = std::make_shared<weights::Load>(options_, parts_, version, std::move(events));
   for (uint32_t block = 0; block < version->blocks.size(); ++block) {
     if (version->blocks[block].arena == 0) continue;
     Hold(*version, block);
@@ -347,8 +352,12 @@ void Weights::LoadEnded(const LoadPtr& load, Status status) {
     Publish(version, *load);
   } else {
     status = std::move(status).WithContext(version->Label());
+  }
+  const std::vector<BlockWaiter> arrived = EndArrivals(load, status);
+  if (!status.ok()) {
     for (const weights::Load::Fresh& fresh : load->fresh()) {
       const uint64_t bytes = version->image->BlockMemory(fresh.block);
+      if (IsGiven(fresh.arena)) continue;
       if (load->with_device().contains(fresh.arena)) {
         overdue_.emplace(fresh.arena, bytes);
       } else {
@@ -365,6 +374,7 @@ void Weights::LoadEnded(const LoadPtr& load, Status status) {
   const std::vector<Waiter> waiters = std::move(load->waiters());
   for (const Waiter& waiter : waiters)
     waiter.done(version->removed && status.ok() ? Removed(*version) : status);
+  TellArrived(arrived, *version, status);
   for (const uint32_t block : load->held)
     Unhold(version, block);
   ReleaseLeaving();
@@ -380,11 +390,7 @@ void Weights::Publish(const VersionPtr& version, weights::Load& load) {
     Hold(*version, fresh.block);
     load.held.push_back(fresh.block);
   }
-  if (load.manifest() != 0) {
-    version->manifest = load.manifest();
-    version->manifest_bytes = load.manifest_bytes();
-    places_[version->manifest] = {.version = version.get(), .block = kManifest};
-  }
+  PublishManifest(version, load);
   load.HandOver();
   version->tensor_digests = std::move(load.digests());
   version->let_go = false;
@@ -405,6 +411,14 @@ void Weights::Publish(const VersionPtr& version, weights::Load& load) {
     if (!version->recorded) saved = [](const Status&) {};
     SetChecks(version, *std::move(checks), std::move(saved));
   }
+}
+
+void Weights::PublishManifest(const VersionPtr& version, weights::Load& load) {
+  if (load.manifest() == 0) return;
+  version->manifest = load.manifest();
+  version->manifest_bytes = load.manifest_bytes();
+  places_[version->manifest] = {.version = version.get(), .block = kManifest};
+  load.HandOverManifest();
 }
 
 Result<Unloaded> Weights::Unload(const std::string& name, const std::string& version) {
@@ -462,6 +476,8 @@ void Weights::ClientGone(ClientId client) {
     for (const auto& [id, attachment] : holder.mapped().attachments)
       EndAttachment(attachment);
   }
+  const std::vector<BlockWaiter> for_blocks =
+      TakeBlockWaiters([client](const BlockWaiter& waiter) { return waiter.client == client; });
   ReleaseLeaving();  // Once, however many there were: it is what one call may free.
   std::vector<Waiter> gone;
   for (const LoadPtr& load : loads_) {
@@ -473,6 +489,8 @@ void Weights::ClientGone(ClientId client) {
   }
   for (const Waiter& waiter : gone)
     waiter.done({Code::kUnavailable, "the client has gone"});
+  for (const BlockWaiter& waiter : for_blocks)
+    waiter.done(Status(Code::kUnavailable, "the client has gone"));
 }
 
 bool Weights::Turn() {
@@ -489,6 +507,10 @@ bool Weights::Turn() {
   for (const auto& [waiter, version] : late) {
     waiter.done(
         {Code::kDeadlineExceeded, version->Label() + " is still being loaded; the load goes on"});
+  }
+  for (const BlockWaiter& waiter :
+       TakeBlockWaiters([now](const BlockWaiter& waiter) { return waiter.deadline <= now; })) {
+    waiter.done(Status(Code::kDeadlineExceeded, "its blocks have not come; the load goes on"));
   }
   uint64_t budget = kPopulateStepBytes;
   bool more = ReleaseLeaving();

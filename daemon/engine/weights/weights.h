@@ -19,6 +19,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -87,7 +88,7 @@ class Weights {
   static constexpr size_t kMaxVersions = 4096;
   static constexpr size_t kMaxOpening = 64;        // AddModel calls that wait for their files.
   static constexpr size_t kMaxWaiters = 4096;      // Of one load.
-  static constexpr size_t kMaxClientWaiters = 64;  // Of one client, over all loads.
+  static constexpr size_t kMaxClientWaiters = 64;  // Of one client: for loads; for blocks.
   static constexpr size_t kMaxAttachments = 1024;  // Of one client.
   static constexpr size_t kMaxNameBytes = 128;
   static constexpr size_t kMaxImporting = 4;                 // Images that are being written.
@@ -104,7 +105,11 @@ class Weights {
   Status Restore(std::vector<std::string>* problems);
 
   // ---- The verbs of Engine.
+  // Registers it, whatever it says of an image.
   void AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done);
+  // Loads the version that was added and writes its image; `done` gets `added` and what came of it.
+  void Import(const std::string& name, const std::string& version, ModelAdded added,
+              std::function<void(Result<ModelAdded>)> done);
   void RemoveModel(const std::string& name, const std::string& version,
                    std::function<void(Status)> done);
   void Load(ClientId client, const std::string& name, const std::string& version,
@@ -117,7 +122,17 @@ class Weights {
   // first BlocksOf that names blocks, and from then on those that were ever named.
   void Attach(ClientId client, const std::string& name, const std::string& version, bool load,
               uint32_t deadline_ms, std::function<void(Result<Attached>)> done);
-  // `unavailable` for a block that the attachment did not hold and that was evicted since.
+  // As Attach with `load`, but done once the manifest is there. While the load runs the attachment
+  // is arriving: it holds nothing but what BlocksOf gave it, and when the load is done what Attach
+  // would have it hold. If the load fails, the attachment has failed: every verb but Detach answers
+  // why, and the blocks that it was given stay charged until then, for they are mapped.
+  void AttachEarly(ClientId client, const std::string& name, const std::string& version,
+                   uint32_t deadline_ms, std::function<void(Result<Attached>)> done);
+  // Until the attachment's blocks of these numbers have come; none: until its load is done.
+  void AwaitBlocks(ClientId client, uint64_t attachment, std::span<const uint32_t> blocks,
+                   uint32_t deadline_ms, std::function<void(Result<Arrival>)> done);
+  // `unavailable` for a block that the attachment did not hold and that was evicted since. 0 for
+  // one that has not come, where the attachment is arriving.
   Result<std::vector<ArenaId>> BlocksOf(ClientId client, uint64_t attachment,
                                         std::span<const uint32_t> blocks);
   // The name of what is attached; null if it is not one of this client.
@@ -153,8 +168,23 @@ class Weights {
   using LoadPtr = std::shared_ptr<weights::Load>;
   struct Attachment {
     VersionPtr version;
-    std::vector<bool> holds;  // By block.
+    std::vector<bool> holds;  // By block of the version.
     bool chosen = false;      // A BlocksOf has named blocks.
+
+    LoadPtr arriving;          // Null: it is complete, or has failed.
+    std::vector<bool> wanted;  // While it is arriving: what it holds afterwards.
+    // Blocks of its load that it was given, while that runs and after it failed.
+    std::map<uint32_t, ArenaId> given;
+    Status failure;  // Of the load.
+  };
+  // Who waits for blocks of an arriving attachment.
+  struct BlockWaiter {
+    ClientId client = 0;
+    uint64_t attachment = 0;
+    MonotonicNs deadline = 0;
+    std::vector<uint32_t> blocks;  // Empty: all of the load.
+    size_t come = 0;               // The first so many of `blocks` have.
+    std::function<void(Result<Arrival>)> done;
   };
   // A client that has attached something. What it holds in all is counted along the way: a report
   // of all clients looks at no attachment.
@@ -182,15 +212,14 @@ class Weights {
   void Save(const VersionPtr& version, std::function<void(Status)> done);
 
   // import.cc
-  void RestoreChecks(std::vector<std::string>* problems);
+  // `known`: the labels of all records of models, those that are `unreadable` among them.
+  void RestoreChecks(const std::set<std::string>& known, const std::set<std::string>& unreadable,
+                     std::vector<std::string>* problems);
   // `checks` are the version's from now on, and durable when `done` says ok.
   void SetChecks(const VersionPtr& version, weights::Checks checks,
                  std::function<void(Status)> done);
-  // Loads the version and writes its image; `done` gets `added` and what came of that.
-  void Import(const VersionPtr& version, ModelAdded added,
-              std::function<void(Result<ModelAdded>)> done);
   void WriteImage(const VersionPtr& version, std::function<void(Status)> done);
-  void ImageWritten(const VersionPtr& version, Status written, std::function<void(Status)> done);
+  void ImageWritten(const VersionPtr& version, Status written);
   // A device that was overdue does not write into the arena any more.
   void DeviceLetGo(ArenaId arena);
 
@@ -199,6 +228,9 @@ class Weights {
   void LoadEnded(const LoadPtr& load, Status status);
   void Publish(const VersionPtr& version, weights::Load& load);
   Result<Attached> AttachNow(ClientId client, const VersionPtr& version);
+  // Makes room for one more, or says that there is none.
+  Result<Holder*> HolderOf(ClientId client);
+  void PublishManifest(const VersionPtr& version, weights::Load& load);
 
   void Hold(weights::Version& version, uint32_t block);
   // Without a holder, the block of a version that was let go leaves.
@@ -211,6 +243,27 @@ class Weights {
   bool ReleaseLeaving();
   uint64_t ReleaseBlock(weights::Version& version, uint32_t block);
   void ReleaseManifestIfIdle(weights::Version& version);
+  // arrivals.cc
+  // Attaches who waited for the manifest only.
+  void LoadDrafted(weights::Load& load);
+  Result<Attached> AttachArriving(ClientId client, const LoadPtr& load);
+  std::vector<ArenaId> ArrivedOf(Holder& holder, Attachment& attached,
+                                 std::span<const uint32_t> blocks);
+  void BlocksCame(const weights::Load& load);
+  // The load has ended: its attachments are as others, or have failed. Returns who waited for that.
+  std::vector<BlockWaiter> EndArrivals(const LoadPtr& load, const Status& status);
+  static void TellArrived(const std::vector<BlockWaiter>& waiters, const weights::Version& version,
+                          const Status& status);
+  void Complete(Holder& holder, Attachment& attached);
+  void FailArrival(Attachment& attached, const Status& status);
+  // Those that `ended` chooses leave the list.
+  std::vector<BlockWaiter> TakeBlockWaiters(const std::function<bool(const BlockWaiter&)>& ended);
+  bool HaveCome(const Attachment& attached, BlockWaiter& waiter) const;
+  // Of a failed attachment that has ended: what nobody else was given goes.
+  void ReleaseGiven(const Attachment& ended);
+  // The load failed, and its arena was given to clients: it goes with the last of these.
+  bool IsGiven(ArenaId arena) const { return given_.count(arena) > 0; }
+
   // Null: it is not one of this client.
   const Attachment* FindAttachment(ClientId client, uint64_t attachment) const;
   // It was taken from its holder.
@@ -233,7 +286,19 @@ class Weights {
   std::vector<Orphan> orphans_;
   // Likewise, but a device that did not answer in time may still write into them: their bytes.
   std::unordered_map<ArenaId, uint64_t> overdue_;
-  std::vector<VersionPtr> importing_;  // Their images are being written; every block is held.
+  // Likewise, but attachments of the load have them.
+  struct Given {
+    uint64_t bytes = 0;
+    uint32_t attachments = 0;
+  };
+  std::unordered_map<ArenaId, Given> given_;
+  std::vector<BlockWaiter> block_waiters_;
+  // An image that is being written; every block of the version is held.
+  struct Importing {
+    VersionPtr version;
+    std::vector<std::function<void(Status)>> waiters;  // More than one may ask.
+  };
+  std::vector<Importing> importing_;
   uint64_t last_attachment_ = 0;
   uint64_t last_ordinal_ = 0;
   size_t opening_ = 0;

@@ -351,9 +351,9 @@ KVC_API void kvc_grants_destroy(kvc_grants* grants);
 /* The durable acknowledgement of pages that were committed: KVC_OK when each survives what the
  * daemon's `store.durability` says. At most 512 keys. codes[i], where `codes` is not NULL: KVC_OK;
  * KVC_NOT_FOUND (not in memory, and not stored); KVC_EXHAUSTED (the store got no room for it in
- * time, or its budget of writes is used up); KVC_UNAVAILABLE (its device takes no writes). With `codes` NULL the
- * call fails with the first of these. The call itself: KVC_UNAVAILABLE, the daemon has no page store;
- * KVC_MISMATCH, its durability is "none", or it is too old to have one. */
+ * time, or its budget of writes is used up); KVC_UNAVAILABLE (its device takes no writes). With
+ * `codes` NULL the call fails with the first of these. The call itself: KVC_UNAVAILABLE, the daemon
+ * has no page store; KVC_MISMATCH, its durability is "none", or it is too old to have one. */
 KVC_API kvc_code kvc_persist(kvc_client* client, const kvc_space* space, const kvc_key* keys,
                              size_t count, int32_t timeout_ms, kvc_code* codes, kvc_error* error);
 
@@ -417,20 +417,50 @@ typedef struct kvc_attach_options {
   uint32_t first_layer; /* chosen layers: [first_layer, first_layer + layer_count), and with */
   uint32_t layer_count; /* `with_rest` the tensors outside layers too. layer_count 0: everything */
   int32_t with_rest;
+  int32_t early; /* not 0, with `load`: do not wait for the blocks; see kvc_model_wait */
 } kvc_attach_options;
 
 /* Attaches a model's weights: two round trips, whatever the number of tensors. Pages are mapped
- * read-only and shared by all who attach. */
+ * read-only and shared by all who attach.
+ *
+ * With `early` the call returns as soon as the daemon knows where each tensor will lie, while its
+ * load goes on: names, shapes and info are there at once, `data` of a tensor is NULL until the
+ * blocks that it lies in have come and were waited for. Of a model that is loaded already, `early`
+ * changes nothing. */
 KVC_API kvc_code kvc_attach(kvc_client* client, const char* model,
                             const kvc_attach_options* options, int32_t timeout_ms,
                             kvc_weights** weights, kvc_error* error);
+/* Not while another thread is in a call with these weights. */
 KVC_API void kvc_detach(kvc_weights* weights);
+
+#define KVC_ALL_BLOCKS UINT32_MAX
+
+/* Waits until block number `block` of early attached weights (0 to kvc_weights_info.blocks - 1) is
+ * complete and mapped; KVC_ALL_BLOCKS: until all attached blocks are, and the whole model was
+ * checked, from which on kvc_weights_info.digest is known and spaces can be opened with the
+ * weights. Returns at once for what is there already. Any thread, several at a time.
+ *
+ * A block that came is compared with the checks on record, where there are any. Of a model that is
+ * loaded for the first time there are none: such bytes are what the files hold, and whether those
+ * are what the hub published is known only when the whole load is done.
+ *
+ * KVC_INVALID_ARGUMENT: no such block, or one outside of the attached layers.
+ * KVC_DEADLINE_EXCEEDED: after timeout_ms; the load goes on, wait again.
+ * KVC_UNAVAILABLE: no daemon now; what was mapped stays. KVC_STALE: another life of the daemon,
+ * which knows nothing of these weights: detach and attach again. Any other code is that of the
+ * load, which has failed (KVC_DATA_LOSS: the files are not what they should be), and so does every
+ * later wait: use nothing of these weights, and detach them. They stay mapped until then. */
+KVC_API kvc_code kvc_model_wait(kvc_weights* weights, uint32_t block, int32_t timeout_ms,
+                                kvc_error* error);
+/* Likewise for all blocks of the tensor of that name; KVC_NOT_FOUND: there is none. */
+KVC_API kvc_code kvc_model_wait_tensor(kvc_weights* weights, const char* name, int32_t timeout_ms,
+                                       kvc_error* error);
 
 typedef struct kvc_weights_info {
   size_t struct_size;
   const char* model; /* strings live as long as the attachment */
   const char* version;
-  kvc_key digest; /* content digest (docs/keys.md) */
+  kvc_key digest; /* content digest (docs/keys.md); zeros while the first load runs */
   uint64_t epoch;
   size_t tensors;
   uint64_t bytes;        /* of the whole image */
@@ -449,7 +479,8 @@ typedef struct kvc_tensor {
   const char* dtype; /* the safetensors word: "BF16", "F32", ... */
   uint32_t rank;
   uint64_t shape[8];
-  const void* data; /* C order, 256-byte aligned; NULL if its blocks were not attached */
+  const void*
+      data; /* C order, 256-byte aligned; NULL if its blocks were not attached, or have not come */
   uint64_t bytes;
 } kvc_tensor;
 /* By name (binary search in the mapped manifest) or by index in the order of names. */

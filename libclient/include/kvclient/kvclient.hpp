@@ -62,6 +62,16 @@ class Weights {
     return info;
   }
   std::uint64_t epoch() const { return kvc_weights_epoch(handle_.get()); }
+  // Of early attached weights: see kvc_model_wait.
+  Status Wait(std::uint32_t block = KVC_ALL_BLOCKS, std::int32_t timeout_ms = 0) {
+    return detail::StatusOf(
+        [&](kvc_error* error) { return kvc_model_wait(handle_.get(), block, timeout_ms, error); });
+  }
+  Status WaitTensor(const std::string& name, std::int32_t timeout_ms = 0) {
+    return detail::StatusOf([&](kvc_error* error) {
+      return kvc_model_wait_tensor(handle_.get(), name.c_str(), timeout_ms, error);
+    });
+  }
   const kvc_weights* get() const { return handle_.get(); }
 
  private:
