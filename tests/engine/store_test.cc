@@ -469,7 +469,7 @@ TEST_F(StoreTest, ManyWritesThatHangStopOthers) {
 TEST_F(StoreTest, TheOldestLeaveFirstAfterARestartToo) {
   EngineOptions options = StoreWorld::Options();
   options.store.high_percent = 80;
-  options.store.low_percent = 40;
+  options.store.low_percent = 80;
   StoreWorld small(options, {.capacity_bytes = 5 * (kPage + SimPageStore::kHeaderBytes)});
   {
     StoringClient client(small);
@@ -491,6 +491,7 @@ TEST_F(StoreTest, TheOldestLeaveFirstAfterARestartToo) {
   (void)client.Persist(space, {5});
   small.world.Settle();
   EXPECT_FALSE(small.store.Has(client.NameOf(space, 1)));
+  EXPECT_TRUE(small.store.Has(client.NameOf(space, 2))) << "newer, in an older place";
   EXPECT_TRUE(small.store.Has(client.NameOf(space, 5)));
 }
 
