@@ -47,7 +47,7 @@ void Weights::SetChecks(const VersionPtr& version, Checks checks,
                       });
 }
 
-void Weights::Import(const VersionPtr& version, ModelAdded added,
+void Weights::Import(const VersionPtr& version, ModelAdded added, Progress progress,
                      std::function<void(Result<ModelAdded>)> done) {
   const auto told = [added, done](const Status& status) {
     ModelAdded result = added;
@@ -67,6 +67,7 @@ void Weights::Import(const VersionPtr& version, ModelAdded added,
   };
   if (version->Complete() && !version->let_go) return loaded(Status());
   weights::Waiter waiter;
+  waiter.progress = std::move(progress);
   waiter.done = loaded;
   if (Status status = Await(version, std::move(waiter)); !status.ok()) told(status);
 }

@@ -107,8 +107,8 @@ class Weights {
   void AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done);
   void RemoveModel(const std::string& name, const std::string& version,
                    std::function<void(Status)> done);
-  void Load(ClientId client, const std::string& name, const std::string& version,
-            Engine::Progress progress, std::function<void(Result<ModelLoaded>)> done);
+  void Load(ClientId client, const std::string& name, const std::string& version, Progress progress,
+            std::function<void(Result<ModelLoaded>)> done);
   // Blocks that clients hold stay until they let go; a load before that takes them up again. Of the
   // others kReleaseStepBytes go at once and the rest in the next turns: giving up memory takes
   // time.
@@ -187,7 +187,7 @@ class Weights {
   void SetChecks(const VersionPtr& version, weights::Checks checks,
                  std::function<void(Status)> done);
   // Loads the version and writes its image; `done` gets `added` and what came of that.
-  void Import(const VersionPtr& version, ModelAdded added,
+  void Import(const VersionPtr& version, ModelAdded added, Progress progress,
               std::function<void(Result<ModelAdded>)> done);
   void WriteImage(const VersionPtr& version, std::function<void(Status)> done);
   void ImageWritten(const VersionPtr& version, Status written, std::function<void(Status)> done);
