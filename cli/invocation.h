@@ -23,6 +23,7 @@ enum ExitCode : int {
   kExitNoDaemon = 3,  // Nobody listens at the socket, or the daemon went away.
   kExitNotFound = 4,  // No such model, space or page.
   kExitDeadline = 5,  // --timeout passed first; the outcome is open.
+  kExitFindings = 6,  // `fsck` found something, and was not to repair it.
 };
 
 struct CommonOptions {

@@ -13,7 +13,7 @@ SIZE is a number of bytes or one with a unit: 64K, 1.5GiB (powers of 1024), 10MB
 standard error.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no daemon; 4 no such model, space or page;
-5 --timeout passed first.)";
+5 --timeout passed first; 6 fsck found something.)";
 
 // Everything that arguments can say; a verb reads its own part.
 struct Arguments {
@@ -29,6 +29,9 @@ struct Arguments {
   std::string bytes;
   bool all = false;
   bool import_image = false;
+  double watch_s = 0;
+  PromoteChoice promote;
+  FsckChoice fsck;
 };
 
 CLI::App* AddVerb(CLI::App& app, const char* name, const char* description) {
@@ -40,7 +43,10 @@ CLI::App* AddVerb(CLI::App& app, const char* name, const char* description) {
 void AddReportVerbs(CLI::App& app, Arguments& arguments) {
   AddVerb(app, "status", "Memory, tiers, lookups and limits of the daemon");
   AddVerb(app, "models", "Registered models and what of them is in memory");
-  AddVerb(app, "tiers", "What each tier holds, how its devices are, what the store wrote and read");
+  AddVerb(app, "tiers", "What each tier holds, how its devices are, what the store wrote and read")
+      ->add_option("--watch", arguments.watch_s,
+                   "Every so many seconds, with what was read and written a second meanwhile")
+      ->check(CLI::Range(0.1, 86'400.0));
   AddVerb(app, "spaces", "Where KV pages live: layouts and how many pages");
   AddVerb(app, "clients", "Who is connected, with what they pin and hold");
   CLI::App* pages = AddVerb(app, "pages", "Pages that can be found now");
@@ -111,7 +117,19 @@ void AddPageVerbs(CLI::App& app, Arguments& arguments) {
       AddVerb(app, "demote", "Takes pages that nobody holds out of memory, once they are stored");
   CLI::Option* demoted = demote->add_option("--bytes", arguments.bytes, "At least SIZE");
   demoted->excludes(demote->add_flag("--all", arguments.all, "All of them"));
+  CLI::App* promote = AddVerb(
+      app, "promote", "Brings stored pages into memory that is free, those used last first");
+  CLI::Option* promoted = promote->add_option("--bytes", arguments.bytes, "At most SIZE");
+  promoted->excludes(promote->add_flag("--all", arguments.all, "As many as there is room for"));
+  promote->add_option("--tenant", arguments.promote.tenant, "Of this tenant alone");
+  promote->add_option("--space", arguments.promote.space, "Of this space alone: its whole id");
+  promote->add_flag("--wait", arguments.promote.wait, "Until it is over, and shows how far it is");
   AddVerb(app, "flush", "Waits until all that is stored survives the loss of power");
+  CLI::App* fsck =
+      AddVerb(app, "fsck", "Checks the page store while it serves: its index, and what is where");
+  fsck->add_flag("--data", arguments.fsck.data, "Reads every page too, behind all other reads");
+  fsck->add_flag("--repair", arguments.fsck.repair,
+                 "Erases bad pages, frees entries and slots of no page");
 }
 
 int UsageError(const Invocation& invocation, std::string_view message) {
@@ -124,16 +142,23 @@ bool OneChosen(const PageChoice& page) {
 
 int RunPageVerb(const std::string& verb, Invocation& invocation, const Arguments& arguments) {
   if (verb == "flush") return Flush(invocation);
-  if (verb == "evict" || verb == "demote") {
-    const auto run = verb == "evict" ? &Evict : &Demote;
-    if (arguments.all) return run(invocation, 0);
+  if (verb == "fsck") return Fsck(invocation, arguments.fsck);
+  if (verb == "evict" || verb == "demote" || verb == "promote") {
+    const auto run = [&](uint64_t bytes) {
+      if (verb == "evict") return Evict(invocation, bytes);
+      if (verb == "demote") return Demote(invocation, bytes);
+      PromoteChoice choice = arguments.promote;
+      choice.bytes = bytes;
+      return Promote(invocation, choice);
+    };
+    if (arguments.all) return run(0);
     const auto bytes = ParseSize(arguments.bytes);
     if (arguments.bytes.empty())
       return UsageError(invocation, verb + " needs --bytes SIZE or --all");
     if (!bytes || *bytes == 0) {
       return UsageError(invocation, "--bytes: '" + arguments.bytes + "' is not a size");
     }
-    return run(invocation, *bytes);
+    return run(*bytes);
   }
   if (!OneChosen(arguments.page)) {
     return UsageError(invocation, verb + " needs --key HEX or --tokens LIST");
@@ -147,7 +172,7 @@ int RunVerb(const CLI::App& app, Invocation& invocation, const Arguments& argume
   const std::string name = verb->get_name();
   if (name == "status") return ShowStatus(invocation);
   if (name == "models") return ShowModels(invocation);
-  if (name == "tiers") return ShowTiers(invocation);
+  if (name == "tiers") return ShowTiers(invocation, arguments.watch_s);
   if (name == "spaces") return ShowSpaces(invocation);
   if (name == "clients") return ShowClients(invocation);
   if (name == "pages") return ShowPages(invocation, arguments.space, arguments.limit);

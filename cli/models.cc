@@ -34,6 +34,10 @@ int FailOnAccess(const Invocation& invocation, const kvc_error& error) {
                                     : std::string_view());
 }
 
+void ShowOn(void* bar, uint64_t done, uint64_t total) {
+  static_cast<ProgressBar*>(bar)->Show(done, total);
+}
+
 int Print(const Invocation& invocation, const nlohmann::ordered_json& json,
           const std::string& text) {
   return PrintOut((invocation.json() ? json.dump() : text) + "\n") ? kExitOk
@@ -63,11 +67,18 @@ int AddModel(Invocation& invocation, const ModelName& model, const std::string& 
   kvc_model_added added{};
   added.struct_size = sizeof added;
   kvc_error error{};
-  const auto add = import_image ? kvc_model_import : kvc_model_add;
-  if (add(invocation.client(), model.name.c_str(), model.version.c_str(), absolute.c_str(),
-          invocation.TimeoutMs(kLongCallSeconds), &added, &error) != KVC_OK) {
-    return invocation.Fail(error);
+  const int32_t timeout_ms = invocation.TimeoutMs(kLongCallSeconds);
+  kvc_code code = KVC_OK;
+  if (import_image) {
+    ProgressBar bar("import " + Label(model), !invocation.json());
+    code = kvc_model_import_with_progress(invocation.client(), model.name.c_str(),
+                                          model.version.c_str(), absolute.c_str(), ShowOn, &bar,
+                                          timeout_ms, &added, &error);
+  } else {
+    code = kvc_model_add(invocation.client(), model.name.c_str(), model.version.c_str(),
+                         absolute.c_str(), timeout_ms, &added, &error);
   }
+  if (code != KVC_OK) return invocation.Fail(error);
   const std::string why_not = Printable(added.why_not);
   std::string text = "added " + Label(model) + ": " + HumanCount(added.tensors) + " tensors, " +
                      HumanBytes(added.bytes) + " in " + HumanCount(added.files) +
@@ -136,10 +147,7 @@ int LoadModel(Invocation& invocation, const ModelName& model) {
   kvc_code code = KVC_OK;
   {
     ProgressBar bar("load " + Label(model), !invocation.json());
-    const auto show = [](void* context, uint64_t done, uint64_t total) {
-      static_cast<ProgressBar*>(context)->Show(done, total);
-    };
-    code = kvc_load(invocation.client(), model.name.c_str(), OrNull(model.version), show, &bar,
+    code = kvc_load(invocation.client(), model.name.c_str(), OrNull(model.version), ShowOn, &bar,
                     invocation.TimeoutMs(kLongCallSeconds), &loaded, &error);
   }
   if (code != KVC_OK) return FailOnModel(invocation, error);

@@ -16,7 +16,6 @@ namespace terrace::cli {
 namespace {
 
 constexpr double kCallSeconds = 10;
-constexpr double kStoreSeconds = 3600;  // Writes all of memory, at the worst.
 
 struct CloseSpace {
   void operator()(kvc_space* space) const { kvc_space_close(space); }
@@ -264,37 +263,6 @@ int Evict(Invocation& invocation, uint64_t bytes) {
   }
   return PrintOut((invocation.json() ? json.dump() : text) + "\n") ? kExitOk
                                                                    : invocation.FailOutput();
-}
-
-int Demote(Invocation& invocation, uint64_t bytes) {
-  if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
-  kvc_demoted demoted{};
-  demoted.struct_size = sizeof demoted;
-  kvc_error error{};
-  if (kvc_demote(invocation.client(), bytes, invocation.TimeoutMs(kStoreSeconds), &demoted,
-                 &error) != KVC_OK) {
-    return invocation.Fail(error);
-  }
-  const nlohmann::ordered_json json = {{"pages", demoted.pages}, {"bytes", demoted.bytes}};
-  std::string text = "demoted " + HumanBytes(demoted.bytes) + ": " + HumanCount(demoted.pages) +
-                     " pages are in the store alone";
-  if (bytes > demoted.bytes) {
-    text +=
-        "\nthe rest is held or could not be stored: see `terracectl clients`, `terracectl tiers`";
-  }
-  return PrintOut((invocation.json() ? json.dump() : text) + "\n") ? kExitOk
-                                                                   : invocation.FailOutput();
-}
-
-int Flush(Invocation& invocation) {
-  if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
-  kvc_error error{};
-  if (kvc_flush(invocation.client(), invocation.TimeoutMs(kStoreSeconds), &error) != KVC_OK) {
-    return invocation.Fail(error);
-  }
-  const std::string text =
-      invocation.json() ? "{}" : "all that is stored survives the loss of power";
-  return PrintOut(text + "\n") ? kExitOk : invocation.FailOutput();
 }
 
 }  // namespace terrace::cli

@@ -1,6 +1,8 @@
 // Verbs that show what the daemon says of itself. With --json its report goes out as it came.
+#include <chrono>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "cli/text.h"
 #include "cli/verbs.h"
@@ -234,14 +236,15 @@ std::string DescribePages(const Json& report, uint32_t limit) {
 }
 
 std::string DescribeDevices(const Json& tier) {
-  Table table(
-      {"device", "state", ">used", ">capacity", ">read", ">written", ">in flight", ">errors"});
+  Table table({"device", "state", ">used", ">capacity", ">read", ">written", ">in flight",
+               ">waiting", ">errors"});
   std::string why;
   for (const Json& device : tier.value("devices", Json::array())) {
     const std::string path = Printable(Text(device, "/path"));
     table.Add({path, Text(device, "/state"), Bytes(device, "/allocated_bytes"),
                Bytes(device, "/capacity_bytes"), Bytes(device, "/read_bytes"),
                Bytes(device, "/written_bytes"), Count(device, "/in_flight"),
+               Count(device, "/waiting"),
                HumanCount(Number(device, "/read_errors") + Number(device, "/write_errors") +
                           Number(device, "/overdue"))});
     if (const std::string text = Text(device, "/why"); !text.empty())
@@ -251,12 +254,13 @@ std::string DescribeDevices(const Json& tier) {
 }
 
 std::string DescribeTenantsOf(const Json& tier) {
-  Table table({"tenant", "class", ">bytes"});
+  Table table({"tenant", "class", ">pages", ">bytes"});
   const Json tenants = tier.value("tenants", Json::object());
   for (const auto& [tenant, classes] : tenants.items()) {
     for (const auto& [name, amount] : classes.items()) {
       const uint64_t bytes = amount.is_object() ? Number(amount, "/bytes") : amount.get<uint64_t>();
-      table.Add({Printable(tenant), name, HumanBytes(bytes)});
+      table.Add({Printable(tenant), name, amount.is_object() ? Count(amount, "/pages") : "",
+                 HumanBytes(bytes)});
     }
   }
   return table.empty() ? "" : table.Text();
@@ -278,6 +282,13 @@ std::string DescribeStore(const Json& tier) {
     const std::string some = NotZero(tier.value(member, Json::object()));
     if (!some.empty()) text += std::string(label) + some + "\n";
   };
+  if (Number(tier, "/scrub/bytes_per_second") > 0) {
+    text += "  checked     " + Bytes(tier, "/scrub/bytes") + " in " + Count(tier, "/scrub/pages") +
+            " pages at " + Bytes(tier, "/scrub/bytes_per_second") + "/s at most, round " +
+            HumanCount(Number(tier, "/scrub/rounds") + 1) + "\n";
+    const std::string bad = NotZero(tier.at("scrub").value("faults", Json::object()));
+    if (!bad.empty()) text += "  found bad   " + bad + "\n";
+  }
   list("  not stored  ", "unspilled");
   list("  faults      ", "faults");
   text += "  by          " + Printable(Text(tier, "/io")) + "; index " +
@@ -297,12 +308,67 @@ std::string DescribeTiers(const Json& report) {
   return text;
 }
 
+// What each device did between two reports, a second.
+std::string DescribeRates(const Json& before, const Json& now, double seconds) {
+  Table table({"device", ">read/s", ">reads/s", ">written/s", ">writes/s", ">errors"});
+  for (const Json& tier : now.at("tiers")) {
+    const Json devices = tier.value("devices", Json::array());
+    for (size_t i = 0; i < devices.size(); ++i) {
+      const Json& device = devices[i];
+      // Those of the daemon before, when it was another one, have counted from 0 since.
+      const auto since = [&](const char* member) {
+        for (const Json& old : before.at("tiers")) {
+          const Json old_devices = old.value("devices", Json::array());
+          if (old.value("tier", "") != tier.value("tier", "") || i >= old_devices.size()) continue;
+          const uint64_t then = Number(old_devices[i], member);
+          const uint64_t count = Number(device, member);
+          return count >= then ? count - then : count;
+        }
+        return Number(device, member);
+      };
+      const auto rate = [&](const char* member) {
+        return static_cast<uint64_t>(static_cast<double>(since(member)) / seconds + 0.5);
+      };
+      table.Add({Text(device, "/path"), HumanBytes(rate("/read_bytes")), HumanCount(rate("/reads")),
+                 HumanBytes(rate("/written_bytes")), HumanCount(rate("/writes")),
+                 HumanCount(since("/read_errors") + since("/write_errors") + since("/overdue"))});
+    }
+  }
+  return table.empty() ? "" : table.Text();
+}
+
+int WatchTiers(Invocation& invocation, double watch_s) {
+  using Clock = std::chrono::steady_clock;
+  if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
+  std::string before;
+  for (Clock::time_point then;;) {
+    std::string text;
+    if (int code = Ask(invocation, {"tiers"}, &text); code != kExitOk) return code;
+    const Clock::time_point now = Clock::now();
+    const double seconds = std::chrono::duration<double>(now - then).count();
+    const int code = invocation.json()
+                         ? Print(invocation, text + "\n")
+                         : Read(invocation, text, [&](const Json& report) {
+                             std::string shown = DescribeTiers(report);
+                             if (!before.empty()) {
+                               shown += DescribeRates(Json::parse(before), report, seconds);
+                             }
+                             return Print(invocation, shown + "\n");
+                           });
+    if (code != kExitOk) return code;
+    before = std::move(text);
+    then = now;
+    std::this_thread::sleep_for(std::chrono::duration<double>(watch_s));
+  }
+}
+
 }  // namespace
 
 int ShowStatus(Invocation& invocation) {
   return Show(invocation, {"status"}, DescribeStatus);
 }
-int ShowTiers(Invocation& invocation) {
+int ShowTiers(Invocation& invocation, double watch_s) {
+  if (watch_s > 0) return WatchTiers(invocation, watch_s);
   return Show(invocation, {"tiers"}, DescribeTiers);
 }
 

@@ -11,7 +11,8 @@ namespace terrace::cli {
 
 // ---- reports.cc
 int ShowStatus(Invocation& invocation);
-int ShowTiers(Invocation& invocation);
+// `watch_s` not 0: again and again, with what was read and written since the last time.
+int ShowTiers(Invocation& invocation, double watch_s);
 int ShowModels(Invocation& invocation);
 int ShowSpaces(Invocation& invocation);
 int ShowClients(Invocation& invocation);
@@ -47,8 +48,23 @@ int PutPage(Invocation& invocation, const PageChoice& choice, const std::string&
 // `file` empty: standard output.
 int GetPage(Invocation& invocation, const PageChoice& choice, const std::string& file);
 int Evict(Invocation& invocation, uint64_t bytes);
+
+// ---- store.cc
 int Demote(Invocation& invocation, uint64_t bytes);
+struct PromoteChoice {
+  std::string tenant;  // Empty: of all.
+  std::string space;   // 64 hexadecimal digits; empty: of all.
+  uint64_t bytes = 0;  // 0: as many as there is room for.
+  bool wait = false;
+};
+int Promote(Invocation& invocation, const PromoteChoice& choice);
 int Flush(Invocation& invocation);
+struct FsckChoice {
+  bool data = false;
+  bool repair = false;
+};
+// kExitFindings for findings that were not repaired.
+int Fsck(Invocation& invocation, const FsckChoice& choice);
 
 // The daemon need not run.
 int ShowVersion(Invocation& invocation);

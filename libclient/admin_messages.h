@@ -127,6 +127,37 @@ struct DemoteReply {
   static auto Fields(auto& m) { return std::tie(m.pages, m.bytes); }
 };
 
+struct Promote {
+  static constexpr wire::Type kType = wire::Type::kPromote;
+  using Reply = struct PromoteReply;
+  std::string tenant;
+  std::string space_id;
+  uint64_t bytes = 0;
+  bool no_wait = false;
+  static auto Fields(auto& m) { return std::tie(m.tenant, m.space_id, m.bytes, m.no_wait); }
+};
+
+struct PromoteReply {
+  static constexpr wire::Type kType = wire::Type::kPromoteReply;
+  uint64_t pages = 0;
+  uint64_t bytes = 0;
+  static auto Fields(auto& m) { return std::tie(m.pages, m.bytes); }
+};
+
+struct Fsck {
+  static constexpr wire::Type kType = wire::Type::kFsck;
+  using Reply = struct FsckReply;
+  bool read_data = false;
+  bool repair = false;
+  static auto Fields(auto& m) { return std::tie(m.read_data, m.repair); }
+};
+
+struct FsckReply {
+  static constexpr wire::Type kType = wire::Type::kFsckReply;
+  std::string json;
+  static auto Fields(auto& m) { return std::tie(m.json); }
+};
+
 struct Flush {
   static constexpr wire::Type kType = wire::Type::kFlush;
   using Reply = struct FlushReply;

@@ -25,8 +25,10 @@ static_assert(kProtocolVersionMin >= shm::kLayoutVersion);
 enum Capability : uint64_t {
   kModelAccessCapability = 1 << 0,  // The verb ModelAccess.
   kStoreCapability = 1 << 1,        // The verbs Prefetch, Persist, Demote, Flush.
+  kStoreCareCapability = 1 << 2,    // The verbs Promote and Fsck.
 };
-inline constexpr uint64_t kCapabilities = kModelAccessCapability | kStoreCapability;
+inline constexpr uint64_t kCapabilities =
+    kModelAccessCapability | kStoreCapability | kStoreCareCapability;
 
 inline constexpr uint32_t kMaxFrameBytes = 8u << 20;  // Of the message, without its header.
 inline constexpr uint16_t kMaxFds = 253;              // The kernel's SCM_MAX_FD.
@@ -88,8 +90,12 @@ enum class Type : uint16_t {
   kFlushReply = 51,
   kAttachWait = 52,
   kAttachWaitReply = 53,
+  kPromote = 54,
+  kPromoteReply = 55,
+  kFsck = 56,
+  kFsckReply = 57,
 
-  kProgressEvent = 101,      // Of a load that this connection asked for; carries the request's id.
+  kProgressEvent = 101,      // Of a verb that takes long; carries the request's id.
   kGrantExpiredEvent = 103,  // Grants whose deadline passed: abort them to give the memory back.
   kUnmapEvent = 105,         // Arenas that are gone: unmap them.
 };

@@ -76,6 +76,7 @@ struct DeviceReport {
   uint64_t write_errors = 0;
   uint64_t overdue = 0;  // Deadlines missed.
   uint32_t in_flight = 0;
+  uint64_t waiting = 0;  // Transfers whose turn has not come.
 };
 
 // Why a page that was read was not served.
@@ -90,6 +91,11 @@ enum class ReadFault : uint8_t {
   kRefused,  // Not tried: the device is not read from, or too much is waiting.
 };
 inline constexpr int kReadFaults = 8;
+// A page that can never be right again.
+inline bool IsLost(ReadFault fault) {
+  return fault == ReadFault::kHeader || fault == ReadFault::kName || fault == ReadFault::kStale ||
+         fault == ReadFault::kData;
+}
 
 struct PageStoreReport {
   std::string io;  // The means, in words.
@@ -157,6 +163,31 @@ class PageStore {
 
   // All that was acknowledged before is durable as kPower says, whatever the store's durability.
   virtual void Flush(std::function<void(Status)> done) = 0;
+
+  // ---- Checking, beside all that goes on
+  // As Read, into memory of the store's own, header and bytes: a few MiB of pages a call.
+  virtual void Check(std::vector<StoredPage> pages, MonotonicNs deadline,
+                     std::function<void(size_t, ReadFault, Status)> done) = 0;
+  // Entries of the index: those after `after`, at most `limit` of them.
+  struct Entries {
+    std::vector<StoredPage> pages;
+    uint64_t unreadable = 0;  // Records there that are none.
+    std::string last;         // Where the next call goes on; empty: these were the last.
+  };
+  virtual void ListEntries(std::string after, size_t limit,
+                           std::function<void(Result<Entries>)> done) = 0;
+  // Of each page whether the index has this very writing of it. What was erased before, or is about
+  // to be erased after a write that failed, it has not.
+  virtual void FindEntries(std::vector<StoredPage> pages,
+                           std::function<void(Result<std::vector<bool>>)> done) = 0;
+  // As Erase, of entries that nobody knows: their places stay as they are.
+  virtual void DropEntries(std::vector<StoredPage> pages, std::function<void(Status)> done) = 0;
+  // A census of places, one at a time: between begin and end every place is named that anybody
+  // knows of. Answers those that were allocated all the while, are not in use by the store itself,
+  // and were not named.
+  virtual void BeginCensus() = 0;
+  virtual void Name(PlaceId place) = 0;
+  virtual std::vector<PlaceId> EndCensus() = 0;
 
   // About every 100 ms: probes devices in quarantine, gives files without pages back.
   virtual void Turn() = 0;

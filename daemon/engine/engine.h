@@ -55,6 +55,9 @@ struct StoreOptions {
   uint64_t max_reading_bytes = uint64_t{1} << 30;
   uint32_t write_deadline_ms = 10'000;
   uint32_t read_deadline_ms = 2'000;
+  // At what rate stored pages are read for no other reason than to see whether they are still what
+  // they were; 0: never.
+  uint64_t scrub_bytes_per_second = 0;
   uint32_t prefetch_deadline_ms = 1'000;  // Where a request names none.
   uint32_t prefetch_deadline_max_ms = 60'000;
   uint64_t sketch_counters = 1u << 20;  // Two bytes each.
@@ -88,6 +91,9 @@ inline constexpr uint32_t kMaxBatch = 512;  // Pages of one verb.
 inline constexpr uint64_t kGrantStepBytes = 32u << 20;
 
 using TenantId = uint32_t;
+
+// Told now and then by what takes long, before its completion.
+using Progress = std::function<void(uint64_t done_bytes, uint64_t total_bytes)>;
 
 struct ClientSpec {
   TenantId tenant = 0;
@@ -174,6 +180,44 @@ struct Demoted {
   uint64_t pages = 0;
   uint64_t bytes = 0;
 };
+struct PromoteSpec {
+  std::string tenant;  // Empty: of all.
+  Digest space;        // Zero: of all.
+  uint64_t bytes = 0;  // 0: as much as there is room for.
+};
+struct Promoted {
+  uint64_t pages = 0;
+  uint64_t bytes = 0;
+};
+
+struct StoreCheckSpec {
+  bool read_data = false;  // Every page's header and bytes.
+  bool repair = false;
+};
+// What a check of the store found.
+struct StoreCheckReport {
+  // Entries are of the index, pages of the catalogue in memory, slots of the devices' books.
+  uint64_t entries = 0;
+  uint64_t pages = 0;
+  uint64_t read_pages = 0;
+  uint64_t read_bytes = 0;
+  uint64_t not_read = 0;  // No answer, or the device is not read from.
+  // Findings.
+  uint64_t unreadable_records = 0;  // Of the index.
+  uint64_t unknown_entries = 0;     // Of no page that is known.
+  uint64_t missing_entries = 0;     // Pages that the next start would not find.
+  uint64_t unknown_slots = 0;       // Allocated, and of no page.
+  uint64_t faults[kReadFaults] = {};
+  std::vector<std::string> examples;  // A sentence each, of some of them.
+  uint64_t repaired = 0;
+
+  uint64_t findings() const {
+    uint64_t sum = unreadable_records + unknown_entries + missing_entries + unknown_slots;
+    for (const uint64_t count : faults)
+      sum += count;
+    return sum;
+  }
+};
 
 struct ModelSpec {
   std::string name;
@@ -181,6 +225,7 @@ struct ModelSpec {
   TenantId tenant = 0;  // Who adds it: may attach it from then on, others when granted. 0: nobody.
   SourceRequest source;
   bool import_image = false;  // Load it, and write its image to a file that later loads read.
+  Progress progress = {};     // Of that.
 };
 struct ModelAdded {
   uint32_t tensors = 0;
@@ -276,7 +321,19 @@ class Engine {
                        std::function<void(Result<std::vector<Code>>)> done) = 0;
   // Takes pages out of memory that nobody holds, the least used first, at least `bytes` (0: all),
   // each when it is stored. What cannot be stored stays. `exhausted` while another is under way.
-  virtual void Demote(uint64_t bytes, std::function<void(Result<Demoted>)> done) = 0;
+  virtual void Demote(uint64_t bytes, Progress progress,
+                      std::function<void(Result<Demoted>)> done) = 0;
+  // Brings pages from the store into memory that is free, those used last first, until it has
+  // `bytes` of them or one finds no room: nothing leaves memory for them. Pages of tenants that are
+  // not in the configuration stay. `exhausted` while another is under way.
+  virtual void Promote(const PromoteSpec& spec, Progress progress,
+                       std::function<void(Result<Promoted>)> done) = 0;
+  // Compares index, catalogue and slots with each other, and reads every page if asked to, behind
+  // all other reads. What is written, replaced or erased meanwhile is no finding. With `repair`
+  // entries and slots of no page are freed, and bad pages erased. Ends with its client; `exhausted`
+  // while another is under way.
+  virtual void CheckStore(ClientId client, const StoreCheckSpec& spec, Progress progress,
+                          std::function<void(Result<StoreCheckReport>)> done) = 0;
   // What was acknowledged before survives the loss of power when `done` is called.
   virtual void Flush(std::function<void(Status)> done) = 0;
 
@@ -287,7 +344,6 @@ class Engine {
   virtual void AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done) = 0;
   virtual void RemoveModel(const std::string& name, const std::string& version,
                            std::function<void(Status)> done) = 0;
-  using Progress = std::function<void(uint64_t done_bytes, uint64_t total_bytes)>;
   // Single flight: whoever asks while a load is running waits for it. Who goes while it waits is
   // told so; the load goes on.
   virtual void Load(ClientId client, const std::string& name, const std::string& version,

@@ -130,6 +130,10 @@ struct StoreFigures {
   uint64_t prefetched_keys = 0;         // Asked for,
   uint64_t prefetched_in_memory = 0;    // and there already.
   uint64_t stale_reads = 0;             // Space or generation ended while they were read.
+  uint64_t scrub_bytes_per_second = 0;  // As configured; 0: off.
+  Amount scrubbed;                      // Pages read to check them, in the background.
+  uint64_t scrub_faults[kReadFaults] = {};
+  uint64_t scrub_rounds = 0;  // Times that it came round.
   // Now.
   uint64_t queued_pages = 0;
   uint64_t writing_pages = 0;

@@ -221,7 +221,7 @@ Status HostEngine::Restore() {
 void HostEngine::AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done) {
   const Tenant* tenant = catalog_.Find(spec.tenant);
   auto added = [this, name = spec.name, version = spec.version, import = spec.import_image,
-                who = tenant == nullptr ? "" : tenant->name,
+                progress = spec.progress, who = tenant == nullptr ? "" : tenant->name,
                 done = std::move(done)](Result<ModelAdded> result) {
     // It may have been removed while its record was written.
     if (!result || !weights_.Knows(name)) return done(std::move(result));
@@ -232,7 +232,7 @@ void HostEngine::AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)
       if (!saved.ok() && told.why_not.empty())
         told.why_not = "who may attach it: " + saved.message();
       told.durable = told.durable && saved.ok();
-      if (import) return weights_.Import(name, version, std::move(told), done);
+      if (import) return weights_.Import(name, version, std::move(told), progress, done);
       done(std::move(told));
     });
   };

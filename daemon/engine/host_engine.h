@@ -62,7 +62,12 @@ class HostEngine final : public Engine {
                 std::function<void(Result<Prefetched>)> done) override;
   void Persist(ClientId client, const PersistSpec& spec,
                std::function<void(Result<std::vector<Code>>)> done) override;
-  void Demote(uint64_t bytes, std::function<void(Result<Demoted>)> done) override;
+  void Demote(uint64_t bytes, Progress progress,
+              std::function<void(Result<Demoted>)> done) override;
+  void Promote(const PromoteSpec& spec, Progress progress,
+               std::function<void(Result<Promoted>)> done) override;
+  void CheckStore(ClientId client, const StoreCheckSpec& spec, Progress progress,
+                  std::function<void(Result<StoreCheckReport>)> done) override;
   void Flush(std::function<void(Status)> done) override;
   std::optional<ArenaFacts> FindArena(ClientId client, ArenaId arena) const override;
 

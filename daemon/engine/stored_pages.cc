@@ -1,4 +1,4 @@
-// The verbs of HostEngine on stored pages: prefetch, persist, demote, flush.
+// The verbs of HostEngine on stored pages: prefetch, persist, demote, promote, check, flush.
 #include <utility>
 
 #include "daemon/engine/host_engine.h"
@@ -56,9 +56,26 @@ void HostEngine::Persist(ClientId id, const PersistSpec& spec,
   store_->Persist(**client, **space, spec, std::move(done));
 }
 
-void HostEngine::Demote(uint64_t bytes, std::function<void(Result<Demoted>)> done) {
+void HostEngine::Demote(uint64_t bytes, Progress progress,
+                        std::function<void(Result<Demoted>)> done) {
   if (store_ == nullptr) return done(NoStore());
-  store_->Demote(bytes, std::move(done));
+  store_->Demote(bytes, std::move(progress), std::move(done));
+}
+
+void HostEngine::Promote(const PromoteSpec& spec, Progress progress,
+                         std::function<void(Result<Promoted>)> done) {
+  if (store_ == nullptr) return done(NoStore());
+  store_->PromoteByHand(
+      spec, [this](const std::string& model) { return weights_.Knows(model); }, std::move(progress),
+      std::move(done));
+}
+
+void HostEngine::CheckStore(ClientId id, const StoreCheckSpec& spec, Progress progress,
+                            std::function<void(Result<StoreCheckReport>)> done) {
+  const Result<Client*> client = clients_.Serving(id);
+  if (!client) return done(client.error());
+  if (store_ == nullptr) return done(NoStore());
+  store_->Check(id, spec, std::move(progress), std::move(done));
 }
 
 void HostEngine::Flush(std::function<void(Status)> done) {

@@ -8,7 +8,7 @@
 namespace terrace {
 namespace {
 
-constexpr ItemId kNone = ~ItemId{0};
+constexpr ItemId kNone = kNoItem;
 
 class Lru final : public Policy {
  public:
@@ -50,6 +50,19 @@ class Lru final : public Policy {
       }
       item = next;
     }
+  }
+
+  ItemId Best(ItemId after, uint64_t limit,
+              const std::function<bool(ItemId)>& offer) const override {
+    const bool there = after < links_.size() && links_[after].present;
+    ItemId item = there ? links_[after].older : newest_;
+    for (; item != kNone && limit > 0; --limit) {
+      const ItemId next = links_[item].older;
+      if (!offer(item)) return item;
+      if (limit == 1 && next != kNone) return item;
+      item = next;
+    }
+    return kNone;
   }
 
  private:

@@ -14,6 +14,7 @@
 namespace terrace {
 
 using ItemId = uint32_t;
+inline constexpr ItemId kNoItem = ~ItemId{0};
 
 enum class ItemClass : uint8_t { kWeights, kKv, kObject };
 inline constexpr int kItemClasses = 3;
@@ -44,6 +45,11 @@ class Policy {
   // offered, or `limit` were. The caller erases what it took after the walk, not during it.
   virtual void Victims(uint64_t limit, MonotonicNs now,
                        const std::function<Verdict(ItemId)>& offer) = 0;
+  // Offers items from the most worth keeping downwards until the answer is false or `limit` were
+  // offered, beginning after `after` (kNoItem: with the first). Where that one was used meanwhile,
+  // or is gone, it begins anew. Returns the last one offered; kNoItem: none comes after it.
+  virtual ItemId Best(ItemId after, uint64_t limit,
+                      const std::function<bool(ItemId)>& offer) const = 0;
 };
 
 // Least recently used first. O(1) a call.

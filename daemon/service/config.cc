@@ -230,6 +230,16 @@ Field WritePerDayField() {
           }};
 }
 
+Field ScrubField() {
+  return {{"store.scrub_bytes_per_second", "a size such as \"4MiB\", or 0 for none"},
+          [](Config& config, std::string_view text) {
+            const auto bytes = ParseSize(text);
+            if (bytes) config.scrub_bytes_per_second = *bytes;
+            return bytes.has_value();
+          },
+          [](const Config& config) { return TomlString(SizeText(config.scrub_bytes_per_second)); }};
+}
+
 Field PinnedBytesField() {
   return {{"limits.pinned_bytes", "a size such as \"8GiB\", or 0 for half the host capacity"},
           [](Config& config, std::string_view text) {
@@ -284,6 +294,7 @@ std::vector<Field> MakeFields() {
   fields.push_back(AutoOrNever("host.lock", &Config::lock));
   fields.push_back(DurabilityField());
   fields.push_back(WritePerDayField());
+  fields.push_back(ScrubField());
   fields.push_back(AutoOrNever("store.io_uring", &Config::io_uring));
   fields.push_back(MetricsListenField());
   AddLimits(&fields);

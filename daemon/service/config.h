@@ -87,6 +87,7 @@ struct Config {
   // [store]
   Durability durability = Durability::kProcess;
   uint64_t write_bytes_per_day = 0;  // 0: no limit.
+  uint64_t scrub_bytes_per_second = 4u << 20;  // 0: off.
   IoUringChoice io_uring = IoUringChoice::kAuto;
   // [limits]
   uint32_t clients = 1024;

@@ -77,6 +77,7 @@ NvmeStoreOptions NvmeOptionsOf(const Config& config) {
 StoreOptions StoreOptionsOf(const Config& config, uint64_t memory_bytes) {
   StoreOptions options;
   options.write_bytes_per_day = config.write_bytes_per_day;
+  options.scrub_bytes_per_second = config.scrub_bytes_per_second;
   // No burst is more than a day's writes, or each start would write more than a day may.
   if (config.write_bytes_per_day != 0) {
     options.write_burst_bytes = std::min(options.write_burst_bytes, config.write_bytes_per_day);

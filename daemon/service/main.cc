@@ -38,6 +38,26 @@ int PrintHostCheck(const Config& config) {
   return 0;
 }
 
+// A line on a terminal that says how far it is; it is cleared when it goes.
+class FsckLine {
+ public:
+  FsckLine() : shown_(::isatty(STDERR_FILENO) == 1) {}
+  ~FsckLine() {
+    if (shown_) std::fputs("\r\x1b[K", stderr);
+  }
+  void Show(uint64_t slots) {
+    const MonotonicNs now = clock_.Now();
+    if (!shown_ || now < next_) return;
+    next_ = now + 100 * kNsPerMs;
+    std::fprintf(stderr, "\r\x1b[Kfsck: %llu slots read", static_cast<unsigned long long>(slots));
+  }
+
+ private:
+  const bool shown_;
+  const SystemClock clock_;
+  MonotonicNs next_ = 0;
+};
+
 // 0: clean, or mended; 1: it could not be looked at; 3: there were findings, or a device is off.
 int CheckStore(const Config& config, const FsckChoice& choice) {
   if (config.nvme.empty()) {
@@ -49,7 +69,12 @@ int CheckStore(const Config& config, const FsckChoice& choice) {
   options.read_data = choice.read_data;
   options.repair = choice.repair;
   const SystemClock clock;
-  const Result<FsckReport> report = FsckNvmeStore(options, clock);
+  const auto check = [&] {
+    FsckLine line;
+    options.progress = [&line](uint64_t slots) { line.Show(slots); };
+    return FsckNvmeStore(options, clock);
+  };
+  const Result<FsckReport> report = check();
   if (!report) return Fail(report.error(), kExitCannotStart);
   const auto line = [](const char* what, uint64_t count) {
     std::printf("%-40s %llu\n", what, static_cast<unsigned long long>(count));

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/hex.h"
+#include "daemon/engine/engine.h"
 
 namespace terrace {
 
@@ -12,7 +13,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::array<std::string_view, 54> kRequestNames = {"",
+constexpr std::array<std::string_view, 58> kRequestNames = {"",
                                                             "error",
                                                             "hello",
                                                             "hello_reply",
@@ -65,7 +66,11 @@ constexpr std::array<std::string_view, 54> kRequestNames = {"",
                                                             "flush",
                                                             "flush_reply",
                                                             "attach_wait",
-                                                            "attach_wait_reply"};
+                                                            "attach_wait_reply",
+                                                            "promote",
+                                                            "promote_reply",
+                                                            "fsck",
+                                                            "fsck_reply"};
 constexpr std::array<const char*, shm::kTiers> kTierNames = {"device", "host", "nvme", "remote"};
 constexpr std::array<const char*, shm::kMisses> kMissNames = {
     "absent", "beyond", "stale", "busy", "budget", "disconnected", "unmapped"};
@@ -248,7 +253,8 @@ Json DeviceJson(const DeviceReport& device) {
           {"read_errors", device.read_errors},
           {"write_errors", device.write_errors},
           {"overdue", device.overdue},
-          {"in_flight", device.in_flight}};
+          {"in_flight", device.in_flight},
+          {"waiting", device.waiting}};
 }
 
 Json StoreTierJson(const EngineFigures& figures) {
@@ -271,6 +277,12 @@ Json StoreTierJson(const EngineFigures& figures) {
                {"erased", Json::object()},
                {"unspilled", NotZero(kUnspilledNames, store.unspilled)},
                {"faults", NotZero(kFaultNames, store.faults)},
+               {"scrub",
+                {{"bytes_per_second", store.scrub_bytes_per_second},
+                 {"pages", store.scrubbed.extents},
+                 {"bytes", store.scrubbed.bytes},
+                 {"rounds", store.scrub_rounds},
+                 {"faults", NotZero(kFaultNames, store.scrub_faults)}}},
                {"queued_pages", store.queued_pages},
                {"writing_pages", store.writing_pages},
                {"reading_pages", store.reading_pages},
@@ -394,6 +406,29 @@ std::string TiersJson(const EngineFigures& figures) {
   tiers.push_back(std::move(host));
   if (figures.store.present) tiers.push_back(StoreTierJson(figures));
   return Dump({{"tiers", std::move(tiers)}});
+}
+
+std::string StoreCheckJson(const StoreCheckReport& checked, const StoreCheckSpec& spec) {
+  Json findings = {{"unreadable_record", checked.unreadable_records},
+                   {"unknown_entry", checked.unknown_entries},
+                   {"missing_entry", checked.missing_entries},
+                   {"unknown_slot", checked.unknown_slots}};
+  for (const ReadFault fault : {ReadFault::kHeader, ReadFault::kName, ReadFault::kStale,
+                                ReadFault::kData, ReadFault::kIo}) {
+    const auto i = static_cast<size_t>(fault);
+    findings[kFaultNames[i]] = checked.faults[i];
+  }
+  return Dump({{"clean", checked.findings() == 0},
+               {"read_data", spec.read_data},
+               {"repair", spec.repair},
+               {"entries", checked.entries},
+               {"pages", checked.pages},
+               {"read_pages", checked.read_pages},
+               {"read_bytes", checked.read_bytes},
+               {"not_read", checked.not_read},
+               {"findings", std::move(findings)},
+               {"repaired", checked.repaired},
+               {"examples", checked.examples}});
 }
 
 std::string PagesJson(const std::vector<PageReport>& pages) {

@@ -10,6 +10,9 @@
 
 namespace terrace {
 
+struct StoreCheckReport;
+struct StoreCheckSpec;
+
 // What the service knows beside the engine.
 struct ServiceReport {
   std::string version;
@@ -45,6 +48,7 @@ std::string ModelsJson(const std::vector<ModelReport>& models);
 std::string SpacesJson(const std::vector<SpaceReport>& spaces);
 std::string ClientsJson(const std::vector<ClientReport>& clients);
 std::string TiersJson(const EngineFigures& figures);
+std::string StoreCheckJson(const StoreCheckReport& checked, const StoreCheckSpec& spec);
 std::string PagesJson(const std::vector<PageReport>& pages);
 
 // "grant", "commit_reply": the name of a type in the frame counters; empty for numbers without one.

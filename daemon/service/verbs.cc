@@ -43,6 +43,8 @@ const Verbs::Verb* Verbs::FindVerb(wire::Type type) {
       Verb{wire::Type::kPrefetch, &Verbs::OnPrefetch},
       Verb{wire::Type::kPersist, &Verbs::OnPersist},
       Verb{wire::Type::kDemote, &Verbs::OnDemote},
+      Verb{wire::Type::kPromote, &Verbs::OnPromote},
+      Verb{wire::Type::kFsck, &Verbs::OnFsck},
       Verb{wire::Type::kFlush, &Verbs::OnFlush},
       Verb{wire::Type::kModelAdd, &Verbs::OnModelAdd, 0, true},
       Verb{wire::Type::kModelRemove, &Verbs::OnModelRemove},
@@ -96,6 +98,22 @@ Status Verbs::CheckAdmin(const Caller& caller, std::string_view verb) {
 Verbs::Ticket Verbs::Begin(Caller& caller, uint64_t request) {
   caller.connection.BeginRequest(request);
   return {caller.connection.id(), request, caller.client->id};
+}
+
+Progress Verbs::ProgressTo(const Ticket& ticket) {
+  // Copies of a function would each have what it remembers; there shall be one.
+  return [this, ticket, next = std::make_shared<MonotonicNs>(0)](uint64_t done, uint64_t total) {
+    const MonotonicNs now = parts_.clock->Now();
+    if (now < *next) return;
+    *next = now + kProgressIntervalMs * kNsPerMs;
+    const auto found = parts_.callers->find(ticket.caller);
+    // Progress is a courtesy: a reader that is behind gets none.
+    if (found == parts_.callers->end() || found->second->connection.has_backlog()) return;
+    wire::ProgressEvent event;
+    event.set_done_bytes(done);
+    event.set_total_bytes(total);
+    found->second->connection.Send(wire::Type::kProgressEvent, ticket.request, event);
+  };
 }
 
 void Verbs::BeginLong(Caller& caller, uint64_t request, Step step) {

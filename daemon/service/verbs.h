@@ -119,6 +119,8 @@ class Verbs {
   Status OnPrefetch(Caller& caller, Frame& frame);
   Status OnPersist(Caller& caller, Frame& frame);
   Status OnDemote(Caller& caller, Frame& frame);
+  Status OnPromote(Caller& caller, Frame& frame);
+  Status OnFsck(Caller& caller, Frame& frame);
   Status OnFlush(Caller& caller, Frame& frame);
 
   // verbs_weights.cc
@@ -145,6 +147,8 @@ class Verbs {
   // An error unless the caller has the role of the operator here.
   static Status CheckAdmin(const Caller& caller, std::string_view verb);
   Ticket Begin(Caller& caller, uint64_t request);
+  // Tells who waits for the ticket's reply how far it is, now and then.
+  Progress ProgressTo(const Ticket& ticket);
   // For verbs that take long: `step` is called in turns of the loop, one step of one verb a turn,
   // in rotation, until it is done, having replied. However many ask, what is short is answered
   // in between. The caller is paused meanwhile: the order of its requests stays, and it has one

@@ -58,15 +58,60 @@ Status Verbs::OnDemote(Caller& caller, Frame& frame) {
   RETURN_IF_ERROR(CheckAdmin(caller, "Demote"));
   ASSIGN_OR_RETURN(const wire::Demote request, ParseFrame<wire::Demote>(frame));
   const Ticket ticket = Begin(caller, frame.header.request);
-  parts_.engine->Demote(request.bytes(), [this, ticket](const Result<Demoted>& demoted) {
+  parts_.engine->Demote(request.bytes(), ProgressTo(ticket),
+                        [this, ticket](const Result<Demoted>& demoted) {
+                          Caller* waiting = Finish(ticket);
+                          if (waiting == nullptr) return;
+                          if (!demoted)
+                            return waiting->connection.SendError(ticket.request, demoted.error());
+                          wire::DemoteReply reply;
+                          reply.set_pages(demoted->pages);
+                          reply.set_bytes(demoted->bytes);
+                          waiting->connection.Send(wire::Type::kDemoteReply, ticket.request, reply);
+                        });
+  return {};
+}
+
+Status Verbs::OnPromote(Caller& caller, Frame& frame) {
+  RETURN_IF_ERROR(CheckAdmin(caller, "Promote"));
+  ASSIGN_OR_RETURN(const wire::Promote request, ParseFrame<wire::Promote>(frame));
+  PromoteSpec spec;
+  spec.tenant = request.tenant();
+  ASSIGN_OR_RETURN(spec.space, DigestField("space_id", request.space_id(), true));
+  spec.bytes = request.bytes();
+  const Ticket ticket = Begin(caller, frame.header.request);
+  // Who does not wait is told at once what it came to at once: that it has begun, or why not.
+  const auto answered = std::make_shared<bool>(false);
+  const auto answer = [this, ticket, answered](const Result<Promoted>& promoted) {
+    if (std::exchange(*answered, true)) return;
     Caller* waiting = Finish(ticket);
     if (waiting == nullptr) return;
-    if (!demoted) return waiting->connection.SendError(ticket.request, demoted.error());
-    wire::DemoteReply reply;
-    reply.set_pages(demoted->pages);
-    reply.set_bytes(demoted->bytes);
-    waiting->connection.Send(wire::Type::kDemoteReply, ticket.request, reply);
-  });
+    if (!promoted) return waiting->connection.SendError(ticket.request, promoted.error());
+    wire::PromoteReply reply;
+    reply.set_pages(promoted->pages);
+    reply.set_bytes(promoted->bytes);
+    waiting->connection.Send(wire::Type::kPromoteReply, ticket.request, reply);
+  };
+  parts_.engine->Promote(spec, request.no_wait() ? Progress() : ProgressTo(ticket), answer);
+  if (request.no_wait()) answer(Promoted());
+  return {};
+}
+
+Status Verbs::OnFsck(Caller& caller, Frame& frame) {
+  RETURN_IF_ERROR(CheckAdmin(caller, "Fsck"));
+  ASSIGN_OR_RETURN(const wire::Fsck request, ParseFrame<wire::Fsck>(frame));
+  const StoreCheckSpec spec{.read_data = request.read_data(), .repair = request.repair()};
+  const Ticket ticket = Begin(caller, frame.header.request);
+  parts_.engine->CheckStore(
+      ticket.client, spec, ProgressTo(ticket),
+      [this, ticket, spec](const Result<StoreCheckReport>& checked) {
+        Caller* waiting = Finish(ticket);
+        if (waiting == nullptr) return;
+        if (!checked) return waiting->connection.SendError(ticket.request, checked.error());
+        wire::FsckReply reply;
+        reply.set_json(StoreCheckJson(*checked, spec));
+        waiting->connection.Send(wire::Type::kFsckReply, ticket.request, reply);
+      });
   return {};
 }
 

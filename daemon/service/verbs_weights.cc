@@ -53,6 +53,7 @@ Status Verbs::OnModelAdd(Caller& caller, Frame& frame) {
   spec.source.index = std::move(*request.mutable_index());
   spec.import_image = request.import_image();
   const Ticket ticket = Begin(caller, frame.header.request);
+  if (spec.import_image) spec.progress = ProgressTo(ticket);
   parts_.engine->AddModel(std::move(spec), [this, ticket](const Result<ModelAdded>& added) {
     Caller* waiting = Finish(ticket);
     if (waiting == nullptr) return;
@@ -107,20 +108,7 @@ Status Verbs::OnLoad(Caller& caller, Frame& frame) {
     RETURN_IF_ERROR(parts_.engine->CheckModelAccess(caller.identity.tenant, request.name()));
   }
   const Ticket ticket = Begin(caller, frame.header.request);
-  const auto progress = [this, ticket, next = MonotonicNs{0}](uint64_t done,
-                                                              uint64_t total) mutable {
-    const MonotonicNs now = parts_.clock->Now();
-    if (now < next) return;
-    next = now + kProgressIntervalMs * kNsPerMs;
-    const auto found = parts_.callers->find(ticket.caller);
-    // Progress is a courtesy: a reader that is behind gets none.
-    if (found == parts_.callers->end() || found->second->connection.has_backlog()) return;
-    wire::ProgressEvent event;
-    event.set_done_bytes(done);
-    event.set_total_bytes(total);
-    found->second->connection.Send(wire::Type::kProgressEvent, ticket.request, event);
-  };
-  parts_.engine->Load(ticket.client, request.name(), request.version(), progress,
+  parts_.engine->Load(ticket.client, request.name(), request.version(), ProgressTo(ticket),
                       [this, ticket](const Result<ModelLoaded>& loaded) {
                         Caller* waiting = Finish(ticket);
                         if (waiting == nullptr) return;

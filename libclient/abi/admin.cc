@@ -47,6 +47,11 @@ Status SetAccess(kvc_client* client, const char* name, const char* tenant, bool 
   return now.connection->Call(request, deadline).status();
 }
 
+Connection::Progress Telling(kvc_progress progress, void* context) {
+  if (progress == nullptr) return {};
+  return [=](uint64_t done, uint64_t total) { progress(context, done, total); };
+}
+
 // Into an array of a result struct: cut if longer.
 template <size_t kSize>
 void CopyText(const std::string& text, char (&out)[kSize]) {
@@ -85,7 +90,8 @@ kvc_code kvc_report(kvc_client* client, const kvc_report_options* options, int32
 namespace {
 
 kvc_code AddModel(kvc_client* client, const char* name, const char* version, const char* path,
-                  bool import_image, int32_t timeout_ms, kvc_model_added* added, kvc_error* error) {
+                  bool import_image, const Connection::Progress& progress, int32_t timeout_ms,
+                  kvc_model_added* added, kvc_error* error) {
   return Run(error, [&]() -> Status {
     if (version == nullptr || path == nullptr) return Invalid("version or path is NULL");
     ASSIGN_OR_RETURN(ModelName model, NameOf(client, name, version));
@@ -105,7 +111,7 @@ kvc_code AddModel(kvc_client* client, const char* name, const char* version, con
                                      .files = std::move(files.paths),
                                      .index = std::move(files.index),
                                      .import_image = import_image};
-    ASSIGN_OR_RETURN(const auto answer, core.Call(request, deadline, fds));
+    ASSIGN_OR_RETURN(const auto answer, core.Call(request, deadline, fds, progress));
     if (added == nullptr) return {};
     kvc_model_added result{};
     result.tensors = answer.reply.tensors;
@@ -124,13 +130,22 @@ kvc_code AddModel(kvc_client* client, const char* name, const char* version, con
 
 kvc_code kvc_model_add(kvc_client* client, const char* name, const char* version, const char* path,
                        int32_t timeout_ms, kvc_model_added* added, kvc_error* error) {
-  return AddModel(client, name, version, path, false, timeout_ms, added, error);
+  return AddModel(client, name, version, path, false, {}, timeout_ms, added, error);
 }
 
 kvc_code kvc_model_import(kvc_client* client, const char* name, const char* version,
                           const char* path, int32_t timeout_ms, kvc_model_added* added,
                           kvc_error* error) {
-  return AddModel(client, name, version, path, true, timeout_ms, added, error);
+  return kvc_model_import_with_progress(client, name, version, path, nullptr, nullptr, timeout_ms,
+                                        added, error);
+}
+
+kvc_code kvc_model_import_with_progress(kvc_client* client, const char* name, const char* version,
+                                        const char* path, kvc_progress progress, void* context,
+                                        int32_t timeout_ms, kvc_model_added* added,
+                                        kvc_error* error) {
+  return AddModel(client, name, version, path, true, Telling(progress, context), timeout_ms, added,
+                  error);
 }
 
 kvc_code kvc_model_remove(kvc_client* client, const char* name, const char* version,
@@ -163,11 +178,8 @@ kvc_code kvc_load(kvc_client* client, const char* name, const char* version, kvc
     ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
     const messages::Load request{.name = std::move(model.name),
                                  .version = std::move(model.version)};
-    Connection::Progress tell;
-    if (progress != nullptr) {
-      tell = [=](uint64_t done, uint64_t total) { progress(context, done, total); };
-    }
-    ASSIGN_OR_RETURN(const auto answer, core.Call(request, deadline, {}, tell));
+    ASSIGN_OR_RETURN(const auto answer,
+                     core.Call(request, deadline, {}, Telling(progress, context)));
     if (loaded == nullptr) return {};
     kvc_loaded result{};
     result.bytes = answer.reply.bytes;
@@ -214,6 +226,12 @@ kvc_code kvc_evict(kvc_client* client, uint64_t bytes, int32_t timeout_ms, kvc_e
 
 kvc_code kvc_demote(kvc_client* client, uint64_t bytes, int32_t timeout_ms, kvc_demoted* demoted,
                     kvc_error* error) {
+  return kvc_demote_with_progress(client, bytes, nullptr, nullptr, timeout_ms, demoted, error);
+}
+
+kvc_code kvc_demote_with_progress(kvc_client* client, uint64_t bytes, kvc_progress progress,
+                                  void* context, int32_t timeout_ms, kvc_demoted* demoted,
+                                  kvc_error* error) {
   return Run(error, [&]() -> Status {
     if (client == nullptr) return Invalid("client is NULL");
     Client& core = *Of(client)->client;
@@ -222,11 +240,60 @@ kvc_code kvc_demote(kvc_client* client, uint64_t bytes, int32_t timeout_ms, kvc_
     ASSIGN_OR_RETURN(const auto now, core.contact());
     RETURN_IF_ERROR(now.CheckDoes(wire::kStoreCapability, "demote pages"));
     ASSIGN_OR_RETURN(const auto answer,
-                     now.connection->Call(messages::Demote{.bytes = bytes}, deadline));
+                     now.connection->Call(messages::Demote{.bytes = bytes}, deadline, {},
+                                          Telling(progress, context)));
     if (demoted == nullptr) return {};
     return Write(
         kvc_demoted{.struct_size = 0, .pages = answer.reply.pages, .bytes = answer.reply.bytes},
         demoted);
+  });
+}
+
+kvc_code kvc_promote(kvc_client* client, const kvc_promote_options* options, kvc_progress progress,
+                     void* context, int32_t timeout_ms, kvc_promoted* promoted, kvc_error* error) {
+  return Run(error, [&]() -> Status {
+    if (client == nullptr || options == nullptr) return Invalid("client or options is NULL");
+    Client& core = *Of(client)->client;
+    RETURN_IF_ERROR(CheckClient(core));
+    ASSIGN_OR_RETURN(const kvc_promote_options asked, Read(options));
+    messages::Promote request;
+    ASSIGN_OR_RETURN(request.tenant, TextOf("tenant", asked.tenant, kMaxTenantName));
+    if (asked.space != nullptr) {
+      request.space_id.assign(reinterpret_cast<const char*>(asked.space->bytes),
+                              sizeof asked.space->bytes);
+    }
+    request.bytes = asked.bytes;
+    request.no_wait = asked.no_wait != 0;
+    ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
+    ASSIGN_OR_RETURN(const auto now, core.contact());
+    RETURN_IF_ERROR(now.CheckDoes(wire::kStoreCareCapability, "promote pages"));
+    ASSIGN_OR_RETURN(const auto answer,
+                     now.connection->Call(request, deadline, {}, Telling(progress, context)));
+    if (promoted == nullptr) return {};
+    return Write(
+        kvc_promoted{.struct_size = 0, .pages = answer.reply.pages, .bytes = answer.reply.bytes},
+        promoted);
+  });
+}
+
+kvc_code kvc_fsck(kvc_client* client, const kvc_fsck_options* options, kvc_progress progress,
+                  void* context, int32_t timeout_ms, char** json, kvc_error* error) {
+  return Run(error, [&]() -> Status {
+    if (client == nullptr || options == nullptr || json == nullptr) {
+      return Invalid("client, options or json is NULL");
+    }
+    Client& core = *Of(client)->client;
+    RETURN_IF_ERROR(CheckClient(core));
+    ASSIGN_OR_RETURN(const kvc_fsck_options asked, Read(options));
+    const messages::Fsck request{.read_data = asked.read_data != 0, .repair = asked.repair != 0};
+    ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
+    ASSIGN_OR_RETURN(const auto now, core.contact());
+    RETURN_IF_ERROR(now.CheckDoes(wire::kStoreCareCapability, "check a store"));
+    ASSIGN_OR_RETURN(const auto answer,
+                     now.connection->Call(request, deadline, {}, Telling(progress, context)));
+    *json = ::strdup(answer.reply.json.c_str());
+    if (*json == nullptr) return Status(Code::kExhausted, "out of memory");
+    return {};
   });
 }
 

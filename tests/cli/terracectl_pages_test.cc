@@ -278,6 +278,48 @@ TEST_F(TerracectlStore, DemoteTakesStoredPagesOutOfMemory) {
   EXPECT_EQ(RunJson({"tiers"})["tiers"][1]["pages"], 6);
 }
 
+TEST_F(TerracectlStore, PromoteBringsPagesBack) {
+  Put(10, 6);
+  EXPECT_EQ(RunJson({"demote", "--all"})["pages"], 6);
+  EXPECT_EQ(RunJson({"promote", "--bytes", "8K", "--wait"})["pages"], 2);
+  EXPECT_EQ(RunJson({"pages"})["pages"].size(), 2u);
+  const auto text = Run({"promote", "--all", "--wait", "--tenant", "default", "--space", id_});
+  EXPECT_EQ(text.exit_code, 0) << text.standard_error;
+  EXPECT_THAT(text.standard_output, HasSubstr("4 pages are in memory too"));
+  EXPECT_EQ(text.standard_error, "") << "a bar is for terminals";
+  EXPECT_EQ(RunJson({"pages"})["pages"].size(), 6u);
+  EXPECT_EQ(RunJson({"promote", "--all"})["begun"], true);
+  EXPECT_EQ(Run({"promote", "--all", "--tenant", "nobody"}).exit_code, 4);
+  EXPECT_EQ(Run({"promote", "--all", "--space", "12"}).exit_code, 2);
+  EXPECT_EQ(Run({"promote"}).exit_code, 2);
+}
+
+TEST_F(TerracectlStore, FsckSaysThatNothingIsWrong) {
+  Put(10, 4);
+  EXPECT_EQ(RunJson({"demote", "--all"})["pages"], 4);
+  const auto text = Run({"fsck", "--data"});
+  EXPECT_EQ(text.exit_code, 0) << text.standard_error;
+  EXPECT_THAT(text.standard_output, HasSubstr("nothing is wrong"));
+  const auto report = RunJson({"fsck", "--data", "--repair"});
+  EXPECT_EQ(report["clean"], true);
+  EXPECT_EQ(report["read_pages"], 4);
+  EXPECT_EQ(report["repaired"], 0);
+  EXPECT_EQ(RunJson({"fsck"})["read_pages"], 0);
+}
+
+TEST_F(TerracectlStore, TiersAreWatchedWithRates) {
+  const ProgramOutput output =
+      RunProgram({.program = "/usr/bin/timeout",
+                  .arguments = {"2", TERRACECTL_PATH, "--socket", daemon().socket(), "tiers",
+                                "--watch", "0.2"},
+                  .standard_input = {},
+                  .output_file = {},
+                  .environment = {}});
+  EXPECT_EQ(output.exit_code, 124) << output.standard_error;
+  EXPECT_THAT(output.standard_output, HasSubstr("reads/s"));
+  EXPECT_EQ(RunTerracectl({"tiers", "--watch", "0"}).exit_code, 2);
+}
+
 TEST_F(TerracectlStore, FlushWaits) {
   Put(10, 2);
   const auto text = Run({"flush"});
@@ -288,7 +330,7 @@ TEST_F(TerracectlStore, FlushWaits) {
 
 TEST_F(TerracectlPages, WithoutAStoreItsVerbsSaySo) {
   for (const std::vector<std::string>& call :
-       {std::vector<std::string>{"demote", "--all"}, {"flush"}}) {
+       {std::vector<std::string>{"demote", "--all"}, {"promote", "--all"}, {"fsck"}, {"flush"}}) {
     const ProgramOutput output = Run(call);
     EXPECT_NE(output.exit_code, 0) << call[0];
     EXPECT_THAT(output.standard_error, HasSubstr("the daemon has no store")) << call[0];

@@ -99,7 +99,7 @@ TEST(TerracectlAlone, HelpNamesEveryVerbAndExitCode) {
   EXPECT_EQ(output.exit_code, 0);
   for (const char* word :
        {"status", "models", "model", "load", "unload", "spaces", "clients", "pages", "put", "get",
-        "evict", "tiers", "demote", "flush", "version", "Exit codes: 0"}) {
+        "evict", "tiers", "demote", "promote", "fsck", "flush", "version", "Exit codes: 0"}) {
     EXPECT_THAT(output.standard_output, HasSubstr(word));
   }
 }

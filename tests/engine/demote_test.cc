@@ -21,7 +21,7 @@ class DemoteTest : public testing::Test {
   }
   std::shared_ptr<std::optional<Demoted>> Demote(uint64_t bytes) {
     auto answer = std::make_shared<std::optional<Demoted>>();
-    engine().Demote(bytes, [answer](const Result<Demoted>& demoted) { *answer = *demoted; });
+    engine().Demote(bytes, {}, [answer](const Result<Demoted>& demoted) { *answer = *demoted; });
     return answer;
   }
 
@@ -184,7 +184,7 @@ TEST_F(DemoteTest, OneDemotionAtATime) {
   PutUnstored(client, space, 0, 2);
   const auto demoted = Demote(0);
   Code refused = Code::kOk;
-  engine().Demote(0, [&](const Result<Demoted>& second) { refused = second.error().code(); });
+  engine().Demote(0, {}, [&](const Result<Demoted>& second) { refused = second.error().code(); });
   EXPECT_EQ(refused, Code::kExhausted);
   w.world.Settle();
   EXPECT_TRUE(demoted->has_value());

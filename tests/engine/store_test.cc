@@ -513,7 +513,7 @@ TEST(NoStoreTest, VerbsOnStoredPagesAreUnavailable) {
                         [](const Result<std::vector<Code>>& codes) {
                           EXPECT_EQ(codes.error().code(), Code::kUnavailable);
                         });
-  world.engine->Demote(0, [](const Result<Demoted>& demoted) {
+  world.engine->Demote(0, {}, [](const Result<Demoted>& demoted) {
     EXPECT_EQ(demoted.error().code(), Code::kUnavailable);
   });
   world.engine->Flush([](const Status& flushed) { EXPECT_EQ(flushed.code(), Code::kUnavailable); });
@@ -625,7 +625,7 @@ TEST(StoreBounds, ANearlyFullStoreIsNoWayAroundTheBudget) {
   ASSERT_EQ(w.store.pages(), 3u);
   client.PutChain(space, 3, 1);
   EXPECT_THAT(***client.Persist(space, {3}), ElementsAre(Code::kExhausted));
-  w.world.engine->Demote(0, [](const Result<Demoted>&) {});
+  w.world.engine->Demote(0, {}, [](const Result<Demoted>&) {});
   w.world.Settle();
   EXPECT_EQ(w.Figures().spilled.extents, 3u);
   EXPECT_TRUE(client.Reads(space, 3));

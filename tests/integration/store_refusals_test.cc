@@ -224,6 +224,65 @@ TEST_F(StoreRefusalsTest, FsckFindsAndRepairs) {
   });
 }
 
+// What the daemon's own check says; an error for a failure of the call.
+Result<Json> Check(kvc_client* client, bool read_data, bool repair) {
+  kvc_fsck_options options{};
+  options.struct_size = sizeof options;
+  options.read_data = read_data ? 1 : 0;
+  options.repair = repair ? 1 : 0;
+  char* text = nullptr;
+  kvc_error error{};
+  RETURN_IF_ERROR(
+      bench::ToStatus(kvc_fsck(client, &options, nullptr, nullptr, 60'000, &text, &error), error));
+  Json report = Json::parse(text);
+  kvc_free(text);
+  return report;
+}
+
+TEST_F(StoreRefusalsTest, AStoreThatServesIsCheckedAndRepaired) {
+  StartStore();
+  const std::vector<kvc_key> keys = Keys(0, 16);
+  PutDurably(keys);
+  Damage(SlotOf(store_folder(), keys[2]), 100);                  // Its header.
+  Damage(SlotOf(store_folder(), keys[9]), kHeaderBytes + 5000);  // Its bytes.
+  Run([&](kvc_client* client) -> Status {
+    ASSIGN_OR_RETURN(const StoreSteps steps, StoreSteps::Open(client, kPage));
+    ASSIGN_OR_RETURN(const Json books, Check(client, false, false));
+    RETURN_UNLESS(books["clean"] == true && books["entries"] == 16 && books["pages"] == 16,
+                  books.dump());
+    ASSIGN_OR_RETURN(const Json found, Check(client, true, false));
+    RETURN_UNLESS(found["clean"] == false && found["read_pages"] == 16, found.dump());
+    RETURN_UNLESS(found["findings"]["header"] == 1 && found["findings"]["data"] == 1, found.dump());
+    RETURN_UNLESS(found["examples"].size() == 2 && found["repaired"] == 0, found.dump());
+    ASSIGN_OR_RETURN(const Json mended, Check(client, true, true));
+    RETURN_UNLESS(mended["repaired"] == 2, mended.dump());
+    ASSIGN_OR_RETURN(const Json clean, Check(client, true, false));
+    RETURN_UNLESS(clean["clean"] == true, clean.dump());
+    ASSIGN_OR_RETURN(const Fetched gone, steps.Prefetch({keys[2]}));
+    RETURN_UNLESS(gone.codes[0] == KVC_NOT_FOUND, kvc_code_name(gone.codes[0]));
+    return steps.ExpectStored(Keys(10, 6));
+  });
+  EXPECT_EQ(At(StoreTier(), "/erased/fault/pages"), 2u);
+  EXPECT_EQ(At(StoreTier(), "/pages"), 14u);
+  Stop();
+  EXPECT_EQ(Fsck("data").exit_code, 0) << "and the one that looks from outside agrees";
+}
+
+TEST_F(StoreRefusalsTest, TheScrubFindsAndErasesADamagedPage) {
+  StartStore(std::string(kOneDirectory) + "[store]\nscrub_bytes_per_second = \"64MiB\"\n");
+  const std::vector<kvc_key> keys = Keys(0, 16);
+  PutDurably(keys);
+  Stop();
+  Damage(SlotOf(store_folder(), keys[9]), kHeaderBytes + 5000);
+  ASSERT_TRUE(daemon().Launch().ok());
+  EXPECT_TRUE(Await([&] { return At(StoreTier(), "/erased/fault/pages") == 1; }));
+  const Json tier = StoreTier();
+  EXPECT_EQ(At(tier, "/scrub/faults/data"), 1u);
+  EXPECT_EQ(At(tier, "/scrub/pages"), 16u);
+  EXPECT_EQ(At(tier, "/scrub/rounds"), 1u);
+  EXPECT_EQ(At(tier, "/pages"), 15u);
+}
+
 TEST_F(StoreRefusalsTest, ADamagedIndexIsBuiltAnewFromThePages) {
   StartStore();
   const std::vector<kvc_key> keys = Keys(0, 32);

@@ -144,6 +144,10 @@ void StoreTest::StartStore(const std::string& store, const std::string& capacity
   DaemonProcessOptions options;
   options.capacity = capacity;
   options.store = store;
+  // What a test damages it finds itself.
+  if (store.find("[store]") == std::string::npos) {
+    options.store += "[store]\nscrub_bytes_per_second = 0\n";
+  }
   StartDaemon(options);
 }
 

@@ -107,6 +107,37 @@ TEST_F(StoreTest, DroppedPagesAreGoneFromTheStore) {
   EXPECT_EQ(At(StoreTier(), "/erased/dropped/pages"), keys.size());
 }
 
+TEST_F(StoreTest, PromotionBringsPagesIntoFreeMemory) {
+  StartStore();
+  const std::vector<kvc_key> keys = Keys(0, 64);
+  Run([&](kvc_client* client) -> Status {
+    ASSIGN_OR_RETURN(const StoreSteps steps, StoreSteps::Open(client, kPage));
+    RETURN_IF_ERROR(steps.PutPersistAndDemote(keys));
+    kvc_promote_options options{};
+    options.struct_size = sizeof options;
+    options.bytes = 16 * kPage;
+    kvc_promoted promoted{};
+    promoted.struct_size = sizeof promoted;
+    kvc_error error{};
+    const auto promote = [&] {
+      return bench::ToStatus(
+          kvc_promote(client, &options, nullptr, nullptr, 60'000, &promoted, &error), error);
+    };
+    RETURN_IF_ERROR(promote());
+    RETURN_UNLESS(promoted.pages == 16 && promoted.bytes == 16 * kPage,
+                  std::to_string(promoted.pages));
+    options.bytes = 0;
+    RETURN_IF_ERROR(promote());
+    RETURN_UNLESS(promoted.pages == 48, std::to_string(promoted.pages));
+    ASSIGN_OR_RETURN(const uint64_t found, steps.Found(keys));
+    RETURN_UNLESS(found == keys.size(), std::to_string(found));
+    options.tenant = "nobody";
+    const Status refused = promote();
+    RETURN_UNLESS(refused.code() == Code::kNotFound, refused.message());
+    return {};
+  });
+}
+
 // ---- Fetches
 
 TEST_F(StoreTest, AFetchThatNobodyWaitsForBringsThePages) {

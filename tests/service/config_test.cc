@@ -45,6 +45,7 @@ const std::vector<Choices>& AllChoices() {
       {"store.write_per_day",
        {"unlimited", "2TiB", "1", "500GiB"},
        {"", "0", "0GiB", "-1", "none", "lots"}},
+      {"store.scrub_bytes_per_second", {"0", "4MiB", "1"}, {"", "off", "-1", "lots"}},
       {"store.io_uring", {"auto", "never"}, {"", "always", "true"}},
       {"metrics.listen",
        {"", "127.0.0.1:9177", "127.1.2.3:0", "[::1]:9177", "unix:/run/terrace/metrics.sock"},

@@ -57,6 +57,24 @@ class OmittingStore final : public PageStore {
     store_.Erase(std::move(pages), std::move(done));
   }
   void Flush(std::function<void(Status)> done) override { store_.Flush(std::move(done)); }
+  void Check(std::vector<StoredPage> pages, MonotonicNs deadline,
+             std::function<void(size_t, ReadFault, Status)> done) override {
+    store_.Check(std::move(pages), deadline, std::move(done));
+  }
+  void ListEntries(std::string after, size_t limit,
+                   std::function<void(Result<Entries>)> done) override {
+    store_.ListEntries(std::move(after), limit, std::move(done));
+  }
+  void FindEntries(std::vector<StoredPage> pages,
+                   std::function<void(Result<std::vector<bool>>)> done) override {
+    store_.FindEntries(std::move(pages), std::move(done));
+  }
+  void DropEntries(std::vector<StoredPage> pages, std::function<void(Status)> done) override {
+    store_.DropEntries(std::move(pages), std::move(done));
+  }
+  void BeginCensus() override { store_.BeginCensus(); }
+  void Name(PlaceId place) override { store_.Name(place); }
+  std::vector<PlaceId> EndCensus() override { return store_.EndCensus(); }
   void Turn() override { store_.Turn(); }
   PageStoreReport Report() const override { return store_.Report(); }
 

@@ -36,6 +36,7 @@ StoreSimulation::StoreSimulation(uint64_t seed, StoreOmission omission)
   options_.store.max_queued_pages = 4 + static_cast<uint32_t>(Below(20));
   options_.store.max_writing_pages = 1 + static_cast<uint32_t>(Below(16));
   options_.store.max_reading_pages = 4 + static_cast<uint32_t>(Below(16));
+  options_.store.scrub_bytes_per_second = Below(2) << 16;
   if (Below(3) == 0) {
     options_.store.write_bytes_per_day = uint64_t{1} << 33;
     options_.store.write_burst_bytes = 200'000;
@@ -129,7 +130,7 @@ void StoreSimulation::World(uint64_t chance) {
   } else if (chance < 35) {
     (void)engine_->Evict(Below(3) * 8192, 1 + Below(8));
   } else if (chance < 36) {
-    engine_->Demote(1 + Below(65536), [this](const Result<Demoted>& demoted) {
+    engine_->Demote(1 + Below(65536), {}, [this](const Result<Demoted>& demoted) {
       if (demoted) result_.demoted += demoted->pages;
     });
   } else if (chance < 37) {
@@ -137,10 +138,36 @@ void StoreSimulation::World(uint64_t chance) {
   } else if (chance < 38) {
     engine_->SetHostCapacity(options_.host_capacity_bytes - Below(2) * 8 * 4096);
   } else if (chance < 39) {
-    engine_->Flush([](const Status&) {});
+    Care();
   } else if (Below(4) == 0) {
     Crash();
   }
+}
+
+// What an operator does.
+void StoreSimulation::Care() {
+  const uint64_t what = Below(3);
+  if (what == 0) return engine_->Flush([](const Status&) {});
+  if (what == 1) {
+    PromoteSpec spec;
+    spec.bytes = Below(2) * 65536;
+    return engine_->Promote(spec, {}, [this](const Result<Promoted>& promoted) {
+      if (promoted) result_.promoted_by_hand += promoted->pages;
+    });
+  }
+  if (clients_.empty()) return;
+  const StoreCheckSpec spec{.read_data = Below(2) == 0, .repair = Below(2) == 0};
+  engine_->CheckStore(clients_.front().given.id, spec, {},
+                      [this](const Result<StoreCheckReport>& report) {
+                        if (!report) return;
+                        ++result_.checks;
+                        // Pages are damaged on purpose; the books are not, whatever moves.
+                        if (report->unreadable_records + report->unknown_entries +
+                                report->missing_entries + report->unknown_slots >
+                            0) {
+                          Fail("check: " + report->examples.front());
+                        }
+                      });
 }
 
 SpaceSpec StoreSimulation::SpecOf(size_t kind) const {

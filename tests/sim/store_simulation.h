@@ -46,6 +46,8 @@ struct StoreSimulationResult {
   uint64_t made_room = 0;  // Of those.
   uint64_t persisted = 0;
   uint64_t demoted = 0;
+  uint64_t promoted_by_hand = 0;
+  uint64_t checks = 0;
   uint64_t crashes = 0;
   uint64_t found_again = 0;  // Durable pages, after a crash.
   uint64_t held = 0;
@@ -91,6 +93,7 @@ class StoreSimulation final : public EngineEvents {
   SpaceSpec SpecOf(size_t kind) const;
   void Step();
   void World(uint64_t chance);
+  void Care();
   void Put(Client& client, size_t kind, const SpaceGiven& space);
   void Prefetch(Client& client, size_t kind, const SpaceGiven& space);
   void Prefetched(Client* client, size_t kind, const std::vector<uint64_t>& keys,

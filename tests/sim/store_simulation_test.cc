@@ -40,6 +40,8 @@ TEST(StoreSimulationTest, PromisesHoldUnderEverySeed) {
     sum.made_room += result.made_room;
     sum.persisted += result.persisted;
     sum.demoted += result.demoted;
+    sum.promoted_by_hand += result.promoted_by_hand;
+    sum.checks += result.checks;
     sum.crashes += result.crashes;
     sum.found_again += result.found_again;
     sum.held += result.held;
@@ -63,6 +65,8 @@ TEST(StoreSimulationTest, PromisesHoldUnderEverySeed) {
   EXPECT_GT(sum.made_room, 50u);
   EXPECT_GT(sum.persisted, 500u);
   EXPECT_GT(sum.demoted, 100u);
+  EXPECT_GT(sum.promoted_by_hand, 100u);
+  EXPECT_GT(sum.checks, 100u);
   EXPECT_GT(sum.crashes, 300u);
   EXPECT_GT(sum.found_again, 300u);
   EXPECT_GT(sum.held, 500u);

@@ -89,6 +89,7 @@ class Fsck {
   bool ReadSlot(const SlotFileName& name, int fd, uint32_t slot, size_t bytes) {
     if (buffer_.size() < bytes) buffer_ = AlignedBuffer(bytes);
     if (!buffer_) return false;
+    if (options_.progress) options_.progress(++slots_read_);
     const auto offset = static_cast<off_t>(name.slot_bytes * slot);
     for (size_t at = 0; at < bytes;) {
       const ssize_t got =
@@ -257,6 +258,7 @@ class Fsck {
   const StoreDirectories directories_;
   std::vector<FsckDevice> devices_;
   AlignedBuffer buffer_;
+  uint64_t slots_read_ = 0;
   FsckReport report_;
 };
 

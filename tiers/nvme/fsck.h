@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,8 @@ struct FsckOptions {
   std::vector<std::string> directories;  // As those of the store, in its order.
   bool read_data = false;                // Also checks the bytes of every page.
   FsckRepair repair = FsckRepair::kNothing;
+  // Told of every slot that is read, with how many that makes; most are read twice.
+  std::function<void(uint64_t)> progress = {};
 };
 
 struct FsckReport {

@@ -163,6 +163,30 @@ class RocksIndex final : public Index {
     return unreadable;
   }
 
+  Result<std::string> List(const std::string& after, size_t limit,
+                           const std::function<void(const IndexEntry&)>& visit,
+                           uint64_t* unreadable) override {
+    if (db_ == nullptr) return Closed();
+    rocksdb::ReadOptions options;
+    options.total_order_seek = true;
+    options.fill_cache = false;
+    const std::unique_ptr<rocksdb::Iterator> at(db_->NewIterator(options));
+    at->Seek(after);
+    if (at->Valid() && at->key() == after) at->Next();
+    std::string last;
+    for (; at->Valid() && limit > 0; at->Next(), --limit) {
+      last = at->key().ToString();
+      const auto entry = DecodeIndexEntry(ToBytes(at->key()), ToBytes(at->value()));
+      if (entry) {
+        visit(*entry);
+      } else if (!IsOurRecord(at->key())) {
+        ++*unreadable;
+      }
+    }
+    RETURN_IF_ERROR(FromRocks(at->status(), directory_));
+    return at->Valid() ? last : std::string();
+  }
+
   Result<std::optional<IndexEntry>> Find(const StoredName& name) override {
     if (db_ == nullptr) return Closed();
     const auto key = EncodeIndexKey(name);

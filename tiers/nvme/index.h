@@ -28,6 +28,11 @@ class Index {
   static constexpr size_t kMostUnreadable = 100'000;
   virtual Result<std::vector<std::string>> Visit(
       const std::function<void(const IndexEntry&)>& visit) = 0;
+  // The entries after that key (empty: from the first on), of at most `limit` records. Returns the
+  // last key; empty when nothing comes after it.
+  virtual Result<std::string> List(const std::string& after, size_t limit,
+                                   const std::function<void(const IndexEntry&)>& visit,
+                                   uint64_t* unreadable) = 0;
   virtual Result<std::optional<IndexEntry>> Find(const StoredName& name) = 0;
   // An entry of the same name is replaced. All or none.
   virtual Status Put(std::span<const IndexEntry> entries, bool sync) = 0;

@@ -36,6 +36,12 @@ void IndexQueue::Sync(Done done) {
   Pump();
 }
 
+void IndexQueue::Read(std::function<void(Index&)> read, std::function<void()> done) {
+  next_.reads.push_back(std::move(read));
+  next_.have_read.push_back(std::move(done));
+  Pump();
+}
+
 void IndexQueue::Pump() {
   if (writing_ || next_.empty()) return;
   writing_ = true;
@@ -56,6 +62,8 @@ void IndexQueue::Write(Batch& batch) {
   if (!batch.erases.empty()) batch.erase_status = index_->Erase(batch.erases, options_.sync);
   if (!batch.puts.empty()) batch.put_status = index_->Put(batch.puts, options_.sync);
   if (!batch.synced.empty()) batch.sync_status = index_->Sync();
+  for (const auto& read : batch.reads)
+    read(*index_);
   if (batch.measure) batch.bytes_on_disk = index_->bytes_on_disk();
   batch.syncs = index_->syncs();
 }
@@ -80,6 +88,8 @@ void IndexQueue::Finish(const Batch& batch) {
     done(batch.put_status);
   for (const Done& done : batch.synced)
     done(batch.sync_status);
+  for (const auto& done : batch.have_read)
+    done();
   writing_ = false;
   Pump();
 }

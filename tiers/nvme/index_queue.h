@@ -43,6 +43,9 @@ class IndexQueue {
   void Erase(std::vector<StoredPage> pages, Done done);
   // What was answered before is on the device.
   void Sync(Done done);
+  // Reads it, after all that was asked for before. `read` runs on the thread of the index, for some
+  // milliseconds at most: writes wait.
+  void Read(std::function<void(Index&)> read, std::function<void()> done);
 
   // It has kept somebody waiting for too long: it counts as broken until it answers.
   void GiveUp(std::string why) {
@@ -65,6 +68,8 @@ class IndexQueue {
     std::vector<IndexEntry> puts;
     std::vector<Done> put;
     std::vector<Done> synced;
+    std::vector<std::function<void(Index&)>> reads;
+    std::vector<std::function<void()>> have_read;
 
     Status erase_status;
     Status put_status;
@@ -72,7 +77,7 @@ class IndexQueue {
     uint64_t bytes_on_disk = 0;
     uint64_t syncs = 0;
 
-    bool empty() const { return erased.empty() && put.empty() && synced.empty(); }
+    bool empty() const { return erased.empty() && put.empty() && synced.empty() && reads.empty(); }
   };
 
   void Pump();

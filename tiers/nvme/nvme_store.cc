@@ -99,6 +99,18 @@ class NvmeStore final : public PageStore {
             std::function<void(size_t)> ended) override;
   void Erase(std::vector<StoredPage> pages, std::function<void(Status)> done) override;
   void Flush(std::function<void(Status)> done) override;
+  void Check(std::vector<StoredPage> pages, MonotonicNs deadline,
+             std::function<void(size_t, ReadFault, Status)> done) override;
+  void ListEntries(std::string after, size_t limit,
+                   std::function<void(Result<Entries>)> done) override;
+  void FindEntries(std::vector<StoredPage> pages,
+                   std::function<void(Result<std::vector<bool>>)> done) override;
+  void DropEntries(std::vector<StoredPage> pages, std::function<void(Status)> done) override {
+    index_.Erase(std::move(pages), std::move(done));
+  }
+  void BeginCensus() override;
+  void Name(PlaceId place) override;
+  std::vector<PlaceId> EndCensus() override;
   void Turn() override;
   PageStoreReport Report() const override;
 
@@ -110,6 +122,7 @@ class NvmeStore final : public PageStore {
   // Whether the index' entry is of a place that is there; takes it then.
   bool Claim(const StoredPage& page);
 
+  void Start(const std::shared_ptr<Transfer>& read);
   Status CheckWrite(const PageWrite& write) const;
   std::shared_ptr<Transfer> ReadTransfer(const PageRead& read, MonotonicNs deadline,
                                          const std::shared_ptr<ReadCall>& call, size_t i);
@@ -148,6 +161,9 @@ class NvmeStore final : public PageStore {
   };
   std::map<FileId, FileSync> syncs_;
   std::set<FileId> dirty_;  // Written since they were synced.
+  // Of writes that failed, until they are free: a late write may still go there, or the entry be in
+  // the index.
+  std::set<PlaceId> late_;
   // Their entries may or may not be in the index: erased before the slot is used again.
   std::vector<StoredPage> doubtful_;
   bool erasing_doubtful_ = false;
@@ -243,6 +259,7 @@ std::vector<PlaceId> NvmeStore::Allocate(uint32_t bytes, size_t count) {
 void NvmeStore::Free(PlaceId place) {
   Device* const device = DeviceOf(place);
   TERRACE_CHECK(device != nullptr);
+  late_.erase(place);
   // A page of a device that was off at the start has no slot in the books.
   if (!device->space().IsTaken(FromPlaceId(place))) return;
   device->space().Free(FromPlaceId(place), clock_.Now());
@@ -280,26 +297,25 @@ void NvmeStore::Read(std::vector<PageRead> pages, MonotonicNs deadline,
                      std::function<void(size_t, ReadFault, Status)> done,
                      std::function<void(size_t)> ended) {
   const auto call = std::make_shared<ReadCall>(ReadCall{std::move(done), std::move(ended)});
-  for (size_t i = 0; i < pages.size(); ++i) {
-    const PageRead& read = pages[i];
-    Device* const device = DeviceOf(read.page.place);
-    const auto transfer = ReadTransfer(read, deadline, call, i);
-    const bool there = device != nullptr && transfer->file != nullptr;
-    if (there && device->TakesReads()) {
-      device->Enqueue(transfer);
-      continue;
-    }
-    const bool refused = there || (device != nullptr && !device->readable());
-    transfer->fault = refused ? ReadFault::kRefused : ReadFault::kIo;
-    transfer->status = Status(Code::kUnavailable, "page " + read.page.name.key.Hex() +
-                                                      ": its device is not read from now");
-    box_->Push([transfer] {
-      transfer->answered(*transfer, transfer->status);
-      transfer->ended(*transfer);
-    });
-  }
+  for (size_t i = 0; i < pages.size(); ++i)
+    Start(ReadTransfer(pages[i], deadline, call, i));
   for (const auto& device : devices_)
     device->Pump();
+}
+
+void NvmeStore::Start(const std::shared_ptr<Transfer>& read) {
+  const StoredPage& page = read->header.page;
+  Device* const device = DeviceOf(page.place);
+  const bool there = device != nullptr && read->file != nullptr;
+  if (there && device->TakesReads()) return device->Enqueue(read);
+  const bool refused = there || (device != nullptr && !device->readable());
+  read->fault = refused ? ReadFault::kRefused : ReadFault::kIo;
+  read->status = Status(Code::kUnavailable,
+                        "page " + page.name.key.Hex() + ": its device is not read from now");
+  box_->Push([read] {
+    read->answered(*read, read->status);
+    read->ended(*read);
+  });
 }
 
 std::shared_ptr<Transfer> NvmeStore::ReadTransfer(const PageRead& read, MonotonicNs deadline,
@@ -416,6 +432,7 @@ void NvmeStore::PutIntoIndex(const std::shared_ptr<Writing>& writing) {
 void NvmeStore::AnswerWrite(const std::shared_ptr<Writing>& writing, const Status& status) {
   unanswered_.erase(writing);
   writing->answered = true;
+  if (!status.ok()) late_.insert(writing->entry.page.place);
   if (status.ok()) {
     writing->call->done(writing->i, writing->entry.page.serial);
   } else {
@@ -544,6 +561,99 @@ void NvmeStore::Erase(std::vector<StoredPage> pages, std::function<void(Status)>
     }
     done(status);
   });
+}
+
+// ---- Checking
+
+void NvmeStore::Check(std::vector<StoredPage> pages, MonotonicNs deadline,
+                      std::function<void(size_t, ReadFault, Status)> done) {
+  // The transfer of each holds its memory until the device has let go of it.
+  const auto memory = std::make_shared<std::vector<AlignedBuffer>>(pages.size());
+  const auto call = std::make_shared<ReadCall>(
+      ReadCall{std::move(done), [memory](size_t i) { (*memory)[i] = AlignedBuffer(); }});
+  for (size_t i = 0; i < pages.size(); ++i) {
+    AlignedBuffer& buffer = (*memory)[i];
+    buffer = AlignedBuffer(RoundUp(pages[i].bytes));
+    if (!buffer) {
+      box_->Push([call, i] {
+        call->done(i, ReadFault::kRefused, Status(Code::kExhausted, "no memory to read a page"));
+      });
+      continue;
+    }
+    const PageRead read{.page = pages[i], .into = buffer.bytes().first(pages[i].bytes)};
+    const auto transfer = ReadTransfer(read, deadline, call, i);
+    transfer->check_data = true;
+    Start(transfer);
+  }
+  for (const auto& device : devices_)
+    device->Pump();
+}
+
+void NvmeStore::ListEntries(std::string after, size_t limit,
+                            std::function<void(Result<Entries>)> done) {
+  const auto list = std::make_shared<Entries>();
+  const auto status = std::make_shared<Status>();
+  index_.Read(
+      [list, status, after = std::move(after), limit](Index& index) {
+        auto last = index.List(
+            after, limit, [&](const IndexEntry& entry) { list->pages.push_back(entry.page); },
+            &list->unreadable);
+        if (last) {
+          list->last = *std::move(last);
+        } else {
+          *status = last.error();
+        }
+      },
+      [list, status, done = std::move(done)] {
+        if (!status->ok()) return done(*status);
+        done(std::move(*list));
+      });
+}
+
+void NvmeStore::FindEntries(std::vector<StoredPage> pages,
+                            std::function<void(Result<std::vector<bool>>)> done) {
+  struct Search {
+    std::vector<StoredPage> pages;
+    std::vector<bool> found;
+    Status status;
+  };
+  const auto search = std::make_shared<Search>();
+  search->pages = std::move(pages);
+  index_.Read(
+      [search](Index& index) {
+        for (const StoredPage& page : search->pages) {
+          const auto entry = index.Find(page.name);
+          if (!entry) search->status = entry.error();
+          search->found.push_back(entry && *entry && (*entry)->page.serial == page.serial &&
+                                  (*entry)->page.place == page.place);
+        }
+      },
+      [this, search, done = std::move(done)] {
+        if (!search->status.ok()) return done(search->status);
+        for (size_t i = 0; i < search->pages.size(); ++i) {
+          if (late_.contains(search->pages[i].place)) search->found[i] = false;
+        }
+        done(std::move(search->found));
+      });
+}
+
+void NvmeStore::BeginCensus() {
+  for (const auto& device : devices_)
+    device->space().BeginCensus();
+}
+
+void NvmeStore::Name(PlaceId place) {
+  if (Device* const device = DeviceOf(place)) device->space().Name(FromPlaceId(place));
+}
+
+std::vector<PlaceId> NvmeStore::EndCensus() {
+  std::vector<PlaceId> unnamed;
+  for (const auto& device : devices_) {
+    for (const PlaceId place : device->space().EndCensus()) {
+      if (!late_.contains(place)) unnamed.push_back(place);
+    }
+  }
+  return unnamed;
 }
 
 void NvmeStore::Turn() {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "base/check.h"
 
@@ -29,7 +30,7 @@ uint32_t SlotsOfNewFile(uint64_t slot_bytes, uint64_t capacity_bytes, uint64_t r
 }
 
 void SlotSpace::Adopt(const SlotFileName& name) {
-  File file{.name = name, .taken = {}, .free = name.slots, .longest = name.slots};
+  File file{.name = name, .taken = {}, .unnamed = {}, .free = name.slots, .longest = name.slots};
   file.taken.resize((name.slots + 63) / 64);
   files_.emplace(name.number, std::move(file));
   next_file_ = std::max(next_file_, name.number + 1);
@@ -80,6 +81,31 @@ uint64_t SlotSpace::SlotBytesOf(uint32_t file) const {
   return found == files_.end() ? 0 : found->second.name.slot_bytes;
 }
 
+void SlotSpace::BeginCensus() {
+  for (auto& [number, file] : files_)
+    file.unnamed = file.taken;
+}
+
+void SlotSpace::Name(const Place& place) {
+  const auto found = files_.find(place.file);
+  if (found == files_.end() || place.slot / 64 >= found->second.unnamed.size()) return;
+  found->second.unnamed[place.slot / 64] &= ~(uint64_t{1} << (place.slot % 64));
+}
+
+std::vector<PlaceId> SlotSpace::EndCensus() {
+  std::vector<PlaceId> unnamed;
+  for (auto& [number, file] : files_) {
+    const std::vector<uint64_t> bits = std::exchange(file.unnamed, {});
+    for (size_t i = 0; i < bits.size(); ++i) {
+      for (uint64_t word = bits[i]; word != 0; word &= word - 1) {
+        const auto slot = static_cast<uint32_t>(64 * i + std::countr_zero(word));
+        unnamed.push_back(ToPlaceId({device_, number, slot}));
+      }
+    }
+  }
+  return unnamed;
+}
+
 void SlotSpace::Close(uint32_t file) {
   const auto found = files_.find(file);
   if (found != files_.end()) found->second.closed = true;
@@ -110,6 +136,7 @@ void SlotSpace::Mark(File& file, uint32_t slot, uint32_t count, bool taken) {
   for (uint32_t i = slot; i < slot + count; ++i) {
     const uint64_t bit = uint64_t{1} << (i % 64);
     file.taken[i / 64] = taken ? file.taken[i / 64] | bit : file.taken[i / 64] & ~bit;
+    if (!file.unnamed.empty()) file.unnamed[i / 64] &= ~bit;
   }
   const uint64_t bytes = count * file.name.slot_bytes;
   file.free = taken ? file.free - count : file.free + count;

@@ -40,6 +40,11 @@ class SlotSpace {
   bool IsTaken(const Place& place) const;
   uint64_t SlotBytesOf(uint32_t file) const;
 
+  // ---- The census of PageStore
+  void BeginCensus();
+  void Name(const Place& place);
+  std::vector<PlaceId> EndCensus();
+
   // ---- Files
   // No slot of it is given any more: it could not be made, or what is in it cannot be relied on.
   void Close(uint32_t file);
@@ -62,7 +67,8 @@ class SlotSpace {
  private:
   struct File {
     SlotFileName name;
-    std::vector<uint64_t> taken;  // A bit a slot.
+    std::vector<uint64_t> taken;    // A bit a slot.
+    std::vector<uint64_t> unnamed;  // Of a census: taken at its begin, and not changed or named.
     uint32_t free = 0;
     uint32_t longest = 0;  // No run of free slots is longer.
     uint32_t held = 0;

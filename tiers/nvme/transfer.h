@@ -32,6 +32,7 @@ struct Transfer {
   SlotHeader header;               // Reads: what is expected. Writes: what is written.
   std::span<uint8_t> memory;       // Of the page; a write only reads it.
   MonotonicNs deadline = 0;
+  bool check_data = false;  // A read: whatever the options say.
 
   // Owner thread. `answered` once, then `ended` once: nothing touches the memory any more.
   std::function<void(Transfer&, const Status&)> answered;

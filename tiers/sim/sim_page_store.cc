@@ -59,6 +59,7 @@ std::vector<PlaceId> SimPageStore::Allocate(uint32_t bytes, size_t count) {
     }
     allocated_[place] = bytes;
     allocated_bytes_ += PlaceBytes(bytes);
+    unnamed_.erase(place);
     places.push_back(place);
   }
   return places;
@@ -75,6 +76,7 @@ void SimPageStore::Free(PlaceId place) {
   allocated_bytes_ -= PlaceBytes(found->second);
   free_[found->second].insert(place);
   allocated_.erase(found);
+  unnamed_.erase(place);
 }
 
 bool SimPageStore::Readable(PlaceId) const {
@@ -124,6 +126,7 @@ void SimPageStore::Read(std::vector<PageRead> pages, MonotonicNs,
 
 void SimPageStore::Erase(std::vector<StoredPage> pages, std::function<void(Status)> done) {
   for (const StoredPage& page : pages) {
+    if (lost_.contains(page.place)) continue;
     const auto found = pages_.find(page.place);
     TERRACE_CHECK(found != pages_.end() && found->second.page.serial == page.serial &&
                   found->second.page.name == page.name);
@@ -168,6 +171,8 @@ void SimPageStore::Complete(Work work) {
       return work.done(EraseNow(work.erase));
     case Work::Kind::kFlush:
       return work.done(state_ == DeviceState::kServing ? Status() : NoDevice());
+    case Work::Kind::kCheck:
+      return work.answer();
   }
 }
 
@@ -204,7 +209,7 @@ uint64_t SimPageStore::Put(const PageWrite& write) {
 
 void SimPageStore::CompleteRead(Work work) {
   const PageRead& read = work.read;
-  ReadFault fault = FaultOf(read);
+  ReadFault fault = FaultOf(read.page);
   const bool slow = !slow_faults.Next().ok();
   if (slow) fault = ReadFault::kOverdue;
   if (const Status failed = read_faults.Next(); !failed.ok() && fault == ReadFault::kNone) {
@@ -230,19 +235,109 @@ void SimPageStore::CompleteRead(Work work) {
   work.ended();
 }
 
-ReadFault SimPageStore::FaultOf(const PageRead& read) const {
-  if (!Readable(read.page.place)) return ReadFault::kRefused;
-  const OnDisk& on_disk = pages_.at(read.page.place);
+ReadFault SimPageStore::FaultOf(const StoredPage& page) const {
+  if (!Readable(page.place)) return ReadFault::kRefused;
+  const OnDisk& on_disk = pages_.at(page.place);
   if (on_disk.fault != ReadFault::kNone) return on_disk.fault;
-  if (on_disk.page.name != read.page.name) return ReadFault::kName;
+  if (on_disk.page.name != page.name) return ReadFault::kName;
   const bool same =
-      on_disk.page.serial == read.page.serial && on_disk.page.generation == read.page.generation &&
-      on_disk.page.layout == read.page.layout && on_disk.page.parent == read.page.parent &&
-      on_disk.page.position == read.page.position &&
-      on_disk.page.valid_tokens == read.page.valid_tokens &&
-      on_disk.page.item_class == read.page.item_class &&
-      on_disk.page.committed_ms == read.page.committed_ms;
+      on_disk.page.serial == page.serial && on_disk.page.generation == page.generation &&
+      on_disk.page.layout == page.layout && on_disk.page.parent == page.parent &&
+      on_disk.page.position == page.position && on_disk.page.valid_tokens == page.valid_tokens &&
+      on_disk.page.item_class == page.item_class && on_disk.page.committed_ms == page.committed_ms;
   return same ? ReadFault::kNone : ReadFault::kStale;
+}
+
+// ---- Checking
+
+void SimPageStore::AddCheck(std::function<void()> answer) {
+  Work work;
+  work.kind = Work::Kind::kCheck;
+  work.answer = std::move(answer);
+  pending_.push_back(std::move(work));
+}
+
+void SimPageStore::Check(std::vector<StoredPage> pages, MonotonicNs,
+                         std::function<void(size_t, ReadFault, Status)> done) {
+  for (size_t i = 0; i < pages.size(); ++i) {
+    TERRACE_CHECK(pages_.contains(pages[i].place));
+    // Who asks keeps it from being erased until the answer.
+    ++busy_[pages[i].place];
+    AddCheck([this, done, i, page = pages[i]] {
+      if (--busy_[page.place] == 0) busy_.erase(page.place);
+      const ReadFault fault = CheckNow(page);
+      ++faults_[static_cast<int>(fault)];
+      ++checked_pages_;
+      done(
+          i, fault,
+          fault == ReadFault::kNone ? Status() : Status(Code::kDataLoss, "simulated store: fault"));
+    });
+  }
+}
+
+ReadFault SimPageStore::CheckNow(const StoredPage& page) {
+  if (!slow_faults.Next().ok()) return ReadFault::kOverdue;
+  const ReadFault fault = FaultOf(page);
+  const bool failed = !read_faults.Next().ok();
+  return failed && fault == ReadFault::kNone ? ReadFault::kIo : fault;
+}
+
+// In the order of the places.
+void SimPageStore::ListEntries(std::string after, size_t limit,
+                               std::function<void(Result<Entries>)> done) {
+  AddCheck([this, after = after.empty() ? 0 : std::stoull(after), limit, done] {
+    Entries entries;
+    auto at = pages_.upper_bound(after);
+    for (; at != pages_.end() && entries.pages.size() < limit; ++at)
+      entries.pages.push_back(at->second.page);
+    if (at != pages_.end()) entries.last = std::to_string(entries.pages.back().place);
+    done(std::move(entries));
+  });
+}
+
+void SimPageStore::FindEntries(std::vector<StoredPage> pages,
+                               std::function<void(Result<std::vector<bool>>)> done) {
+  AddCheck([this, pages = std::move(pages), done] {
+    std::vector<bool> found;
+    for (const StoredPage& page : pages) {
+      const auto on_disk = pages_.find(page.place);
+      found.push_back(on_disk != pages_.end() && on_disk->second.page.name == page.name &&
+                      on_disk->second.page.serial == page.serial);
+    }
+    done(std::move(found));
+  });
+}
+
+void SimPageStore::DropEntries(std::vector<StoredPage> pages, std::function<void(Status)> done) {
+  AddCheck([this, pages = std::move(pages), done] {
+    for (const StoredPage& page : pages)
+      pages_.erase(page.place);
+    done({});
+  });
+}
+
+void SimPageStore::BeginCensus() {
+  unnamed_.clear();
+  for (const auto& [place, bytes] : allocated_)
+    unnamed_.insert(place);
+}
+
+// Places of writes that have not ended are in use by the store.
+std::vector<PlaceId> SimPageStore::EndCensus() {
+  std::vector<PlaceId> unnamed;
+  for (const PlaceId place : std::exchange(unnamed_, {})) {
+    if (!busy_.contains(place)) unnamed.push_back(place);
+  }
+  return unnamed;
+}
+
+void SimPageStore::LoseEntry(const StoredName& name) {
+  for (auto at = pages_.begin(); at != pages_.end(); ++at) {
+    if (at->second.page.name != name) continue;
+    lost_.insert(at->first);
+    pages_.erase(at);
+    return;
+  }
 }
 
 size_t SimPageStore::EndOverdue(size_t limit) {
@@ -267,7 +362,7 @@ size_t SimPageStore::EndOverdue(size_t limit) {
 Status SimPageStore::EraseNow(const std::vector<StoredPage>& pages) {
   RETURN_IF_ERROR(erase_faults.Next());
   for (const StoredPage& page : pages) {
-    TERRACE_CHECK(pages_.erase(page.place) == 1);
+    TERRACE_CHECK(lost_.erase(page.place) == 1 || pages_.erase(page.place) == 1);
     Free(page.place);
   }
   return {};
@@ -288,6 +383,7 @@ void SimPageStore::Crash(size_t reached_disk) {
   pending_.clear();
   overdue_.clear();
   busy_.clear();
+  lost_.clear();
   // What is allocated follows from what is there.
   const std::map<PlaceId, uint32_t> allocated = std::exchange(allocated_, {});
   allocated_bytes_ = 0;

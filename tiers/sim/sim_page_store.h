@@ -55,6 +55,16 @@ class SimPageStore final : public PageStore {
             std::function<void(size_t)> ended) override;
   void Erase(std::vector<StoredPage> pages, std::function<void(Status)> done) override;
   void Flush(std::function<void(Status)> done) override;
+  void Check(std::vector<StoredPage> pages, MonotonicNs deadline,
+             std::function<void(size_t, ReadFault, Status)> done) override;
+  void ListEntries(std::string after, size_t limit,
+                   std::function<void(Result<Entries>)> done) override;
+  void FindEntries(std::vector<StoredPage> pages,
+                   std::function<void(Result<std::vector<bool>>)> done) override;
+  void DropEntries(std::vector<StoredPage> pages, std::function<void(Status)> done) override;
+  void BeginCensus() override;
+  void Name(PlaceId place) override { unnamed_.erase(place); }
+  std::vector<PlaceId> EndCensus() override;
   void Turn() override { ++turns_; }
   PageStoreReport Report() const override;
 
@@ -85,6 +95,9 @@ class SimPageStore final : public PageStore {
   size_t pages() const { return pages_.size(); }
   bool Has(const StoredName& name) const;
   bool Corrupted(const StoredName& name) const;
+  // The page's entry is gone from the index, and nobody knows; its slot stays.
+  void LoseEntry(const StoredName& name);
+  uint64_t checked_pages() const { return checked_pages_; }
   uint64_t read_calls() const { return read_calls_; }
   uint64_t write_calls() const { return write_calls_; }
   uint64_t turns() const { return turns_; }
@@ -99,7 +112,7 @@ class SimPageStore final : public PageStore {
   };
   // One page of a Write or Read, or one Erase or Flush.
   struct Work {
-    enum class Kind : uint8_t { kWrite, kRead, kErase, kFlush } kind = Kind::kFlush;
+    enum class Kind : uint8_t { kWrite, kRead, kErase, kFlush, kCheck } kind = Kind::kFlush;
     PageWrite write;
     uint64_t check = 0;  // Of the bytes when the write began.
     PageRead read;
@@ -108,6 +121,7 @@ class SimPageStore final : public PageStore {
     std::function<void(ReadFault, Status)> have_read;
     std::function<void()> ended;
     std::function<void(Status)> done;
+    std::function<void()> answer;
   };
   void Complete(Work work);
   void CompleteWrite(Work work);
@@ -115,12 +129,16 @@ class SimPageStore final : public PageStore {
   Status EraseNow(const std::vector<StoredPage>& pages);
   // Puts the page on the disk; its serial.
   uint64_t Put(const PageWrite& write);
-  ReadFault FaultOf(const PageRead& read) const;
+  ReadFault FaultOf(const StoredPage& page) const;
+  ReadFault CheckNow(const StoredPage& page);
+  void AddCheck(std::function<void()> answer);
   void Free(PlaceId place);
 
   const SimPageStoreOptions options_;
   DeviceState state_ = DeviceState::kServing;
   std::map<PlaceId, OnDisk> pages_;
+  std::set<PlaceId> lost_;                      // Slots of entries that LoseEntry took.
+  std::set<PlaceId> unnamed_;                   // Of a census.
   std::map<PlaceId, uint32_t> allocated_;       // Page bytes of each place that is not free.
   std::map<uint32_t, std::set<PlaceId>> free_;  // By page bytes.
   std::map<PlaceId, uint32_t> busy_;            // Reads and writes that have not ended.
@@ -131,6 +149,7 @@ class SimPageStore final : public PageStore {
   std::deque<Work> overdue_;
   DeviceReport counts_;
   uint64_t faults_[kReadFaults] = {};
+  uint64_t checked_pages_ = 0;
   uint64_t read_calls_ = 0;
   uint64_t write_calls_ = 0;
   uint64_t turns_ = 0;

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "base/clock.h"
@@ -36,6 +37,9 @@ class Placement {
 
   // Up to `count` slots, in state kGranted; fewer when no more can be had.
   std::vector<SlotRef> Allocate(SlabClass& of, uint64_t count);
+  // A slot in state kGranted that costs nobody anything, neither a page nor the reserve; nullopt:
+  // no memory is free.
+  std::optional<SlotRef> TakeFree(SlabClass& of);
   // Makes the budget have `bytes` of room; false if that cannot be.
   bool MakeRoom(uint64_t bytes);
   // Evicts pages and blocks until `bytes` of them are gone; 0: all that nobody holds.

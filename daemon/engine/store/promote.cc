@@ -10,12 +10,6 @@ namespace {
 
 constexpr size_t kDeadlinesATurn = 1024;
 
-// A page that can never be right again.
-bool IsLost(ReadFault fault) {
-  return fault == ReadFault::kHeader || fault == ReadFault::kName || fault == ReadFault::kStale ||
-         fault == ReadFault::kData;
-}
-
 Code CodeOf(ReadFault fault) {
   if (fault == ReadFault::kOverdue) return Code::kDeadlineExceeded;
   return IsLost(fault) ? Code::kDataLoss : Code::kUnavailable;
@@ -219,24 +213,46 @@ void Promote::Read(RequestId id, Request& request,
       continue;
     }
     ++used;
-    parts_.memory.SetState(slot, SlotState::kFilling);
-    ++slot->transfers;
-    parts_.stored.BeginRead(record);
-    reading_bytes_ += bytes;
+    const PageName name{request.space_slot, request.space_epoch, request.part, request.keys[index]};
+    Flight& begun = Begin(slot, {request.tenant, name, record});
+    begun.client = request.client;
+    begun.waiters.emplace_back(id, index);
     OfClient& reader = of_client_.at(request.client);
     ++reader.reading_pages;
     reader.reading_bytes += bytes;
-    Flight& begun = flights_[record];
-    begun.client = request.client;
-    begun.slot = slot;
-    begun.tenant = request.tenant;
-    begun.name = {request.space_slot, request.space_epoch, request.part, request.keys[index]};
-    begun.waiters.emplace_back(id, index);
     ids.push_back(record);
   }
   for (; used < slots.size(); ++used)
     parts_.memory.Free(slots[used]);
   if (!ids.empty()) Send(std::move(ids));
+}
+
+Promote::Flight& Promote::Begin(SlotRef slot, const StoredItem& page) {
+  parts_.memory.SetState(slot, SlotState::kFilling);
+  ++slot->transfers;
+  parts_.stored.BeginRead(page.id);
+  reading_bytes_ += parts_.stored.at(page.id).bytes;
+  Flight& flight = flights_[page.id];
+  flight.slot = slot;
+  flight.tenant = page.tenant;
+  flight.name = page.name;
+  return flight;
+}
+
+size_t Promote::Raise(std::span<const StoredItem> pages, const std::shared_ptr<Raised>& raised) {
+  std::vector<ItemId> ids;
+  for (const StoredItem& page : pages) {
+    const Result<SlabClass*> of =
+        parts_.memory.ClassOf(page.tenant, parts_.stored.at(page.id).bytes);
+    const std::optional<SlotRef> slot = of ? placement_.TakeFree(**of) : std::nullopt;
+    if (!slot) break;
+    Begin(*slot, page).raised = raised;
+    ++raised->under_way;
+    ids.push_back(page.id);
+  }
+  const size_t begun = ids.size();
+  if (begun > 0) Send(std::move(ids));
+  return begun;
 }
 
 void Promote::Send(std::vector<ItemId> ids) {
@@ -298,15 +314,21 @@ void Promote::Ended(Batch& batch, ItemId id) {
   --flight.slot->transfers;
   const uint32_t bytes = flight.slot.slab->shape().page_bytes;
   reading_bytes_ -= bytes;
-  OfClient& reader = of_client_.at(flight.client);
-  --reader.reading_pages;
-  reader.reading_bytes -= bytes;
-  ForgetIfIdle(flight.client);
+  if (flight.raised == nullptr) {
+    OfClient& reader = of_client_.at(flight.client);
+    --reader.reading_pages;
+    reader.reading_bytes -= bytes;
+    ForgetIfIdle(flight.client);
+  }
   Code code = Code::kUnavailable;
   if (flight.fault == ReadFault::kNone && !flight.answered) code = Land(id, flight);
   if (flight.slot->state == SlotState::kFilling) {
     holds_.Forget(flight.slot);
     parts_.memory.Free(flight.slot);
+  }
+  if (flight.raised != nullptr) {
+    --flight.raised->under_way;
+    if (code == Code::kOk) flight.raised->landed.Add(parts_.stored.at(id).bytes);
   }
   parts_.stored.EndRead(id);
   TellWaiters(std::move(flight.waiters), code);
@@ -335,7 +357,8 @@ Code Promote::Land(ItemId id, Flight& flight) {
   if (linked.ok()) {
     promoted_.Add(record.bytes);
     parts_.catalog.At(flight.tenant).counts.promoted.Add(record.bytes);
-    parts_.stored.Touch(id);
+    // Brought up for nobody it was not used.
+    if (!flight.waiters.empty()) parts_.stored.Touch(id);
     return Code::kOk;
   }
   if (linked.code() != Code::kAlreadyExists) return linked.code();

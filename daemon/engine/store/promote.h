@@ -22,6 +22,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <span>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -38,6 +39,13 @@
 
 namespace terrace {
 
+// A stored page, and what it is called in memory.
+struct StoredItem {
+  TenantId tenant = 0;
+  PageName name;
+  ItemId id = 0;
+};
+
 class Promote {
  public:
   static constexpr size_t kMaxRequests = 4096;
@@ -51,6 +59,20 @@ class Promote {
   using Done = std::function<void(Result<Prefetched>)>;
   // The client has the space open, and the spec is within its limits.
   void Prefetch(const Client& client, const Space& space, const PrefetchSpec& spec, Done done);
+  // Pages that are brought up for nobody, into memory that is free.
+  struct Raised {
+    size_t under_way = 0;
+    Amount landed;
+  };
+  // Begins with pages that are stored, not in memory and not in flight, in their order, until one
+  // finds no free memory; how many those are.
+  size_t Raise(std::span<const StoredItem> pages, const std::shared_ptr<Raised>& raised);
+  // Half of what may be read is left to those who ask.
+  bool MayRaise() const {
+    return flights_.size() < options_.max_reading_pages / 2 &&
+           reading_bytes_ < options_.max_reading_bytes / 2;
+  }
+  bool InFlight(ItemId id) const { return flights_.contains(id); }
   // Its requests are answered.
   void ClientGone(ClientId client);
   // Deadlines, and what did not fit into one step; true if more is waiting.
@@ -89,6 +111,7 @@ class Promote {
     TenantId tenant = 0;
     PageName name;
     std::vector<std::pair<RequestId, size_t>> waiters;  // And which of its keys.
+    std::shared_ptr<Raised> raised;                     // Null: somebody asked for it.
     bool answered = false;
     ReadFault fault = ReadFault::kNone;
   };
@@ -125,6 +148,7 @@ class Promote {
                                   Request& request, size_t index, ItemId* record);
   bool Wait(Request& request, size_t index, SlotRef slot);
   void Read(RequestId id, Request& request, const std::vector<std::pair<size_t, ItemId>>& wanted);
+  Flight& Begin(SlotRef slot, const StoredItem& page);
   void Send(std::vector<ItemId> ids);
   void Answered(Batch& batch, ItemId id, ReadFault fault);
   void Measure(const Batch& batch);

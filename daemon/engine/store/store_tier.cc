@@ -19,24 +19,30 @@ StoreTier::StoreTier(const StoreOptions& options, const Parts& parts)
     : parts_(parts),
       sketch_(options.sketch_counters),
       stored_(parts.store, parts.journal, parts.clock),
-      spill_(options, {.stored = stored_,
-                       .catalog = parts.catalog,
-                       .memory = parts.memory,
-                       .host = parts.host,
-                       .store = parts.store,
-                       .sketch = sketch_,
-                       .clock = parts.clock}),
+      spill_(options, PartsOfAll()),
       holds_(parts.clients),
-      promote_(options,
-               {.stored = stored_,
-                .catalog = parts.catalog,
-                .memory = parts.memory,
-                .host = parts.host,
-                .store = parts.store,
-                .sketch = sketch_,
-                .clock = parts.clock},
-               parts.residents, parts.placement, holds_) {
+      promote_(options, PartsOfAll(), parts.residents, parts.placement, holds_),
+      promotion_(PartsOfAll(), promote_),
+      check_(PartsOfChecks(options), [this] { return promote_.reading_pages() > 0; }),
+      scrub_(PartsOfChecks(options), options.scrub_bytes_per_second) {
   stored_.SetWaiter(&spill_);
+}
+
+StoreParts StoreTier::PartsOfAll() {
+  return {.stored = stored_,
+          .catalog = parts_.catalog,
+          .memory = parts_.memory,
+          .host = parts_.host,
+          .store = parts_.store,
+          .sketch = sketch_,
+          .clock = parts_.clock};
+}
+
+CheckParts StoreTier::PartsOfChecks(const StoreOptions& options) {
+  return {.stored = stored_,
+          .store = parts_.store,
+          .clock = parts_.clock,
+          .deadline_ns = options.read_deadline_ms * kNsPerMs};
 }
 
 void StoreTier::SpaceOpened(const Space& space) {
@@ -133,13 +139,17 @@ void StoreTier::Persist(const Client& client, const Space& space, const PersistS
   answer(spec.keys.size(), Code::kOk);
 }
 
-void StoreTier::Demote(uint64_t bytes, std::function<void(Result<Demoted>)> done) {
+void StoreTier::Demote(uint64_t bytes, Progress progress,
+                       std::function<void(Result<Demoted>)> done) {
   if (demotion_ != nullptr) {
     return done(Status(Code::kExhausted, "pages are being demoted already"));
   }
   demotion_ = std::make_unique<Demotion>();
   demotion_->wanted = bytes;
-  demotion_->progress = parts_.clock.Now();
+  const uint64_t linked = parts_.memory.books().bytes[static_cast<size_t>(SlotState::kLinked)];
+  demotion_->total = bytes == 0 ? linked : std::min(bytes, linked);
+  demotion_->told = std::move(progress);
+  demotion_->left_at = parts_.clock.Now();
   demotion_->done = std::move(done);
 }
 
@@ -152,13 +162,18 @@ bool StoreTier::StepDemotion() {
   under_way.so_far.pages += done.pages;
   under_way.so_far.bytes += done.bytes;
   const MonotonicNs now = parts_.clock.Now();
-  if (done.pages > 0) under_way.progress = now;
+  if (done.pages > 0) {
+    under_way.left_at = now;
+    if (under_way.told) {
+      under_way.told(under_way.so_far.bytes, std::max(under_way.total, under_way.so_far.bytes));
+    }
+  }
   const bool enough = under_way.wanted != 0 && under_way.so_far.bytes >= under_way.wanted;
   const bool deferred = parts_.evictor.deferred_pages() > 0;
   under_way.in_vain = done.pages > 0 || deferred ? 0 : under_way.in_vain + done.looked;
   const bool nothing = done.pages == 0 && !deferred &&
                        (done.refused || under_way.in_vain >= parts_.residents.count());
-  if (!enough && !nothing && now < under_way.progress + kDemotionStallNs) {
+  if (!enough && !nothing && now < under_way.left_at + kDemotionStallNs) {
     return done.pages > 0 || under_way.in_vain > 0;
   }
   const std::unique_ptr<Demotion> over = std::move(demotion_);
@@ -172,6 +187,7 @@ void StoreTier::ClientGone(ClientId client) {
   promote_.ClientGone(client);
   spill_.ClientGone(client);
   holds_.ClientGone(client);
+  check_.ClientGone(client);
 }
 
 bool StoreTier::Turn() {
@@ -182,9 +198,12 @@ bool StoreTier::Turn() {
   }
   holds_.Turn(now);
   bool more = promote_.Turn();
+  more |= promotion_.Turn();
   more |= StepDemotion();
   more |= stored_.Turn(spill_.watermarks());
   more |= spill_.Turn();
+  more |= check_.Turn();
+  scrub_.Turn(promote_.reading_pages() > 0 || check_.under_way());
   return more;
 }
 
@@ -220,6 +239,10 @@ StoreFigures StoreTier::Figures() {
   figures.prefetched_keys = promote_.asked_keys();
   figures.prefetched_in_memory = promote_.found_in_memory();
   figures.stale_reads = promote_.stale_reads();
+  figures.scrub_bytes_per_second = scrub_.bytes_per_second();
+  figures.scrubbed = scrub_.read();
+  std::copy(std::begin(scrub_.faults()), std::end(scrub_.faults()), figures.scrub_faults);
+  figures.scrub_rounds = scrub_.rounds();
   figures.queued_pages = spill_.queued_pages();
   figures.writing_pages = spill_.writing_pages();
   figures.writing_bytes = spill_.writing_bytes();

@@ -1,5 +1,6 @@
 // StoreTier: what the engine has of the store, when it is given one: the catalogue of what is
-// stored, the way there (Spill), the way back (Promote) and the pages held on it (Holds).
+// stored, the way there (Spill), the way back (Promote; Promotion by hand) and the pages held on it
+// (Holds); and whether what is stored is still right (Scrub, StoreCheck).
 //
 // Owned by the engine; owner thread only. The parts know each other as in this list, the later the
 // earlier. Limits: kMaxPersists requests to make pages durable wait at a time.
@@ -20,7 +21,10 @@
 #include "daemon/engine/placement/residents.h"
 #include "daemon/engine/store/holds.h"
 #include "daemon/engine/store/promote.h"
+#include "daemon/engine/store/promotion.h"
+#include "daemon/engine/store/scrub.h"
 #include "daemon/engine/store/spill.h"
+#include "daemon/engine/store/store_check.h"
 #include "daemon/engine/store/stored.h"
 #include "daemon/policy/sketch.h"
 #include "tiers/page_store.h"
@@ -62,7 +66,15 @@ class StoreTier final : public PageWatcher {
                 Promote::Done done);
   using Persisted = std::function<void(Result<std::vector<Code>>)>;
   void Persist(const Client& client, const Space& space, const PersistSpec& spec, Persisted done);
-  void Demote(uint64_t bytes, std::function<void(Result<Demoted>)> done);
+  void Demote(uint64_t bytes, Progress progress, std::function<void(Result<Demoted>)> done);
+  void PromoteByHand(const PromoteSpec& spec, Promotion::KnowsModel knows_model, Progress progress,
+                     Promotion::Done done) {
+    promotion_.Start(spec, std::move(knows_model), std::move(progress), std::move(done));
+  }
+  void Check(ClientId client, const StoreCheckSpec& spec, Progress progress,
+             StoreCheck::Done done) {
+    check_.Start(client, spec, std::move(progress), std::move(done));
+  }
   void Flush(std::function<void(Status)> done) { parts_.store.Flush(std::move(done)); }
   void ClientGone(ClientId client);
   bool Turn();
@@ -80,11 +92,15 @@ class StoreTier final : public PageWatcher {
  private:
   struct Demotion {
     uint64_t wanted = 0;  // 0: all.
+    uint64_t total = 0;   // About, for the progress.
+    Progress told;
     Demoted so_far;
-    uint64_t in_vain = 0;      // Pages looked at since the last one that left or was to be written.
-    MonotonicNs progress = 0;  // When the last page left.
+    uint64_t in_vain = 0;     // Pages looked at since the last one that left or was to be written.
+    MonotonicNs left_at = 0;  // When the last page left.
     std::function<void(Result<Demoted>)> done;
   };
+  StoreParts PartsOfAll();
+  CheckParts PartsOfChecks(const StoreOptions& options);
   bool StepDemotion();
 
   const Parts parts_;
@@ -93,6 +109,9 @@ class StoreTier final : public PageWatcher {
   Spill spill_;
   Holds holds_;
   Promote promote_;
+  Promotion promotion_;
+  StoreCheck check_;
+  Scrub scrub_;
   std::unique_ptr<Demotion> demotion_;  // While one is under way.
   size_t persists_ = 0;                 // That are not answered.
   MonotonicNs turned_at_ = 0;           // When the store had its last turn.

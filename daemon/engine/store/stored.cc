@@ -239,10 +239,7 @@ ItemId Stored::Find(const Digest& id, uint32_t part, const Digest& key) const {
 }
 
 bool Stored::Serves(ItemId id, uint64_t generation) const {
-  if (id == kNoRecord) return false;
-  const StoredRecord& record = records_[id];
-  return record.state == StoredState::kStored && !record.doomed && !spaces_[record.space].doomed &&
-         record.generation == generation;
+  return id != kNoRecord && Stays(id) && records_[id].generation == generation;
 }
 
 bool Stored::Writes(ItemId id, uint64_t generation) const {

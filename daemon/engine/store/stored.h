@@ -14,6 +14,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <list>
 #include <map>
 #include <memory>
@@ -132,6 +133,18 @@ class Stored {
   StoredPage PageOf(ItemId id) const;
   uint64_t pages() const { return records_.size() - free_count_; }
   void Touch(ItemId id);
+  // Ids are below this; not all of them are pages.
+  ItemId end_of_ids() const { return static_cast<ItemId>(records_.size()); }
+  const StoredSpace& SpaceAt(SpaceNo space) const { return spaces_[space]; }
+  // Stored and to be served, whatever its generation.
+  bool Stays(ItemId id) const {
+    const StoredRecord& record = records_[id];
+    return record.state == StoredState::kStored && !record.doomed && !spaces_[record.space].doomed;
+  }
+  // As Policy::Best.
+  ItemId Best(ItemId after, uint64_t limit, const std::function<bool(ItemId)>& offer) const {
+    return policy_->Best(after, limit, offer);
+  }
   // Who leaves the store next, among the oldest few; kNoRecord if none of them can.
   ItemId NextVictim();
 

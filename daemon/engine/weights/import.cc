@@ -60,7 +60,7 @@ void Weights::SetChecks(const VersionPtr& version, Checks checks,
 }
 
 void Weights::Import(const std::string& name, const std::string& label, ModelAdded added,
-                     std::function<void(Result<ModelAdded>)> done) {
+                     Progress progress, std::function<void(Result<ModelAdded>)> done) {
   const auto found = Find(name, label);  // It may have been removed meanwhile.
   if (!found) return done(found.error());
   const VersionPtr version = *found;
@@ -82,6 +82,7 @@ void Weights::Import(const std::string& name, const std::string& label, ModelAdd
   };
   if (version->Complete() && !version->let_go) return loaded(Status());
   weights::Waiter waiter;
+  waiter.progress = std::move(progress);
   waiter.done = loaded;
   if (Status status = Await(version, std::move(waiter)); !status.ok()) told(status);
 }

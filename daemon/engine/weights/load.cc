@@ -362,7 +362,7 @@ void Load::BlockCame(uint32_t block, const Result<BlockBytes>& read) {
   read_bytes_ += image.BlockEnd(block) - image.BlockBegin(block);
   // A callback may add waiters, take some away, or cancel the load.
   for (size_t i = 0; i < waiters_.size() && outcome_.ok(); ++i) {
-    const Engine::Progress progress = waiters_[i].progress;
+    const Progress progress = waiters_[i].progress;
     if (progress) progress(done_bytes_, image.bytes);
   }
   if (drafted_ && outcome_.ok()) events_.came(*this);

@@ -52,7 +52,7 @@ inline constexpr MonotonicNs kNoDeadline = INT64_MAX;
 struct Waiter {
   ClientId client = 0;
   MonotonicNs deadline = kNoDeadline;
-  Engine::Progress progress;  // May be empty.
+  Progress progress;  // May be empty.
   std::function<void(Status)> done;
   bool early = false;  // Waits for the manifest only.
 };

@@ -269,7 +269,7 @@ void Weights::RemoveModel(const std::string& name, const std::string& version,
 // ---- Loading ------------------------------------------------------------------------------------
 
 void Weights::Load(ClientId client, const std::string& name, const std::string& version,
-                   Engine::Progress progress, std::function<void(Result<ModelLoaded>)> done) {
+                   Progress progress, std::function<void(Result<ModelLoaded>)> done) {
   auto found = Find(name, version);
   if (!found) return done(std::move(found).error());
   const VersionPtr target = *found;
@@ -286,7 +286,7 @@ void Weights::Load(ClientId client, const std::string& name, const std::string& 
   waiter.client = client;
   if (progress) {
     // Copies of a function would each have what it remembers; there shall be one.
-    waiter.progress = [shared = std::make_shared<Engine::Progress>(std::move(progress))](
+    waiter.progress = [shared = std::make_shared<Progress>(std::move(progress))](
                           uint64_t done_bytes, uint64_t total_bytes) {
       (*shared)(done_bytes, total_bytes);
     };

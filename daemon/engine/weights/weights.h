@@ -109,11 +109,11 @@ class Weights {
   void AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done);
   // Loads the version that was added and writes its image; `done` gets `added` and what came of it.
   void Import(const std::string& name, const std::string& version, ModelAdded added,
-              std::function<void(Result<ModelAdded>)> done);
+              Progress progress, std::function<void(Result<ModelAdded>)> done);
   void RemoveModel(const std::string& name, const std::string& version,
                    std::function<void(Status)> done);
-  void Load(ClientId client, const std::string& name, const std::string& version,
-            Engine::Progress progress, std::function<void(Result<ModelLoaded>)> done);
+  void Load(ClientId client, const std::string& name, const std::string& version, Progress progress,
+            std::function<void(Result<ModelLoaded>)> done);
   // Blocks that clients hold stay until they let go; a load before that takes them up again. Of the
   // others kReleaseStepBytes go at once and the rest in the next turns: giving up memory takes
   // time.

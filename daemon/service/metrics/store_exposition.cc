@@ -48,6 +48,24 @@ void AddPages(Families* families, const StoreFigures& store) {
       .Add({}, store.prefetched_in_memory);
 }
 
+void AddScrub(Families* families, const StoreFigures& store) {
+  Counter(families, "terrace_store_scrubbed_pages_total",
+          "Stored pages read in the background to check them.")
+      .Add({}, store.scrubbed.extents);
+  Counter(families, "terrace_store_scrubbed_bytes_total", "Their bytes.")
+      .Add({}, store.scrubbed.bytes);
+  Counter(families, "terrace_store_scrub_rounds_total",
+          "Times that the background check came round.")
+      .Add({}, store.scrub_rounds);
+  Family faults = Counter(families, "terrace_store_scrub_faults_total",
+                          "Pages that the background check found bad, by reason.");
+  for (const ReadFault fault : {ReadFault::kIo, ReadFault::kHeader, ReadFault::kName,
+                                ReadFault::kStale, ReadFault::kData}) {
+    const auto i = static_cast<size_t>(fault);
+    faults.Add({{"reason", kFaults[i]}}, store.scrub_faults[i]);
+  }
+}
+
 void AddState(Families* families, const StoreFigures& store) {
   Gauge(families, "terrace_store_info", "1; the labels tell how the store works.")
       .Add({{"io", LabelText(store.store.io)},
@@ -107,6 +125,8 @@ void AddDevices(Families* families, const StoreFigures& store) {
         [](const DeviceReport& device) { return device.file_bytes; });
   gauge("terrace_device_in_flight", "Transfers under way.",
         [](const DeviceReport& device) { return device.in_flight; });
+  gauge("terrace_device_waiting", "Transfers whose turn has not come.",
+        [](const DeviceReport& device) { return device.waiting; });
   by_operation(
       "terrace_device_transfers_total", "Transfers of pages with a device.",
       [](const DeviceReport& device) { return device.reads; },
@@ -130,6 +150,7 @@ void AddDevices(Families* families, const StoreFigures& store) {
 void AddStore(Families* families, const StoreFigures& store) {
   if (!store.present) return;
   AddPages(families, store);
+  AddScrub(families, store);
   AddState(families, store);
   AddDevices(families, store);
 }

@@ -13,6 +13,9 @@ extern "C" {
 
 KVC_API void kvc_free(void* memory);
 
+/* Called now and then, on the calling thread while it waits; may be NULL wherever one is taken. */
+typedef void (*kvc_progress)(void* context, uint64_t done_bytes, uint64_t total_bytes);
+
 /* A report as JSON text, UTF-8 (docs/protocol.md has the members). */
 typedef struct kvc_report_options {
   size_t struct_size;
@@ -46,6 +49,12 @@ KVC_API kvc_code kvc_model_add(kvc_client* client, const char* name, const char*
 KVC_API kvc_code kvc_model_import(kvc_client* client, const char* name, const char* version,
                                   const char* path, int32_t timeout_ms, kvc_model_added* added,
                                   kvc_error* error);
+/* The same, told how far its loading is. */
+KVC_API kvc_code kvc_model_import_with_progress(kvc_client* client, const char* name,
+                                                const char* version, const char* path,
+                                                kvc_progress progress, void* context,
+                                                int32_t timeout_ms, kvc_model_added* added,
+                                                kvc_error* error);
 /* version NULL: all versions. */
 KVC_API kvc_code kvc_model_remove(kvc_client* client, const char* name, const char* version,
                                   int32_t timeout_ms, kvc_error* error);
@@ -60,8 +69,6 @@ KVC_API kvc_code kvc_model_grant(kvc_client* client, const char* name, const cha
 KVC_API kvc_code kvc_model_revoke(kvc_client* client, const char* name, const char* tenant,
                                   int32_t timeout_ms, kvc_error* error);
 
-/* Called on the calling thread while it waits. */
-typedef void (*kvc_progress)(void* context, uint64_t done_bytes, uint64_t total_bytes);
 typedef struct kvc_loaded {
   size_t struct_size;
   uint64_t bytes;
@@ -100,6 +107,46 @@ typedef struct kvc_demoted {
  * KVC_UNAVAILABLE: the daemon has no page store. KVC_EXHAUSTED: another call is at it. */
 KVC_API kvc_code kvc_demote(kvc_client* client, uint64_t bytes, int32_t timeout_ms,
                             kvc_demoted* demoted, kvc_error* error);
+
+/* The same, told how far it is. */
+KVC_API kvc_code kvc_demote_with_progress(kvc_client* client, uint64_t bytes, kvc_progress progress,
+                                          void* context, int32_t timeout_ms, kvc_demoted* demoted,
+                                          kvc_error* error);
+
+typedef struct kvc_promote_options {
+  size_t struct_size;
+  const char* tenant;   /* NULL: of all tenants */
+  const kvc_key* space; /* NULL: of all spaces */
+  uint64_t bytes;       /* at most about so many; 0: as many as there is room for */
+  int32_t no_wait;      /* 1: returns when it has begun, with zeros in `promoted` */
+} kvc_promote_options;
+typedef struct kvc_promoted {
+  size_t struct_size;
+  uint64_t pages;
+  uint64_t bytes;
+} kvc_promoted;
+/* Brings pages from the page store into memory that is free, those used last first, until there is
+ * no room for the next: nothing leaves memory for them. They are not held.
+ * KVC_UNAVAILABLE: the daemon has no page store. KVC_EXHAUSTED: another call is at it.
+ * KVC_NOT_FOUND: no such tenant, or no such space in the store. KVC_MISMATCH: the daemon is too old
+ * to know of this. */
+KVC_API kvc_code kvc_promote(kvc_client* client, const kvc_promote_options* options,
+                             kvc_progress progress, void* context, int32_t timeout_ms,
+                             kvc_promoted* promoted, kvc_error* error);
+
+typedef struct kvc_fsck_options {
+  size_t struct_size;
+  int32_t read_data; /* 1: reads every page, behind all other reads */
+  int32_t repair;    /* 1: bad pages are erased, entries and slots of no page freed */
+} kvc_fsck_options;
+/* Checks the page store while it serves: index, catalogue and slots against each other, and every
+ * page's bytes if asked to. `json`: what was found (docs/protocol.md has the members). The check
+ * ends with the process that asked for it.
+ * KVC_UNAVAILABLE: the daemon has no page store, or its index cannot be read now. KVC_EXHAUSTED:
+ * another call is at it. KVC_MISMATCH: the daemon is too old to know of this. */
+KVC_API kvc_code kvc_fsck(kvc_client* client, const kvc_fsck_options* options,
+                          kvc_progress progress, void* context, int32_t timeout_ms, char** json,
+                          kvc_error* error);
 
 /* Returns when every page that was durable before (kvc_persist) survives the loss of power too,
  * whatever the daemon's `store.durability`. */
