@@ -86,7 +86,7 @@ struct Config {
   std::string metrics_listen;  // As ParseListenAddress takes it; empty: off.
   // [store]
   Durability durability = Durability::kProcess;
-  uint64_t write_bytes_per_day = 0;  // 0: no limit.
+  uint64_t write_bytes_per_day = 0;            // 0: no limit.
   uint64_t scrub_bytes_per_second = 4u << 20;  // 0: off.
   IoUringChoice io_uring = IoUringChoice::kAuto;
   // [limits]

@@ -256,6 +256,11 @@ std::vector<Case> Cases() {
   MESSAGE(EvictReply, FIELD(EvictReply, pages), FIELD(EvictReply, blocks), FIELD(EvictReply, bytes))
   MESSAGE(Demote, FIELD(Demote, bytes))
   MESSAGE(DemoteReply, FIELD(DemoteReply, pages), FIELD(DemoteReply, bytes))
+  MESSAGE(Promote, FIELD(Promote, tenant), FIELD(Promote, space_id), FIELD(Promote, bytes),
+          FIELD(Promote, no_wait))
+  MESSAGE(PromoteReply, FIELD(PromoteReply, pages), FIELD(PromoteReply, bytes))
+  MESSAGE(Fsck, FIELD(Fsck, read_data), FIELD(Fsck, repair))
+  MESSAGE(FsckReply, FIELD(FsckReply, json))
   MESSAGE(Flush)
   MESSAGE(FlushReply)
   MESSAGE(Report, FIELD(Report, what), FIELD(Report, space), FIELD(Report, limit))
