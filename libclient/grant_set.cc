@@ -21,7 +21,9 @@ Result<std::unique_ptr<GrantSet>> GrantSet::Ask(std::shared_ptr<Client> client, 
                           .epoch = binding.ref().epoch,
                           .part = space.facts().part,
                           .keys = {reinterpret_cast<const char*>(keys.data()), keys.size_bytes()},
-                          .deadline_ms = options.deadline_ms};
+                          .deadline_ms = options.deadline_ms,
+                          .parent = {},
+                          .position = 0};
   if (options.parent) {
     const auto& parent = options.parent->bytes;
     request.parent.assign(reinterpret_cast<const char*>(parent.data()), parent.size());

@@ -347,7 +347,9 @@ TEST_F(NvmeHealthTest, AWriteThatTheDevicesThreadHangsOnIsAnsweredAtItsDeadline)
       [&](size_t) { ++ended; });
   EXPECT_EQ(open->store->Report().waiting, count);
   ASSERT_TRUE(open->Run([&] {
-    if (done == 0) EXPECT_GT(open->store->Report().oldest_write_ns, 0);
+    if (done == 0) {
+      EXPECT_GT(open->store->Report().oldest_write_ns, 0);
+    }
     open->store->Turn();
     return done == count;
   }));
