@@ -102,6 +102,10 @@ class CountingPolicy final : public Policy {
     ++*walks_;
     of_->Victims(limit, now, offer);
   }
+  ItemId Best(ItemId after, uint64_t limit,
+              const std::function<bool(ItemId)>& offer) const override {
+    return of_->Best(after, limit, offer);
+  }
 
  private:
   const std::unique_ptr<Policy> of_ = MakeLru();

@@ -33,7 +33,7 @@ class ChecksTest : public testing::Test {
     world_.weights->AddModel(WeightsWorld::SpecOf("m", "1", {"/m"}),
                              [this, done](Result<ModelAdded> added) {
                                if (!added) return done(std::move(added));
-                               world_.weights->Import("m", "1", *std::move(added), done);
+                               world_.weights->Import("m", "1", *std::move(added), {}, done);
                              });
   }
   LoadedBy Loaded() { return world_.ReportOf("m").loaded; }
