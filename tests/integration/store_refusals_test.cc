@@ -341,7 +341,7 @@ class SmallFileSystemTest : public StoreRefusalsTest {
 
 TEST_F(SmallFileSystemTest, AFullFileSystemStopsNoPut) {
   StartStore(Table());
-  const std::vector<kvc_key> last = Keys(5000, 100);
+  const std::vector<kvc_key> last = Keys(5000, 32);  // Of some 180 that there is room for.
   Run([&](kvc_client* client) -> Status {
     ASSIGN_OR_RETURN(const StoreSteps steps, StoreSteps::Open(client, kPage));
     RETURN_IF_ERROR(steps.PutPersistAndDemote(Keys(0, 16)));
