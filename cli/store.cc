@@ -37,6 +37,18 @@ constexpr std::pair<const char*, const char*> kFindings[] = {
     {"io", "pages that their device could not give"},
 };
 
+uint64_t NotRead(const Json& report) {
+  return report.at("read_data").get<bool>() ? report.at("not_read").get<uint64_t>() : 0;
+}
+
+// Everything was looked at, and is right or was repaired.
+bool IsRight(const Json& report) {
+  uint64_t findings = 0;
+  for (const Json& found : report.at("findings"))
+    findings += found.get<uint64_t>();
+  return findings <= report.at("repaired").get<uint64_t>() && NotRead(report) == 0;
+}
+
 std::string DescribeFsck(const Json& report) {
   const auto count = [&](const char* member) { return HumanCount(report.at(member)); };
   Table table({"checked", ">count"});
@@ -53,7 +65,8 @@ std::string DescribeFsck(const Json& report) {
   std::string text = table.Text();
   for (const Json& example : report.at("examples"))
     text += "  " + Printable(example.get<std::string>()) + "\n";
-  return text + (report.at("clean").get<bool>() ? "nothing is wrong\n" : "");
+  if (!report.at("clean").get<bool>()) return text;
+  return text + (NotRead(report) > 0 ? "what could be read is right\n" : "nothing is wrong\n");
 }
 
 }  // namespace
@@ -148,7 +161,7 @@ int Fsck(Invocation& invocation, const FsckChoice& choice) {
     if (!PrintOut(invocation.json() ? text + "\n" : DescribeFsck(report))) {
       return invocation.FailOutput();
     }
-    return report.at("clean").get<bool>() || choice.repair ? kExitOk : kExitFindings;
+    return IsRight(report) ? kExitOk : kExitFindings;
   } catch (const Json::exception& failed) {
     return invocation.Fail(kExitFailed, "data_loss",
                            std::string("the daemon's answer was not understood: ") + failed.what(),

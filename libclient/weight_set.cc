@@ -39,6 +39,10 @@ Status WeightSet::Wait(std::span<const uint32_t> blocks, Deadline deadline) {
     if (block < chosen_.size() && chosen_[block]) continue;
     return {Code::kInvalidArgument, "block " + std::to_string(block) + " was not attached"};
   }
+  {
+    MutexLock lock(mu_);
+    if (!failed_.ok()) return failed_;
+  }
   std::vector<uint32_t> missing = Missing(blocks);
   if (missing.empty() && (!blocks.empty() || !arriving())) return {};
   ASSIGN_OR_RETURN(const Contact now, client_->contact());
@@ -49,7 +53,9 @@ Status WeightSet::Wait(std::span<const uint32_t> blocks, Deadline deadline) {
                                .blocks = {},
                                .deadline_ms = static_cast<uint32_t>(deadline.left_ms())};
   if (!blocks.empty()) request.blocks = missing;
-  ASSIGN_OR_RETURN(const auto answer, now.connection->Call(request, deadline));
+  const auto reply = now.connection->Call(request, deadline);
+  if (!reply) return NoteFailure(reply.error());
+  const auto& answer = *reply;
   if (answer.reply.digest.size() != Digest().bytes.size()) {
     return {Code::kDataLoss, "the daemon sent no digest"};
   }
@@ -59,11 +65,29 @@ Status WeightSet::Wait(std::span<const uint32_t> blocks, Deadline deadline) {
     if (sent != expected) return {Code::kDataLoss, "the daemon left out blocks of the model"};
   }
   MutexLock lock(mu_);
-  digest_ = DigestOf(answer.reply.digest);
+  // While they arrive it may not be known yet, though another thread may have learnt it meanwhile.
+  if (!answer.reply.arriving) digest_ = DigestOf(answer.reply.digest);
   if (!answer.reply.arriving && Missing({}).empty()) {
     arriving_.store(false, std::memory_order_release);
   }
   return {};
+}
+
+Status WeightSet::NoteFailure(Status status) {
+  switch (status.code()) {
+    case Code::kInvalidArgument:
+    case Code::kDeadlineExceeded:
+    case Code::kUnavailable:
+    case Code::kStale:
+    case Code::kExhausted:
+    case Code::kPermissionDenied:
+      return status;
+    default:
+      break;
+  }
+  MutexLock lock(mu_);
+  failed_ = status;
+  return status;
 }
 
 Digest WeightSet::digest() const {

@@ -71,6 +71,8 @@ class WeightSet {
   }
   // Those of `blocks` that are not mapped, and of all that were chosen where it is empty.
   std::vector<uint32_t> Missing(std::span<const uint32_t> blocks) const;
+  // Remembers it where it is that of the load and not of this wait.
+  Status NoteFailure(Status status) EXCLUDES(mu_);
   // Maps what the daemon sends of `wanted`; says how many there were.
   Result<size_t> MapBlocks(Connection& connection, std::vector<uint32_t> wanted, Deadline deadline)
       EXCLUDES(mu_);
@@ -90,6 +92,7 @@ class WeightSet {
   std::atomic<bool> arriving_ = false;
   mutable Mutex mu_;  // While a block is mapped: two threads may wait for one.
   Digest digest_ GUARDED_BY(mu_);
+  Status failed_ GUARDED_BY(mu_);  // Of the load; then nothing of it is to be used.
 };
 
 }  // namespace terrace::client

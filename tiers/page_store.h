@@ -64,7 +64,7 @@ enum class DeviceState : uint8_t {
 struct DeviceReport {
   std::string path;
   DeviceState state = DeviceState::kServing;
-  std::string why;  // Of any other state.
+  std::string why;  // Of any other state; of this one, that its file system is full.
   uint64_t capacity_bytes = 0;
   uint64_t allocated_bytes = 0;  // Slots with a page or about to have one, headers included.
   uint64_t file_bytes = 0;       // Of slot files.

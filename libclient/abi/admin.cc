@@ -122,6 +122,9 @@ kvc_code AddModel(kvc_client* client, const char* name, const char* version, con
     CopyText(answer.reply.why_not, result.why_not);
     result.imported = answer.reply.imported ? 1 : 0;
     CopyText(answer.reply.why_not_imported, result.why_not_imported);
+    if (request.import_image && !answer.reply.imported && answer.reply.why_not_imported.empty()) {
+      CopyText("the daemon is too old to make images", result.why_not_imported);
+    }
     return Write(result, added);
   });
 }

@@ -104,7 +104,10 @@ Result<messages::OpenSpace> RequestOf(const kvc_space_options& o) {
       return Status(Code::kUnavailable,
                     "weights: they are still being loaded; kvc_model_wait(KVC_ALL_BLOCKS) first");
     }
-    request.weights_digest = BytesOf(weights.digest());
+    const Digest digest = weights.digest();
+    // KV that is of no weights would be that of any.
+    if (digest.IsZero()) return Status(Code::kInternal, "weights: their digest is not known");
+    request.weights_digest = BytesOf(digest);
     request.model = weights.model();
   } else {
     if (o.weights_digest != nullptr) request.weights_digest = BytesOf(*Of(o.weights_digest));

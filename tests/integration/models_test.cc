@@ -234,6 +234,7 @@ TEST_F(ModelsTest, WhoAttachedEarlyIsToldThatTheLoadFailed) {
     const kvc_code failed = kvc_model_wait(handle, KVC_ALL_BLOCKS, 0, &error);
     RETURN_UNLESS(failed == KVC_DATA_LOSS, error.message);
     RETURN_UNLESS(kvc_model_wait(handle, KVC_ALL_BLOCKS, 0, &error) == KVC_DATA_LOSS, "and again");
+    RETURN_UNLESS(kvc_model_wait(handle, 0, 0, &error) == KVC_DATA_LOSS, "what is mapped too");
     RETURN_UNLESS(OpenSpaceWith(client, handle) == Code::kUnavailable, "nothing is based on it");
     weights.reset();
     RETURN_IF_ERROR(link.Send(bench::Go{}));

@@ -3,6 +3,7 @@
 //
 // Writes go one after the other through a thread of its own, each synced to the disk before it is
 // acknowledged. At most kMaxWaitingWrites wait; beyond that a write is answered with `exhausted`.
+// Load blocks, also while a write is synced: it is for the start.
 // Destroying the journal waits for the write that is running and drops those that wait, without
 // calling their `done`: they were not acknowledged, and may or may not be there at the next start.
 //

@@ -1,5 +1,6 @@
 #include "tiers/nvme/index_queue.h"
 
+#include <algorithm>
 #include <iterator>
 #include <limits>
 #include <utility>
@@ -72,14 +73,16 @@ void IndexQueue::Finish(const Batch& batch) {
   writing_ = false;
   if (batch.measure) bytes_on_disk_ = batch.bytes_on_disk;
   syncs_ = batch.syncs;
-  failed_ = false;
+  // That it could be read says nothing of whether it takes writes again.
+  if (batch.writes()) failed_ = false;
   for (const Status* status : {&batch.erase_status, &batch.put_status, &batch.sync_status}) {
     if (status->ok()) continue;
     failed_ = true;
-    broken_until_ = clock_.Now() + options_.retry_ns;
+    broken_until_ = std::numeric_limits<MonotonicNs>::max();
     why_ = status->message();
   }
-  if (!failed_) broken_until_ = std::numeric_limits<MonotonicNs>::min();
+  broken_until_ = failed_ ? std::min(broken_until_, clock_.Now() + options_.retry_ns)
+                          : std::numeric_limits<MonotonicNs>::min();
   // What the callbacks ask for goes together.
   writing_ = true;
   for (const Done& done : batch.erased)

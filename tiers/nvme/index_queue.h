@@ -77,7 +77,8 @@ class IndexQueue {
     uint64_t bytes_on_disk = 0;
     uint64_t syncs = 0;
 
-    bool empty() const { return erased.empty() && put.empty() && synced.empty() && reads.empty(); }
+    bool writes() const { return !erased.empty() || !put.empty() || !synced.empty(); }
+    bool empty() const { return !writes() && reads.empty(); }
   };
 
   void Pump();

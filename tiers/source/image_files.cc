@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -151,7 +152,18 @@ Status SyncFolder(const std::string& path) {
 }
 
 // Room for all of it, so that a full device says so before anything is written.
+// What the store's index and the journal need to go on is not taken.
+constexpr uint64_t kKeptBytes = 256u << 20;
+
 Status Preallocate(int fd, uint64_t bytes) {
+  struct statvfs system {};
+  if (fstatvfs(fd, &system) != 0) return SystemError("room for it", errno);
+  const uint64_t unit = system.f_frsize;
+  const uint64_t kept = std::min(kKeptBytes, uint64_t{system.f_blocks} * unit / 16);
+  if (uint64_t{system.f_bavail} * unit < bytes + kept) {
+    return {Code::kExhausted, "there is no room for it: " + std::to_string(bytes) + " bytes, and " +
+                                  std::to_string(kept) + " are kept free"};
+  }
   if (fallocate(fd, 0, 0, static_cast<off_t>(bytes)) == 0) return {};
   if (errno != EOPNOTSUPP) return SystemError("room for it", errno);
   if (ftruncate(fd, static_cast<off_t>(bytes)) != 0) return SystemError("its length", errno);

@@ -50,20 +50,25 @@ uint64_t Promotion::TotalOf(const PromoteSpec& spec) const {
 
 bool Promotion::Turn() {
   if (run_ == nullptr) return false;
-  if (!run_->over && run_->raised->under_way < kPagesUnderWay && promote_.MayRaise()) {
+  const MonotonicNs now = parts_.clock.Now();
+  const bool steps = !run_->over && run_->raised->under_way < kPagesUnderWay && promote_.MayRaise();
+  if (steps) {
+    if (run_->raised->under_way == 0) run_->progress_at = now;  // The device had nothing to do.
     Step();
   }
-  const MonotonicNs now = parts_.clock.Now();
   const Amount& landed = run_->raised->landed;
   if (landed.extents > run_->told_pages) {
     run_->told_pages = landed.extents;
     run_->progress_at = now;
     if (run_->progress) run_->progress(landed.bytes, std::max(run_->total_bytes, landed.bytes));
   }
-  if (run_->raised->under_way > 0 && now < run_->progress_at + kStallNs) return false;
-  const bool goes_on = !run_->over && run_->raised->under_way == 0;
-  if (!goes_on) Finish();
-  return goes_on;
+  const bool idle = run_->raised->under_way == 0;
+  if ((run_->over && idle) || now >= run_->progress_at + kStallNs) {
+    Finish();
+    return false;
+  }
+  // While clients read all that it leaves them, there is nothing to do before they end.
+  return steps && idle;
 }
 
 void Promotion::Step() {

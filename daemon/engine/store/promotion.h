@@ -8,7 +8,7 @@
 //
 // Limits: one at a time; kPagesUnderWay pages and half of the bytes that may be read, kLooksAStep
 // records a step; as many spaces as a client may have open; it ends after kStallNs without a page
-// that came.
+// that came, be it that the device does not answer or that clients read too much.
 #pragma once
 
 #include <cstdint>

@@ -135,7 +135,11 @@ void Spill::Persist(ClientId client, SlotRef slot, Saved saved) {
     if (item->in == &queue_) queue_.splice(queue_.begin(), queue_, item);
     return;
   }
-  if (Writing* writing = WritingOf(slot)) return writing->waiters.push_back(std::move(waiter));
+  if (Writing* writing = WritingOf(slot)) {
+    writing->deadline = NextDeadline();
+    writing->waiters.push_back(std::move(waiter));
+    return;
+  }
   const Unspilled why = Judge(slot);
   if (why != Unspilled::kNone && why != Unspilled::kRare) {
     Count(slot, why);

@@ -6,7 +6,7 @@ namespace terrace {
 namespace {
 
 constexpr BatchLimits kPagesRead = {.bytes = 8u << 20, .pages = 256};
-constexpr BatchLimits kPagesCompared = {.bytes = UINT64_MAX, .pages = 1024};
+constexpr BatchLimits kPagesCompared = {.bytes = UINT64_MAX, .pages = 128};
 
 std::string NameOf(const StoredName& name) {
   return "page " + name.key.Hex() + " part " + std::to_string(name.part) + " of space " +

@@ -17,12 +17,13 @@ using weights::Waiter;
 
 namespace {
 
-// A wait that is over because of the client, its deadline or the daemon's end has these codes: the
-// failure of a load must not look like one of them.
+// A wait that is over because of the client, its deadline, its limits or the daemon's end has these
+// codes: the failure of a load must not look like one of them.
 Status FailureOf(const Status& status) {
-  const bool may_retry =
-      status.code() == Code::kDeadlineExceeded || status.code() == Code::kUnavailable;
-  return may_retry ? Status(Code::kInternal, status.message()) : status;
+  const bool of_a_wait = status.code() == Code::kDeadlineExceeded ||
+                         status.code() == Code::kUnavailable || status.code() == Code::kExhausted ||
+                         status.code() == Code::kPermissionDenied;
+  return of_a_wait ? Status(Code::kInternal, status.message()) : status;
 }
 
 }  // namespace

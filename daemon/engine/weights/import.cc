@@ -126,6 +126,26 @@ void Weights::WriteImage(const VersionPtr& version, std::function<void(Status)> 
 }
 
 void Weights::ImageWritten(const VersionPtr& version, Status written) {
+  if (version->removed) {
+    // Also where that name is somebody's again: until this has ended no other image of it is made.
+    parts_.images->Remove(
+        version->ImageLabel(), [this, alive = std::weak_ptr(alive_), version](const Status&) {
+          if (alive.expired()) return;
+          ImportEnded(version)(Status(Code::kNotFound, version->Label() + " was removed"));
+        });
+    return;
+  }
+  const std::function<void(const Status&)> done = ImportEnded(version);
+  version->image_problem = written.message();
+  Checks checks = *version->checks;
+  // Also where nothing came of it: what was there before may be gone.
+  checks.imported = written.ok();
+  SetChecks(version, std::move(checks), [written = std::move(written), done](const Status& saved) {
+    done(written.ok() ? saved : written);
+  });
+}
+
+std::function<void(const Status&)> Weights::ImportEnded(const VersionPtr& version) {
   const auto ended =
       std::find_if(importing_.begin(), importing_.end(),
                    [&](const Importing& importing) { return importing.version == version; });
@@ -138,20 +158,7 @@ void Weights::ImageWritten(const VersionPtr& version, Status written) {
     Unhold(version, block);
   ReleaseLeaving();
   ReleaseManifestIfIdle(*version);
-  if (version->removed) {
-    // Unless somebody has that name again.
-    if (!Find(version->name, version->version)) {
-      parts_.images->Remove(version->ImageLabel(), [](const Status&) {});
-    }
-    return done({Code::kNotFound, version->Label() + " was removed"});
-  }
-  version->image_problem = written.message();
-  Checks checks = *version->checks;
-  // Also where nothing came of it: what was there before may be gone.
-  checks.imported = written.ok();
-  SetChecks(version, std::move(checks), [written = std::move(written), done](const Status& saved) {
-    done(written.ok() ? saved : written);
-  });
+  return done;
 }
 
 void Weights::DeviceLetGo(ArenaId arena) {

@@ -284,7 +284,9 @@ void Load::ImageCame(uint32_t block, Result<BlockBytes> read) {
     return BlockCame(block, read);
   }
   // A device that hangs would hang the files too, and may still write into the block.
-  if (status.code() != Code::kDataLoss) return Fail(std::move(status));
+  const bool hangs = status.code() == Code::kDeadlineExceeded ||
+                     status.code() == Code::kUnavailable || status.code() == Code::kExhausted;
+  if (hangs) return Fail(std::move(status));
   // Others of it may be under way, and find the same.
   if (file_ != nullptr) image_problem_ = status.message();
   file_ = nullptr;

@@ -109,6 +109,10 @@ WeightsFigures Weights::Figures() const {
   }
   for (const auto& [arena, given] : given_)
     figures.gone.Add(given.bytes);
+  for (const Orphan& orphan : orphans_)
+    figures.gone.Add(orphan.bytes);
+  for (const auto& [arena, bytes] : overdue_)
+    figures.gone.Add(bytes);
   for (const LoadPtr& load : loads_) {
     figures.waiters += load->waiters().size();
     figures.read_bytes += load->read_bytes();

@@ -220,6 +220,8 @@ class Weights {
                  std::function<void(Status)> done);
   void WriteImage(const VersionPtr& version, std::function<void(Status)> done);
   void ImageWritten(const VersionPtr& version, Status written);
+  // Lets go of what it held; returns how to answer those who wait for it.
+  std::function<void(const Status&)> ImportEnded(const VersionPtr& version);
   // A device that was overdue does not write into the arena any more.
   void DeviceLetGo(ArenaId arena);
 

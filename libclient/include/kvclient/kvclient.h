@@ -446,10 +446,10 @@ KVC_API void kvc_detach(kvc_weights* weights);
  *
  * KVC_INVALID_ARGUMENT: no such block, or one outside of the attached layers.
  * KVC_DEADLINE_EXCEEDED: after timeout_ms; the load goes on, wait again.
- * KVC_UNAVAILABLE: no daemon now; what was mapped stays. KVC_STALE: another life of the daemon,
- * which knows nothing of these weights: detach and attach again. Any other code is that of the
- * load, which has failed (KVC_DATA_LOSS: the files are not what they should be), and so does every
- * later wait: use nothing of these weights, and detach them. They stay mapped until then. */
+ * KVC_UNAVAILABLE: no daemon now; what was mapped stays. KVC_EXHAUSTED: too many wait; try again.
+ * KVC_STALE: another life of the daemon: attach again. KVC_PERMISSION_DENIED: not granted any more.
+ * Any other code is that of the load, which has failed (KVC_DATA_LOSS: the files are not what they
+ * should be), as is that of every later wait: use nothing of these weights, and detach them. */
 KVC_API kvc_code kvc_model_wait(kvc_weights* weights, uint32_t block, int32_t timeout_ms,
                                 kvc_error* error);
 /* Likewise for all blocks of the tensor of that name; KVC_NOT_FOUND: there is none. */
