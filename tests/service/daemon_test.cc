@@ -5,8 +5,10 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "tests/service/wire_client.h"
 #include "tests/support/daemon_process.h"
@@ -54,15 +56,19 @@ TEST(Daemon, SigtermWithClientsAndABlockedReaderStillEndsIt) {
   EXPECT_TRUE(silent.AwaitClosed());
 }
 
-pid_t ThreadNamed(pid_t pid, const std::string& name) {
-  std::error_code failed;
-  for (const auto& thread :
-       std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/task", failed)) {
-    std::ifstream file(thread.path() / "comm");
-    std::string comm;
-    if (std::getline(file, comm) && comm == name) {
-      return static_cast<pid_t>(std::stol(thread.path().filename().string()));
+// A thread gives itself its name some time after it was started.
+pid_t AwaitThreadNamed(pid_t pid, const std::string& name) {
+  const std::string folder = "/proc/" + std::to_string(pid) + "/task";
+  for (int tries = 0; tries < 10'000; ++tries) {
+    std::error_code failed;
+    for (const auto& thread : std::filesystem::directory_iterator(folder, failed)) {
+      std::ifstream file(thread.path() / "comm");
+      std::string comm;
+      if (std::getline(file, comm) && comm == name) {
+        return static_cast<pid_t>(std::stol(thread.path().filename().string()));
+      }
     }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   return -1;
 }
@@ -71,7 +77,7 @@ pid_t ThreadNamed(pid_t pid, const std::string& name) {
 TEST(Daemon, AThreadThatHangsDoesNotKeepItForEver) {
   Result<std::unique_ptr<DaemonProcess>> daemon = DaemonProcess::Start();
   ASSERT_EQ(daemon.status(), Status());
-  const pid_t reading = ThreadNamed((*daemon)->pid(), "read-0");
+  const pid_t reading = AwaitThreadNamed((*daemon)->pid(), "read-0");
   ASSERT_GT(reading, 0);
   if (::ptrace(PTRACE_SEIZE, reading, nullptr, nullptr) != 0) {
     GTEST_SKIP() << "tracing is not allowed here: " << std::strerror(errno);
