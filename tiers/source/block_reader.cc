@@ -433,7 +433,7 @@ class BlockReader::Core : public std::enable_shared_from_this<Core> {
   Status MakeBuffers() EXCLUDES(making_, mu_) {
     MutexLock lock(making_);
     if (made_ || parts_.disk == nullptr) return {};
-    RETURN_IF_ERROR(buffers_.Make(slots_.size() * kChunkBytes));
+    RETURN_IF_ERROR(buffers_.Make(options_.buffers * kChunkBytes));
     door_->Register(buffers_.bytes());
     made_ = true;
     return {};
