@@ -195,6 +195,59 @@ TEST_F(PromotionTest, ASpaceThatNobodyHasOpenIsPromotedToo) {
     EXPECT_TRUE(again.Reads(reopened, key)) << key;
 }
 
+class PromotionBesideReadersTest : public testing::Test {
+ protected:
+  static EngineOptions TwoPagesAtATime() {
+    EngineOptions options = StoreWorld::Options();
+    options.store.max_reading_pages = 2;
+    options.store.read_deadline_ms = 120'000;
+    return options;
+  }
+  StoreWorld w{TwoPagesAtATime()};
+};
+
+TEST_F(PromotionBesideReadersTest, ItWaitsForThemWithoutWorkAndEndsAfterAWhile) {
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 4);
+  w.world.Settle();
+  w.EvictAll();
+  // A client reads half of what may be read, and its device takes its time.
+  client.Prefetch(space, 0, 1, {.deadline_ms = 60'000});
+  while (w.world.engine->Turn()) {
+  }
+  std::optional<Result<Promoted>> promoted;
+  w.world.engine->Promote({}, {}, [&](Result<Promoted> answer) { promoted = std::move(answer); });
+  for (int second = 0; second < 29; ++second) {
+    EXPECT_FALSE(w.world.engine->Turn()) << "it asks for the next turn at once";
+    w.world.clock.Advance(kNsPerSecond);
+  }
+  EXPECT_FALSE(promoted.has_value());
+  w.world.clock.Advance(2 * kNsPerSecond);
+  (void)w.world.engine->Turn();
+  ASSERT_TRUE(promoted.has_value());
+  EXPECT_EQ((**promoted).pages, 0u);
+  w.world.Settle();
+}
+
+TEST_F(PromotionBesideReadersTest, ItGoesOnWhenTheyHaveDone) {
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 4);
+  w.world.Settle();
+  w.EvictAll();
+  client.Prefetch(space, 0, 1, {.deadline_ms = 60'000});
+  std::optional<Result<Promoted>> promoted;
+  w.world.engine->Promote({}, {}, [&](Result<Promoted> answer) { promoted = std::move(answer); });
+  (void)w.world.engine->Turn();
+  w.world.clock.Advance(29 * kNsPerSecond);
+  (void)w.world.engine->Turn();
+  w.world.Settle();
+  ASSERT_TRUE(promoted.has_value());
+  EXPECT_EQ((**promoted).pages, 3u);
+  EXPECT_TRUE(client.Reads(space, 3));
+}
+
 TEST_F(PromotionTest, ADeviceThatHangsEndsItAfterAWhile) {
   StoringClient client(w);
   const SpaceGiven space = client.Open();
