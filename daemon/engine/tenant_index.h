@@ -133,7 +133,7 @@ class TenantIndex {
   };
   virtual uint64_t DrainRings(uint64_t limit,
                               const std::function<void(const RingVisit&)>& visitor) = 0;
-  // All that the client has written by now; at most kRingRecords a lane.
+  // What the client has written by now; of very much the first part.
   virtual void DrainRingsOf(ClientId client,
                             const std::function<void(const RingVisit&)>& visitor) = 0;
   // Of channels that ended and of live ones.

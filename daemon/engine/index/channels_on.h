@@ -71,9 +71,11 @@ class ChannelsOn {
     return visited;
   }
 
+  // A ring may be full again as soon as it was drained: that must not keep others waiting.
+  static constexpr uint64_t kRecordsAsked = 4096;
   void DrainRingsOf(ClientId client, const std::function<void(const RingVisit&)>& visitor) {
     const auto member = Find(client);
-    if (member != channels_.end()) (void)DrainMember(*member, UINT64_MAX, visitor);
+    if (member != channels_.end()) (void)DrainMember(*member, kRecordsAsked, visitor);
   }
 
   ChannelTotals totals() const {

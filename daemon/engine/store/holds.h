@@ -4,7 +4,8 @@
 // A hold is one client's on one slot, in memory or being filled. It ends when the client's ring
 // says that it found the page after it had asked for it, when its time is over, when the client or
 // the page is gone, or when the client pins so much else that both are over its budget. Pins of
-// before end no hold, nor do records of before: the rings of a client are drained when it asks.
+// before end no hold, nor do records of before: the rings of a client are drained when it asks. Of
+// one that has written thousands since they were drained last some are left, and may end a hold.
 //
 // Owned by the engine; owner thread only. Limits: what a client holds, and had pinned at the last
 // scan, is within its pin budget, pages and bytes; kExpiredATurn end a turn because their time is
