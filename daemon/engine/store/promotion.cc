@@ -14,8 +14,8 @@ constexpr ClientId kNobody = 0;
 
 void Promotion::Start(const PromoteSpec& spec, KnowsModel knows_model, Progress progress,
                       Done done) {
-  if (run_ != nullptr) return done(Status(Code::kExhausted, "pages are being promoted already"));
   if (const Status status = Check(spec); !status.ok()) return done(status);
+  if (run_ != nullptr) return done(Status(Code::kExhausted, "pages are being promoted already"));
   run_ = std::make_unique<Run>();
   run_->spec = spec;
   run_->knows_model = std::move(knows_model);
