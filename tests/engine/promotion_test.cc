@@ -230,6 +230,23 @@ TEST_F(PromotionBesideReadersTest, ItWaitsForThemWithoutWorkAndEndsAfterAWhile) 
   w.world.Settle();
 }
 
+TEST_F(PromotionBesideReadersTest, HalfOfWhatMayBeReadIsLeftToThem) {
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 4);
+  w.world.Settle();
+  w.EvictAll();
+  std::optional<Result<Promoted>> promoted;
+  w.world.engine->Promote({}, {}, [&](Result<Promoted> answer) { promoted = std::move(answer); });
+  (void)w.world.engine->Turn();
+  EXPECT_EQ(w.Figures().reading_pages, 1u);
+  client.Prefetch(space, 3, 1);
+  w.world.Settle();
+  ASSERT_TRUE(promoted.has_value());
+  for (uint64_t key = 0; key < 4; ++key)
+    EXPECT_TRUE(client.Reads(space, key)) << key;
+}
+
 TEST_F(PromotionBesideReadersTest, ItGoesOnWhenTheyHaveDone) {
   StoringClient client(w);
   const SpaceGiven space = client.Open();

@@ -62,16 +62,15 @@ std::vector<SlotRef> Placement::Allocate(SlabClass& of, uint64_t count) {
 }
 
 std::optional<SlotRef> Placement::TakeFree(SlabClass& of) {
-  for (;;) {
-    if (of.ready_slots > ReserveOf(of)) return memory_.Take(of);
-    // What is taken of the reserve is made up for by eviction.
-    uint64_t kept = of.shape.BytesOf(0, 1);
-    for (const auto& [key, each] : memory_.classes()) {
-      const uint64_t reserve = ReserveOf(*each);
-      kept += (reserve - std::min(reserve, each->ready_slots)) * each->shape.page_bytes;
-    }
-    if (memory_.room() < kept || !memory_.Extend(of)) return std::nullopt;
+  if (of.ready_slots > ReserveOf(of)) return memory_.Take(of);
+  // What is taken of the reserve is made up for by eviction, so there has to be room for that too.
+  uint64_t kept = of.shape.BytesOf(0, 1);
+  for (const auto& [key, each] : memory_.classes()) {
+    const uint64_t reserve = ReserveOf(*each);
+    kept += (reserve - std::min(reserve, each->ready_slots)) * each->shape.page_bytes;
   }
+  if (memory_.room() < kept || !memory_.Extend(of)) return std::nullopt;
+  return memory_.Take(of);
 }
 
 bool Placement::Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses, EvictionReason reason) {

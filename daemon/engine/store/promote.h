@@ -14,6 +14,7 @@
 // wait.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <deque>
@@ -67,10 +68,12 @@ class Promote {
   // Begins with pages that are stored, not in memory and not in flight, in their order, until one
   // finds no free memory; how many those are.
   size_t Raise(std::span<const StoredItem> pages, const std::shared_ptr<Raised>& raised);
-  // Half of what may be read is left to those who ask.
-  bool MayRaise() const {
-    return flights_.size() < options_.max_reading_pages / 2 &&
-           reading_bytes_ < options_.max_reading_bytes / 2;
+  // What may be raised now: half of what may be read is left to those who ask, but for a page.
+  Amount RoomToRaise() const {
+    const uint64_t pages = options_.max_reading_pages / 2;
+    const uint64_t bytes = options_.max_reading_bytes / 2;
+    return {.extents = pages - std::min<uint64_t>(pages, flights_.size()),
+            .bytes = bytes - std::min(bytes, reading_bytes_)};
   }
   bool InFlight(ItemId id) const { return flights_.contains(id); }
   // Its requests are answered.

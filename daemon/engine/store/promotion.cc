@@ -51,10 +51,14 @@ uint64_t Promotion::TotalOf(const PromoteSpec& spec) const {
 bool Promotion::Turn() {
   if (run_ == nullptr) return false;
   const MonotonicNs now = parts_.clock.Now();
-  const bool steps = !run_->over && run_->raised->under_way < kPagesUnderWay && promote_.MayRaise();
+  Amount room = promote_.RoomToRaise();
+  room.extents = std::min<uint64_t>(
+      room.extents, kPagesUnderWay - std::min(kPagesUnderWay, run_->raised->under_way));
+  room.bytes = std::min(room.bytes, kBytesAStep);
+  const bool steps = !run_->over && room.extents > 0 && room.bytes > 0;
   if (steps) {
     if (run_->raised->under_way == 0) run_->progress_at = now;  // The device had nothing to do.
-    Step();
+    Step(room);
   }
   const Amount& landed = run_->raised->landed;
   if (landed.extents > run_->told_pages) {
@@ -71,7 +75,7 @@ bool Promotion::Turn() {
   return steps && idle;
 }
 
-void Promotion::Step() {
+void Promotion::Step(const Amount& room) {
   std::vector<StoredItem> wanted;
   uint64_t bytes = 0;
   const auto offer = [&](ItemId id) {
@@ -85,7 +89,7 @@ void Promotion::Step() {
     }
     bytes = with_it;
     wanted.push_back(*page);
-    return wanted.size() < kPagesUnderWay && bytes < kBytesAStep;
+    return wanted.size() < room.extents && bytes < room.bytes;
   };
   run_->after = parts_.stored.Best(run_->after, kLooksAStep, offer);
   // Where clients read what is at the turn, the walk begins anew: twice around is enough.

@@ -64,7 +64,7 @@ class Promotion {
 
   Status Check(const PromoteSpec& spec) const;
   uint64_t TotalOf(const PromoteSpec& spec) const;
-  void Step();
+  void Step(const Amount& room);
   std::optional<StoredItem> Wanted(ItemId id);
   const std::optional<OpenSpace>& Opened(SpaceNo number);
   void Finish();
