@@ -50,11 +50,8 @@ Result<std::string> FindTerraced() {
 }
 
 Result<Daemon> Daemon::Start(const DaemonOptions& options) {
-  std::error_code failed;
-  std::string folder = (fs::temp_directory_path(failed) / "terrace-bench-XXXXXX").string();
-  if (mkdtemp(folder.data()) == nullptr) return SystemError("mkdtemp " + folder, errno);
   Daemon daemon;
-  daemon.folder_ = folder;
+  ASSIGN_OR_RETURN(daemon.folder_, TemporaryFolder::Make());
   daemon.binary_ = options.binary;
   if (daemon.binary_.empty()) {
     ASSIGN_OR_RETURN(daemon.binary_, FindTerraced());
@@ -66,8 +63,8 @@ Result<Daemon> Daemon::Start(const DaemonOptions& options) {
 }
 
 Status Daemon::WriteConfig(const DaemonOptions& options) const {
-  std::ofstream config(folder_ + "/terraced.toml");
-  config << "[daemon]\nstate_dir = \"" << folder_ << "/state\"\nlog_level = \"warning\"\n";
+  std::ofstream config(folder() + "/terraced.toml");
+  config << "[daemon]\nstate_dir = \"" << folder() << "/state\"\nlog_level = \"warning\"\n";
   if (options.tenants == 0) config << "socket = \"" << socket() << "\"\n";
   config << "[host]\ncapacity = \"" << options.capacity_bytes << "\"\n";
   // A small tier gets small slabs and blocks, so that it still has several of each.
@@ -84,9 +81,9 @@ Status Daemon::WriteConfig(const DaemonOptions& options) const {
   }
   if (options.store_bytes > 0) {
     // The daemon makes none: it may be on a disk that is not mounted.
-    std::filesystem::create_directory(folder_ + "/store");
-    ::chmod((folder_ + "/store").c_str(), 0700);
-    config << "[[nvme]]\npath = \"" << folder_ << "/store\"\ncapacity = \"" << options.store_bytes
+    std::filesystem::create_directory(folder() + "/store");
+    ::chmod((folder() + "/store").c_str(), 0700);
+    config << "[[nvme]]\npath = \"" << folder() << "/store\"\ncapacity = \"" << options.store_bytes
            << "\"\n";
   }
   for (uint32_t tenant = 0; tenant < options.tenants; ++tenant) {
@@ -95,12 +92,12 @@ Status Daemon::WriteConfig(const DaemonOptions& options) const {
     if (tenant == 0) config << "role = \"admin\"\nadmin = true\n";
   }
   config.close();
-  if (!config) return {Code::kInternal, "the configuration could not be written in " + folder_};
+  if (!config) return {Code::kInternal, "the configuration could not be written in " + folder()};
   return {};
 }
 
 Status Daemon::Launch() {
-  const std::string config = folder_ + "/terraced.toml";
+  const std::string config = folder() + "/terraced.toml";
   const pid_t parent = getpid();
   pid_ = fork();
   if (pid_ < 0) return SystemError("fork", errno);
@@ -131,10 +128,10 @@ Status Daemon::AwaitReady(const DaemonOptions& options) const {
     }
   }
   if (options.pretouch_bytes == 0) return {};
-  return AwaitReserve();
+  return AwaitReserve(1);
 }
 
-Status Daemon::AwaitReserve() const {
+Status Daemon::AwaitReserve(uint64_t bytes) const {
   const Stopwatch watch;
   ASSIGN_OR_RETURN(const Client client,
                    Connect({.socket = socket(), .name = "bench", .read_only = true}));
@@ -142,7 +139,7 @@ Status Daemon::AwaitReserve() const {
     ASSIGN_OR_RETURN(const uint64_t done, StatusNumber(client.get(), "/host/pretouch/done_bytes"));
     ASSIGN_OR_RETURN(const uint64_t target,
                      StatusNumber(client.get(), "/host/pretouch/target_bytes"));
-    if (target > 0 && done >= target) return {};
+    if (target >= bytes && done >= target) return {};
     if (Ended(pidfd_.get(), 50)) return {Code::kUnavailable, "terraced ended: see above"};
   }
   return {Code::kDeadlineExceeded, "terraced did not make its memory ready in time"};
@@ -193,10 +190,7 @@ Status Daemon::Stop() {
                  "terraced did not end well: wait status " + std::to_string(state)};
     }
   }
-  if (!folder_.empty()) {
-    std::error_code failed;
-    fs::remove_all(std::exchange(folder_, {}), failed);
-  }
+  folder_.Remove();
   return outcome;
 }
 

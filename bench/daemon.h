@@ -11,6 +11,7 @@
 
 #include "base/status.h"
 #include "base/unique_fd.h"
+#include "bench/temporary_folder.h"
 
 namespace terrace::bench {
 
@@ -32,27 +33,28 @@ class Daemon {
   Daemon(Daemon&& other) noexcept
       : pid_(std::exchange(other.pid_, -1)),
         pidfd_(std::move(other.pidfd_)),
-        folder_(std::exchange(other.folder_, {})),
+        folder_(std::move(other.folder_)),
         binary_(std::move(other.binary_)) {}
   Daemon& operator=(Daemon&&) = delete;
   ~Daemon();  // Stop, whatever comes of it.
 
   pid_t pid() const { return pid_; }
-  std::string socket() const { return folder_ + "/terraced.sock"; }
+  std::string socket() const { return folder() + "/terraced.sock"; }
   std::string socket_of(uint32_t tenant) const {
-    return tenant == 0 ? socket() : folder_ + "/tenant-" + std::to_string(tenant) + ".sock";
+    return tenant == 0 ? socket() : folder() + "/tenant-" + std::to_string(tenant) + ".sock";
   }
   // As Scrape::From takes it.
-  std::string metrics() const { return "unix:" + folder_ + "/metrics.sock"; }
+  std::string metrics() const { return "unix:" + folder() + "/metrics.sock"; }
   // The temporary folder; gone with the daemon.
-  const std::string& folder() const { return folder_; }
+  const std::string& folder() const { return folder_.path(); }
   // Processor time of all its threads so far, from /proc.
   Result<double> ProcessorSeconds() const;
   // SIGKILL, and the same again on what that left. Returns when it is started, and accepts
   // connections some time later.
   Status KillAndLaunch();
-  // Until it has made its reserve ready again, so that its threads leave the processor alone.
-  Status AwaitReserve() const;
+  // Until it has made its reserve ready again, so that its threads leave the processor alone: of at
+  // least so many bytes, for it takes the daemon a moment to begin with what was let go.
+  Status AwaitReserve(uint64_t bytes) const;
   // SIGTERM, and SIGKILL after ten seconds. Ok if it ended by itself with exit code 0.
   Status Stop();
 
@@ -65,7 +67,7 @@ class Daemon {
 
   pid_t pid_ = -1;
   UniqueFd pidfd_;
-  std::string folder_;
+  TemporaryFolder folder_;
   std::string binary_;
 };
 

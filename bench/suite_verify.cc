@@ -1,9 +1,11 @@
 // Suite `verify`: what it costs to check the bytes of a page that is read back.
 //
 // The store by itself, on real files, with 32 pages in flight; opened in turn with its checks of
-// data on and off, over the same pages.
+// data on and off, over the same pages. They go to memory of the size of an arena, all of it in
+// turn: memory that is read into over and over stays in the cache of the processor that fills it.
 #include <algorithm>
-#include <filesystem>
+#include <deque>
+#include <numeric>
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -12,6 +14,7 @@
 #include "bench/statistics.h"
 #include "bench/store_pages.h"
 #include "bench/suites.h"
+#include "bench/temporary_folder.h"
 #include "tiers/io/disk_io.h"
 #include "tiers/nvme/nvme_store.h"
 #include "tiers/sim/sim_executor.h"
@@ -25,32 +28,8 @@ constexpr MonotonicNs kLongNs = 60 * kNsPerSecond;
 struct Sizes {
   uint64_t stored_bytes = 1u << 30;
   uint64_t round_bytes = 512u << 20;
+  uint64_t memory_bytes = 512u << 20;
   int rounds = 21;
-};
-
-// A folder beside the others' temporary files, gone with the object.
-class Folder {
- public:
-  static Result<Folder> Make() {
-    std::error_code failed;
-    Folder folder;
-    folder.path_ = (std::filesystem::temp_directory_path(failed) / "terrace-bench-XXXXXX").string();
-    if (mkdtemp(folder.path_.data()) == nullptr) {
-      return SystemError("mkdtemp " + std::exchange(folder.path_, {}), errno);
-    }
-    return folder;
-  }
-  Folder(Folder&& other) noexcept : path_(std::exchange(other.path_, {})) {}
-  Folder& operator=(Folder&&) = delete;
-  ~Folder() {
-    std::error_code failed;
-    if (!path_.empty()) std::filesystem::remove_all(path_, failed);
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  Folder() = default;
-  std::string path_;
 };
 
 // One life of the store.
@@ -99,8 +78,11 @@ class Store {
   Result<double> Read(std::span<const uint64_t> numbers) {
     size_t begun = 0, ended = 0;
     Status outcome;
-    // Whose memory is free again takes the next page.
-    const std::function<void(size_t)> next = [&](size_t piece) {
+    std::deque<size_t> free(memory_.bytes().size() / page_bytes_);
+    std::iota(free.begin(), free.end(), 0);
+    const std::function<void()> next = [&] {
+      const size_t piece = free.front();
+      free.pop_front();
       store_->Read(
           {{pages_[numbers[begun++]], Piece(piece)}}, clock_.Now() + kLongNs,
           [&](size_t, ReadFault fault, const Status& why) {
@@ -108,12 +90,13 @@ class Store {
           },
           [&, piece](size_t) {
             ++ended;
-            if (begun < numbers.size()) next(piece);
+            free.push_back(piece);
+            if (begun < numbers.size()) next();
           });
     };
     const Stopwatch watch;
     while (begun < std::min<size_t>(kDepth, numbers.size()))
-      next(begun);
+      next();
     if (!owner_.RunUntil([&] { return ended == numbers.size(); })) {
       return Status(Code::kDeadlineExceeded, "reads did not end");
     }
@@ -124,7 +107,8 @@ class Store {
 
  private:
   std::span<uint8_t> Piece(size_t number) const {
-    return memory_.bytes().subspan(number % kDepth * page_bytes_, page_bytes_);
+    return memory_.bytes().subspan(number % (memory_.bytes().size() / page_bytes_) * page_bytes_,
+                                   page_bytes_);
   }
 
   const uint32_t page_bytes_;
@@ -142,8 +126,8 @@ struct Measured {
 };
 
 Result<Measured> Measure(const Sizes& sizes, uint32_t page_bytes) {
-  ASSIGN_OR_RETURN(const Folder folder, Folder::Make());
-  ASSIGN_OR_RETURN(const HugeMemory memory, HugeMemory::Allocate(uint64_t{kDepth} * page_bytes));
+  ASSIGN_OR_RETURN(const TemporaryFolder folder, TemporaryFolder::Make());
+  ASSIGN_OR_RETURN(const HugeMemory memory, HugeMemory::Allocate(sizes.memory_bytes));
   const uint64_t pages = sizes.stored_bytes / page_bytes;
   {
     Store store(folder.path(), sizes, page_bytes, memory);
@@ -172,9 +156,11 @@ Result<Measured> Measure(const Sizes& sizes, uint32_t page_bytes) {
 }  // namespace
 
 Result<Figures> RunVerify(const SuiteOptions& options) {
-  const Sizes sizes = options.quick
-                          ? Sizes{.stored_bytes = 128u << 20, .round_bytes = 64u << 20, .rounds = 2}
-                          : Sizes{};
+  const Sizes sizes = options.quick ? Sizes{.stored_bytes = 128u << 20,
+                                            .round_bytes = 64u << 20,
+                                            .memory_bytes = 128u << 20,
+                                            .rounds = 2}
+                                    : Sizes{};
   ASSIGN_OR_RETURN(const Measured large, Measure(sizes, 2u << 20));
   ASSIGN_OR_RETURN(const Measured small, Measure(sizes, 256u << 10));
   Figures figures = {{"verify_cost", std::max(Median(large.cost), Median(small.cost)), "ratio"}};

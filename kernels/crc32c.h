@@ -1,5 +1,5 @@
 // CRC32C (Castagnoli; the CRC of iSCSI, RFC 3720 B.4): the one door to ISA-L, which runs it at the
-// speed of memory with whatever the processor has. Pure: any thread.
+// speed of memory, with whatever the processor has. Pure: any thread.
 #pragma once
 
 #include <cstdint>

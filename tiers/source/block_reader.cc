@@ -174,23 +174,33 @@ class BlockReader::Core : public std::enable_shared_from_this<Core> {
   Task Next() REQUIRES(mu_) {
     using What = Task::What;
     if (closed_) return {};
-    if (!arrived_.empty()) {
-      const size_t slot = arrived_.front();
-      arrived_.pop_front();
-      return {What::kArrived, slots_[slot].job, slots_[slot].chunk, slot};
-    }
     if (!new_jobs_.empty()) {
       const std::shared_ptr<BlockJob> job = std::move(new_jobs_.front());
       new_jobs_.pop_front();
       return {What::kPlan, job, 0, kNoSlot};
     }
+    // The device first: it may have answered for all that it had at once, and would have nothing to
+    // do while one chunk after the other is copied and checked. Chunks that need no buffer of those
+    // that the device waits for come last.
+    if (!free_.empty()) {
+      if (const Task task = NextChunk(/*through_slots=*/true); task.job != nullptr) return task;
+    }
+    if (!arrived_.empty()) {
+      const size_t slot = arrived_.front();
+      arrived_.pop_front();
+      return {What::kArrived, slots_[slot].job, slots_[slot].chunk, slot};
+    }
+    return NextChunk(/*through_slots=*/false);
+  }
+
+  // Nothing: no job's next chunk is of that kind.
+  Task NextChunk(bool through_slots) REQUIRES(mu_) {
     for (const std::shared_ptr<BlockJob>& job : jobs_) {
       if (!job->planned || !job->status.ok() || job->next == job->chunks.size()) continue;
-      const bool needs_slot = NeedsSlot(*job);
-      if (needs_slot && free_.empty()) continue;
-      Task task{What::kChunk, job, job->next++, kNoSlot};
+      if (NeedsSlot(*job) != through_slots) continue;
+      Task task{Task::What::kChunk, job, job->next++, kNoSlot};
       ++job->busy;
-      if (needs_slot) {
+      if (through_slots) {
         task.slot = free_.back();
         free_.pop_back();
       }
