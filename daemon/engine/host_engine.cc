@@ -100,6 +100,7 @@ void HostEngine::MakeStore(EngineParts& parts) {
                                                                         .memory = memory_,
                                                                         .host = host_,
                                                                         .residents = residents_,
+                                                                        .pins = pins_,
                                                                         .placement = placement_,
                                                                         .evictor = evictor_,
                                                                         .clock = clock_});

@@ -43,6 +43,7 @@ class StoreTier final : public PageWatcher {
     HostMemory& memory;
     HostTier& host;
     Residents& residents;
+    Pins& pins;
     Placement& placement;
     Evictor& evictor;
     const Clock& clock;
