@@ -165,7 +165,8 @@ class PageStore {
   virtual void Flush(std::function<void(Status)> done) = 0;
 
   // ---- Checking, beside all that goes on
-  // As Read, into memory of the store's own, header and bytes: a few MiB of pages a call.
+  // As Read, into memory of the store's own, header and bytes: a few MiB of pages a call. What the
+  // device cannot read is found, and not held against it; no answer within the deadline is.
   virtual void Check(std::vector<StoredPage> pages, MonotonicNs deadline,
                      std::function<void(size_t, ReadFault, Status)> done) = 0;
   // Entries of the index: those after `after`, at most `limit` of them.

@@ -582,7 +582,7 @@ void NvmeStore::Check(std::vector<StoredPage> pages, MonotonicNs deadline,
     }
     const PageRead read{.page = pages[i], .into = buffer.bytes().first(pages[i].bytes)};
     const auto transfer = ReadTransfer(read, deadline, call, i);
-    transfer->check_data = true;
+    transfer->looks_for_damage = true;
     Start(transfer);
   }
   for (const auto& device : devices_)
