@@ -348,17 +348,19 @@ Code Promote::Land(ItemId id, Flight& flight) {
     ++stale_reads_;
     return record.doomed ? Code::kNotFound : Code::kStale;
   }
-  const Status linked = residents_.Link(flight.slot, flight.name,
-                                        {.valid_tokens = record.valid_tokens,
-                                         .position = record.position,
-                                         .generation = record.generation,
-                                         .committed_ms = record.committed_ms,
-                                         .parent = record.parent});
+  const PageFacts facts{.valid_tokens = record.valid_tokens,
+                        .position = record.position,
+                        .generation = record.generation,
+                        .committed_ms = record.committed_ms,
+                        .parent = record.parent};
+  const bool asked_for = !flight.waiters.empty();
+  const Status linked = asked_for ? residents_.Link(flight.slot, flight.name, facts)
+                                  : residents_.LinkUnasked(flight.slot, flight.name, facts);
   if (linked.ok()) {
     promoted_.Add(record.bytes);
     parts_.catalog.At(flight.tenant).counts.promoted.Add(record.bytes);
     // Brought up for nobody it was not used.
-    if (!flight.waiters.empty()) parts_.stored.Touch(id);
+    if (asked_for) parts_.stored.Touch(id);
     return Code::kOk;
   }
   if (linked.code() != Code::kAlreadyExists) return linked.code();
