@@ -291,6 +291,23 @@ TEST_F(Published, AFileThatIsWhatWasPublishedIsLoadedAndNotHashedAgain) {
   EXPECT_EQ(world_.sources.hashes(), hashes);
 }
 
+TEST_F(Published, WhoseLoadIsCancelledIsHashedNoMore) {
+  Add(false);
+  std::optional<Result<ModelLoaded>> loaded;
+  world_.weights->Load(kClient, "m", "", {},
+                       [&](Result<ModelLoaded> result) { loaded = std::move(result); });
+  while (world_.ReportOf("m").loading_done_bytes < world_.images_bytes("m"))
+    (void)(world_.weights->Turn() || world_.sources.RunPending(1) > 0);
+  // Tensors that are being hashed, and the file.
+  const uint64_t under_way = world_.sources.pending();
+  const uint64_t hashes = world_.sources.hashes();
+  ASSERT_TRUE(world_.Remove("m").ok());
+  ASSERT_TRUE(loaded.has_value());
+  EXPECT_EQ(loaded->status().code(), Code::kNotFound);
+  EXPECT_EQ(world_.sources.hashes(), hashes + under_way - 1);
+  world_.ExpectNoMemory();
+}
+
 TEST_F(Published, AnotherFileIsDataLossThatNamesItAndBothDigests) {
   Add(true);
   const Status status = world_.Load("m").status();
