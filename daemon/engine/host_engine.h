@@ -105,6 +105,7 @@ class HostEngine final : public Engine {
   Status CheckInvariants() const override;
 
  private:
+  TenantId TenantOf(ClientId client);  // 0: there is no such client.
   // The space, if the client has it open.
   Result<Space*> OpenedSpace(const Client& client, uint32_t slot, uint32_t epoch);
   SpaceGiven GivenOf(const Tenant& tenant, const Space& space) const;

@@ -227,6 +227,29 @@ TEST_F(Arriving, WhoAsksForWhatThereIsNotIsRefused) {
     EXPECT_TRUE(answer->has_value() && (*answer)->has_value());
 }
 
+TEST_F(Arriving, NoTenantTakesAllPlacesOfThoseWhoWaitForBlocks) {
+  std::vector<Answer> waiting;
+  const auto wait = [&](ClientId client, size_t times) {
+    const Attached attached = AttachEarly(client);
+    for (size_t i = 0; i < times; ++i)
+      waiting.push_back(Ask(attached, {}, 0, client));
+  };
+  for (size_t of = 0; of < Weights::kMaxWaiters / 2 / Weights::kMaxClientWaiters; ++of)
+    wait(1 + of, Weights::kMaxClientWaiters);
+  for (const Answer& answer : waiting)
+    ASSERT_FALSE(answer->has_value());
+  const ClientId other = WeightsWorld::kClientsOfTenant;
+  wait(other - 1, 1);
+  ASSERT_TRUE(waiting.back()->has_value());
+  EXPECT_EQ((*waiting.back())->status().code(), Code::kExhausted);
+  EXPECT_THAT((*waiting.back())->status().message(), HasSubstr("of this tenant wait already"));
+  waiting.pop_back();
+  wait(other, Weights::kMaxClientWaiters);
+  world_.Run();
+  for (const Answer& answer : waiting)
+    EXPECT_TRUE(answer->has_value() && (*answer)->has_value());
+}
+
 TEST_F(Arriving, WhoAsksWhileTheLoadEndsIsAttachedAfterIt) {
   // Everything was read; the digest is being computed.
   std::optional<Result<ModelLoaded>> loaded;

@@ -51,6 +51,7 @@ inline constexpr MonotonicNs kNoDeadline = INT64_MAX;
 // Someone who waits for the load.
 struct Waiter {
   ClientId client = 0;
+  TenantId tenant = 0;
   MonotonicNs deadline = kNoDeadline;
   Progress progress;  // May be empty.
   std::function<void(Status)> done;
