@@ -360,8 +360,10 @@ void Weights::LoadEnded(const LoadPtr& load, Status status) {
   version->loading = false;
   version->failure = status.ok() ? "" : status.ToString();
   version->loaded = load->loaded();
-  // Of a load of the blocks that are left after a damaged image nothing is learnt of the image.
-  if (!load->image_problem().empty()) version->image_problem = load->image_problem();
+  // That some blocks are right does not say that the one is that was not.
+  if (!load->image_problem().empty() || (status.ok() && load->from_image())) {
+    version->image_problem = load->image_problem();
+  }
   if (status.ok()) {
     Publish(version, *load);
   } else {

@@ -222,7 +222,10 @@ class Weights {
   // `checks` are the version's from now on, and durable when `done` says ok.
   void SetChecks(const VersionPtr& version, weights::Checks checks,
                  std::function<void(Status)> done);
+  // Unless it is there already, whole and of these weights.
   void WriteImage(const VersionPtr& version, std::function<void(Status)> done);
+  void ImageFound(const VersionPtr& version);
+  void PutImage(const VersionPtr& version);
   void ImageWritten(const VersionPtr& version, Status written);
   // Lets go of what it held; returns how to answer those who wait for it.
   std::function<void(const Status&)> ImportEnded(const VersionPtr& version);
@@ -301,7 +304,7 @@ class Weights {
   };
   std::unordered_map<ArenaId, Given> given_;
   std::vector<BlockWaiter> block_waiters_;
-  // An image that is being written; every block of the version is held.
+  // An image that is looked for or being written; every block of the version is held.
   struct Importing {
     VersionPtr version;
     std::vector<std::function<void(Status)>> waiters;  // More than one may ask.
