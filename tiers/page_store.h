@@ -162,7 +162,9 @@ class PageStore {
   virtual void Erase(std::vector<StoredPage> pages, std::function<void(Status)> done) = 0;
 
   // All that was acknowledged before is durable as kPower says, whatever the store's durability.
-  virtual void Flush(std::function<void(Status)> done) = 0;
+  // `progress`, which may be empty: how many bytes of pages are, of those that were to become so.
+  virtual void Flush(std::function<void(uint64_t done_bytes, uint64_t total_bytes)> progress,
+                     std::function<void(Status)> done) = 0;
 
   // ---- Checking, beside all that goes on
   // As Read, into memory of the store's own, header and bytes: a few MiB of pages a call. What the
