@@ -132,9 +132,13 @@ int Promote(Invocation& invocation, const PromoteChoice& choice) {
 int Flush(Invocation& invocation) {
   if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
   kvc_error error{};
-  if (kvc_flush(invocation.client(), invocation.TimeoutMs(kStoreSeconds), &error) != KVC_OK) {
-    return invocation.Fail(error);
+  kvc_code code = KVC_OK;
+  {
+    ProgressBar bar("flush", !invocation.json());
+    code = kvc_flush_with_progress(invocation.client(), ShowOn, &bar,
+                                   invocation.TimeoutMs(kStoreSeconds), &error);
   }
+  if (code != KVC_OK) return invocation.Fail(error);
   return Print(invocation, nlohmann::ordered_json::object(),
                "all that is stored survives the loss of power");
 }

@@ -162,10 +162,13 @@ class PageStore {
   virtual void Erase(std::vector<StoredPage> pages, std::function<void(Status)> done) = 0;
 
   // All that was acknowledged before is durable as kPower says, whatever the store's durability.
-  virtual void Flush(std::function<void(Status)> done) = 0;
+  // `progress`, which may be empty: how many bytes of pages are, of those that were to become so.
+  virtual void Flush(std::function<void(uint64_t done_bytes, uint64_t total_bytes)> progress,
+                     std::function<void(Status)> done) = 0;
 
   // ---- Checking, beside all that goes on
-  // As Read, into memory of the store's own, header and bytes: a few MiB of pages a call.
+  // As Read, into memory of the store's own, header and bytes: a few MiB of pages a call. What the
+  // device cannot read is found, and not held against it; no answer within the deadline is.
   virtual void Check(std::vector<StoredPage> pages, MonotonicNs deadline,
                      std::function<void(size_t, ReadFault, Status)> done) = 0;
   // Entries of the index: those after `after`, at most `limit` of them.

@@ -140,9 +140,10 @@ class WeightSource {
   virtual void Hash(std::vector<std::span<const uint8_t>> spans,
                     std::function<void(Result<Digest>)> done) = 0;
   // SHA-256 of the whole file, whose bytes behind its header are `data`, in the order of the file:
-  // only the header is read again.
+  // only the header is read again. `wanted` is asked in between, before `done`: where it says no,
+  // that gets `unavailable`, and `data` is read no more.
   virtual void HashFile(uint32_t file, std::vector<std::span<const uint8_t>> data,
-                        std::function<void(Result<Digest>)> done) = 0;
+                        std::function<bool()> wanted, std::function<void(Result<Digest>)> done) = 0;
   // Runs `work` where reads and hashes run: for what would hold up the owner thread, such as
   // sorting the names of 100,000s of tensors. It owns, or shares and does not change, all that it
   // touches. `exhausted`, and `work` did not run, when too much work is waiting already.

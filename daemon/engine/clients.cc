@@ -4,6 +4,10 @@
 
 namespace terrace {
 
+Status Client::Served() const {
+  return cut ? Status(Code::kPermissionDenied, "the client was cut off: " + cut_why) : Status();
+}
+
 Client* Clients::Find(ClientId id) {
   const auto found = clients_.find(id);
   return found == clients_.end() ? nullptr : &found->second;
@@ -14,9 +18,7 @@ Result<Client*> Clients::Serving(ClientId id) {
   if (client == nullptr) {
     return Status(Code::kNotFound, "client " + std::to_string(id) + " is not known");
   }
-  if (client->cut) {
-    return Status(Code::kPermissionDenied, "the client was cut off: " + client->cut_why);
-  }
+  RETURN_IF_ERROR(client->Served());
   return client;
 }
 

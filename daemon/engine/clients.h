@@ -18,6 +18,8 @@ struct Client {
   // Found over its pin budget: its pins count no more, its verbs are refused.
   bool cut = false;
   std::string cut_why;
+  // permission_denied for a client that was cut.
+  Status Served() const;
   // At the last scan.
   uint64_t pins = 0;
   uint64_t pinned_bytes = 0;

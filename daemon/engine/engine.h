@@ -335,7 +335,7 @@ class Engine {
   virtual void CheckStore(ClientId client, const StoreCheckSpec& spec, Progress progress,
                           std::function<void(Result<StoreCheckReport>)> done) = 0;
   // What was acknowledged before survives the loss of power when `done` is called.
-  virtual void Flush(std::function<void(Status)> done) = 0;
+  virtual void Flush(Progress progress, std::function<void(Status)> done) = 0;
 
   // nullopt: not an arena of the client's tenant.
   virtual std::optional<ArenaFacts> FindArena(ClientId client, ArenaId arena) const = 0;

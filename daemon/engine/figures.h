@@ -46,6 +46,11 @@ struct Amount {
     ++extents;
     bytes += more_bytes;
   }
+  void Remove(uint64_t less_bytes) {
+    --extents;
+    bytes -= less_bytes;
+  }
+  friend bool operator==(const Amount&, const Amount&) = default;
 };
 
 // Of one tenant's pages, since the start. They only grow.

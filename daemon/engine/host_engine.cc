@@ -78,12 +78,14 @@ HostEngine::HostEngine(const EngineOptions& options, EngineParts parts, EngineEv
       evictor_(memory_, residents_, pins_, weight_blocks_, clock_),
       placement_(catalog_, memory_, residents_, pins_, evictor_, clock_),
       blocks_(memory_, residents_, placement_),
-      weights_({.block_bytes = options.block_bytes}, {.clock = parts.clock,
-                                                      .host = parts.host,
-                                                      .sources = parts.sources,
-                                                      .images = parts.images,
-                                                      .journal = parts.journal,
-                                                      .memory = &blocks_}),
+      weights_({.block_bytes = options.block_bytes},
+               {.clock = parts.clock,
+                .host = parts.host,
+                .sources = parts.sources,
+                .images = parts.images,
+                .journal = parts.journal,
+                .memory = &blocks_,
+                .tenant_of = [this](ClientId id) { return TenantOf(id); }}),
       access_(*parts.journal) {
   weight_blocks_.SetWeights(&weights_);
   if (parts.page_store != nullptr) MakeStore(parts);
@@ -100,6 +102,7 @@ void HostEngine::MakeStore(EngineParts& parts) {
                                                                         .memory = memory_,
                                                                         .host = host_,
                                                                         .residents = residents_,
+                                                                        .pins = pins_,
                                                                         .placement = placement_,
                                                                         .evictor = evictor_,
                                                                         .clock = clock_});
@@ -198,6 +201,11 @@ Result<Space*> HostEngine::OpenedSpace(const Client& client, uint32_t slot, uint
 }
 
 // ---- Weights
+
+TenantId HostEngine::TenantOf(ClientId id) {
+  const Client* client = clients_.Find(id);
+  return client == nullptr ? 0 : client->spec.tenant;
+}
 
 Status HostEngine::Restore() {
   RETURN_IF_ERROR(weights_.Restore(&restore_problems_));

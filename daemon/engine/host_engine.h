@@ -68,7 +68,7 @@ class HostEngine final : public Engine {
                std::function<void(Result<Promoted>)> done) override;
   void CheckStore(ClientId client, const StoreCheckSpec& spec, Progress progress,
                   std::function<void(Result<StoreCheckReport>)> done) override;
-  void Flush(std::function<void(Status)> done) override;
+  void Flush(Progress progress, std::function<void(Status)> done) override;
   std::optional<ArenaFacts> FindArena(ClientId client, ArenaId arena) const override;
 
   void AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)> done) override;
@@ -105,6 +105,7 @@ class HostEngine final : public Engine {
   Status CheckInvariants() const override;
 
  private:
+  TenantId TenantOf(ClientId client);  // 0: there is no such client.
   // The space, if the client has it open.
   Result<Space*> OpenedSpace(const Client& client, uint32_t slot, uint32_t epoch);
   SpaceGiven GivenOf(const Tenant& tenant, const Space& space) const;

@@ -78,9 +78,9 @@ void HostEngine::CheckStore(ClientId id, const StoreCheckSpec& spec, Progress pr
   store_->Check(id, spec, std::move(progress), std::move(done));
 }
 
-void HostEngine::Flush(std::function<void(Status)> done) {
+void HostEngine::Flush(Progress progress, std::function<void(Status)> done) {
   if (store_ == nullptr) return done(NoStore());
-  store_->Flush(std::move(done));
+  store_->Flush(std::move(progress), std::move(done));
 }
 
 }  // namespace terrace

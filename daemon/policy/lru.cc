@@ -14,11 +14,11 @@ class Lru final : public Policy {
  public:
   const char* name() const override { return "lru"; }
 
-  void Insert(ItemId item, const ItemTraits&, MonotonicNs) override {
+  void Insert(ItemId item, const ItemTraits& traits, MonotonicNs) override {
     if (item >= links_.size()) links_.resize(std::max<size_t>(item + 1, 2 * links_.size()));
     TERRACE_CHECK(!links_[item].present);
     links_[item].present = true;
-    Append(item);
+    traits.asked_for ? Append(item) : Prepend(item);
     ++size_;
   }
 
@@ -77,6 +77,13 @@ class Lru final : public Policy {
     links_[item].newer = kNone;
     (newest_ == kNone ? oldest_ : links_[newest_].newer) = item;
     newest_ = item;
+  }
+
+  void Prepend(ItemId item) {
+    links_[item].older = kNone;
+    links_[item].newer = oldest_;
+    (oldest_ == kNone ? newest_ : links_[oldest_].older) = item;
+    oldest_ = item;
   }
 
   void Remove(ItemId item) {

@@ -22,6 +22,7 @@ inline constexpr int kItemClasses = 3;
 struct ItemTraits {
   ItemClass item_class = ItemClass::kKv;
   uint64_t bytes = 0;
+  bool asked_for = true;  // False: it was brought up for nobody.
 };
 
 class Policy {
@@ -29,7 +30,8 @@ class Policy {
   virtual ~Policy() = default;
   virtual const char* name() const = 0;
 
-  // The item becomes resident. Inserting counts as one use.
+  // The item becomes resident. Inserting counts as one use; what nobody asked for is the one least
+  // worth keeping until it is touched.
   virtual void Insert(ItemId item, const ItemTraits& traits, MonotonicNs now) = 0;
   virtual void Touch(ItemId item, MonotonicNs now) = 0;
   // The item is gone, evicted or otherwise. Must be called once for each Insert.

@@ -23,9 +23,6 @@ namespace {
 
 constexpr MonotonicNs kCapacityEvery = 5 * kNsPerSecond;
 constexpr int kMostThreads = 8;  // Of a pool.
-constexpr uint64_t kIndexDescriptors = 512;
-// Of weights, that are read or written past the page cache at once.
-constexpr uint32_t kMostWeightFiles = 1024;
 // What may take its time one after the other: the spill, the transfers of the store, those of the
 // file I/O, and replies; and some to spare.
 constexpr unsigned kStopLimitS = 15;
@@ -187,19 +184,13 @@ Status Daemon::StartStore() {
   return {};
 }
 
-// At most, of RLIMIT_NOFILE: slot files, which threads of the file I/O open again, and the index.
-// Half is left to clients, where the limit is that low.
-uint64_t Daemon::StoreDescriptors() const {
-  if (store_ == nullptr) return 0;
-  return std::min(DescriptorLimit() / 2,
-                  2 * uint64_t{NvmeIoOptions(NvmeOptionsOf(config_)).files} + kIndexDescriptors);
-}
-
 Status Daemon::StartEngine() {
   ServiceOptions service;
   service.limits = ServiceLimitsNow();
   service.state_dir = config_.state_dir;
-  service.descriptors = DescriptorLimit() - StoreDescriptors();
+  // Half is left to clients, where the limit is low.
+  service.descriptors =
+      DescriptorLimit() - std::min(DescriptorLimit() / 2, FileDescriptors(config_));
   service_ = std::make_unique<Service>(std::move(service), loop_, clock_, *host_);
 
   EngineOptions options;

@@ -60,7 +60,6 @@ class Daemon {
   Status StartTiers();
   Status StartReading();
   Status StartStore();
-  uint64_t StoreDescriptors() const;
   Status StartEngine();
   Status Listen();
   Result<std::unique_ptr<Listener>> ListenOn(const SocketConfig& socket,

@@ -17,6 +17,8 @@
 #include "daemon/service/host_capacity.h"
 #include "daemon/service/size_text.h"
 #include "tiers/host/host_system.h"
+#include "tiers/io/disk_io.h"
+#include "tiers/nvme/slot_space.h"
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25  // Linux 6.1; headers may be older than the kernel.
@@ -30,8 +32,9 @@ constexpr size_t kHugePage = 2u << 20;
 constexpr unsigned kCapIpcLock = 14;  // linux/capability.h
 // Of the daemon itself: libraries, the journal's files, epoll and timers, the listening sockets.
 constexpr uint64_t kOwnDescriptors = 128;
-// Slot files of one directory of the store (docs/architecture.md).
-constexpr uint64_t kFilesOfDirectory = 512;
+// Of one directory of the store: slot files and its marker (docs/architecture.md).
+constexpr uint64_t kFilesOfDirectory = nvme::kMaxFilesOfDevice + 1;
+constexpr uint64_t kIndexDescriptors = 512;
 
 uint64_t LimitOf(__rlimit_resource resource, bool hard) {
   rlimit limit{};
@@ -199,8 +202,7 @@ HostFinding Descriptors(const Config& config, const HostFacts& facts) {
                                   config.block_bytes != 0 ? config.block_bytes : UINT64_MAX);
   const uint64_t arena_bytes = arena == UINT64_MAX ? DefaultArenaBytes(wanted_bytes) : arena;
   const uint64_t open = kOwnDescriptors + wanted_bytes / arena_bytes + 2ull * config.clients +
-                        (config.connections - config.clients) +
-                        kFilesOfDirectory * config.nvme.size();
+                        (config.connections - config.clients) + FileDescriptors(config);
   // Replies may hold a part of the limit besides.
   const uint64_t needed =
       (open * FdBudget::kPartOfLimit + FdBudget::kPartOfLimit - 2) / (FdBudget::kPartOfLimit - 1);
@@ -209,14 +211,20 @@ HostFinding Descriptors(const Config& config, const HostFacts& facts) {
   }
   return {"descriptors", true,
           "the hard RLIMIT_NOFILE is " + std::to_string(facts.descriptors) +
-              ", but limits.clients, limits.connections, the capacity and replies under way may "
-              "need " +
+              ", but limits.clients, limits.connections, the capacity, files and replies under way "
+              "may need " +
               std::to_string(needed) +
               ". Beyond it new connections wait, and memory that is not yet taken cannot be. Set "
               "LimitNOFILE= in the unit, or lower the limits"};
 }
 
 }  // namespace
+
+uint64_t FileDescriptors(const Config& config) {
+  const uint64_t files = kFilesOfDirectory * config.nvme.size() + kMostWeightFiles;
+  return 2 * std::min<uint64_t>(files, kMostIoFiles) +
+         (config.nvme.empty() ? 0 : kIndexDescriptors);
+}
 
 HostFacts ReadHostFacts(const Config& config) {
   HostSystem& system = KernelHostSystem();

@@ -36,6 +36,13 @@ struct HostFacts {
 };
 HostFacts ReadHostFacts(const Config& config);
 
+// Of weights, that are read or written past the page cache at once.
+inline constexpr uint32_t kMostWeightFiles = 1024;
+// What the daemon has open of files at most: slot files and weights, which threads of the file I/O
+// open again, and the index of a store. Not the files of registered models, of which there are as
+// many as the operator adds.
+uint64_t FileDescriptors(const Config& config);
+
 struct HostFinding {
   std::string_view subject;  // "memlock"
   bool lacking = false;

@@ -119,7 +119,7 @@ Status Verbs::OnFlush(Caller& caller, Frame& frame) {
   RETURN_IF_ERROR(CheckAdmin(caller, "Flush"));
   RETURN_IF_ERROR(ParseFrame<wire::Flush>(frame).status());
   const Ticket ticket = Begin(caller, frame.header.request);
-  parts_.engine->Flush([this, ticket](const Status& flushed) {
+  parts_.engine->Flush(ProgressTo(ticket), [this, ticket](const Status& flushed) {
     Caller* waiting = Finish(ticket);
     if (waiting == nullptr) return;
     if (!flushed.ok()) return waiting->connection.SendError(ticket.request, flushed);

@@ -301,6 +301,11 @@ kvc_code kvc_fsck(kvc_client* client, const kvc_fsck_options* options, kvc_progr
 }
 
 kvc_code kvc_flush(kvc_client* client, int32_t timeout_ms, kvc_error* error) {
+  return kvc_flush_with_progress(client, nullptr, nullptr, timeout_ms, error);
+}
+
+kvc_code kvc_flush_with_progress(kvc_client* client, kvc_progress progress, void* context,
+                                 int32_t timeout_ms, kvc_error* error) {
   return Run(error, [&]() -> Status {
     if (client == nullptr) return Invalid("client is NULL");
     Client& core = *Of(client)->client;
@@ -308,6 +313,7 @@ kvc_code kvc_flush(kvc_client* client, int32_t timeout_ms, kvc_error* error) {
     ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
     ASSIGN_OR_RETURN(const auto now, core.contact());
     RETURN_IF_ERROR(now.CheckDoes(wire::kStoreCapability, "flush a store"));
-    return now.connection->Call(messages::Flush{}, deadline).status();
+    return now.connection->Call(messages::Flush{}, deadline, {}, Telling(progress, context))
+        .status();
   });
 }

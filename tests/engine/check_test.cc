@@ -93,6 +93,18 @@ TEST_F(StoreCheckTest, DamageIsFoundByReadingAndErasedByRepair) {
   EXPECT_EQ(Check({.read_data = true}).findings(), 0u);
 }
 
+TEST_F(StoreCheckTest, RepairErasesNothingThatASecondReadGives) {
+  w.store.Corrupt(client.NameOf(space, 3), ReadFault::kIo);
+  w.store.read_faults.FailAfter(0, Status(Code::kUnavailable, "of the moment"));
+  const StoreCheckReport report = Check({.read_data = true, .repair = true});
+  EXPECT_EQ(report.read_pages, 8u);
+  EXPECT_EQ(report.findings(), 1u) << "each page counts once";
+  EXPECT_EQ(report.repaired, 1u);
+  w.world.Settle();
+  EXPECT_EQ(w.store.pages(), 7u);
+  EXPECT_FALSE(w.store.Has(client.NameOf(space, 3)));
+}
+
 TEST_F(StoreCheckTest, EntriesAndSlotsOfNoPageAreFoundAndFreed) {
   WriteBehindItsBack(77);
   ASSERT_EQ(w.store.Allocate(kPage, 1).size(), 1u);

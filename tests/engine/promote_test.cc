@@ -228,6 +228,91 @@ TEST_F(SmallBudget, WhatIsPinnedIsNotThereForHolds) {
   EXPECT_THAT(fetch->codes(), ElementsAre(Code::kOk, Code::kExhausted, Code::kExhausted));
 }
 
+TEST_F(SmallBudget, PinsThatAreGoneRefuseNothing) {
+  StoringClient modest(w);
+  const SpaceGiven theirs = modest.Open();
+  modest.PutChain(theirs, 0, 2);
+  const uint32_t one = modest.channel.Pin(modest.Find(theirs, 0).value());
+  const uint32_t two = modest.channel.Pin(modest.Find(theirs, 1).value());
+  w.EvictAll();  // A scan.
+  modest.channel.Unpin(one);
+  modest.channel.Unpin(two);
+  w.world.clock.Advance(kNsPerSecond);
+  const auto fetch = modest.Prefetch(theirs, 4, 3);
+  w.store.RunPending();
+  EXPECT_THAT(fetch->codes(), Each(Code::kOk));
+}
+
+TEST_F(SmallBudget, ScansForPrefetchesAreRationed) {
+  StoringClient modest(w);
+  const SpaceGiven theirs = modest.Open();
+  modest.PutChain(theirs, 0, 2);
+  const uint32_t one = modest.channel.Pin(modest.Find(theirs, 0).value());
+  const uint32_t two = modest.channel.Pin(modest.Find(theirs, 1).value());
+  w.EvictAll();  // A scan.
+  modest.channel.Unpin(one);
+  modest.channel.Unpin(two);
+  const auto at_once = modest.Prefetch(theirs, 4, 3);
+  w.store.RunPending();
+  EXPECT_THAT(at_once->codes(), ElementsAre(Code::kOk, Code::kExhausted, Code::kExhausted));
+}
+
+TEST_F(SmallBudget, WhoIsFoundOverItsBudgetByAPrefetchIsCut) {
+  StoringClient modest(w);
+  const SpaceGiven theirs = modest.Open();
+  modest.PutChain(theirs, 0, 4);
+  modest.channel.Pin(modest.Find(theirs, 0).value());
+  w.EvictAll();  // A scan.
+  modest.PutChain(theirs, 0, 4);
+  for (uint64_t key = 0; key < 4; ++key)
+    modest.channel.Pin(modest.Find(theirs, key).value());
+  w.world.clock.Advance(kNsPerSecond);
+  const auto fetch = modest.Prefetch(theirs, 4, 3);
+  ASSERT_TRUE(fetch->answer.has_value());
+  EXPECT_EQ(fetch->answer->status().code(), Code::kPermissionDenied);
+  EXPECT_EQ(w.Figures().holds, 0u);
+  EXPECT_EQ(w.Figures().requests, 0u);
+  (void)engine().Turn();
+  EXPECT_TRUE(w.world.events.cut.contains(modest.given.id));
+}
+
+class TwoReadsAtATime : public testing::Test {
+ protected:
+  static EngineOptions TwoPages() {
+    EngineOptions options = StoreWorld::Options();
+    options.store.max_reading_pages = 2;
+    return options;
+  }
+  StoreWorld w{TwoPages()};
+};
+
+// What one device does not let go of keeps nobody from what others have.
+TEST_F(TwoReadsAtATime, ReadsThatAreOverdueCountAgainstMemoryAndNotAgainstOtherReads) {
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  client.PutChain(space, 0, 6);
+  w.world.Settle();
+  w.EvictAll();
+  for (int i = 0; i < 2; ++i)
+    w.store.slow_faults.FailAfter(i, Status(Code::kDeadlineExceeded, "slow"));
+  const auto hung = client.Prefetch(space, 0, 2);
+  w.store.RunPending();
+  EXPECT_THAT(hung->codes(), Each(Code::kDeadlineExceeded));
+  EXPECT_EQ(w.Figures().reading_bytes, 2 * kPage) << "the device has it";
+  const auto fetch = client.Prefetch(space, 2, 4);
+  w.world.Settle();
+  ASSERT_TRUE(fetch->answer.has_value());
+  EXPECT_THAT(fetch->codes(), Each(Code::kOk));
+  EXPECT_EQ(w.world.engine->CheckInvariants(), Status());
+  std::optional<Result<Promoted>> promoted;
+  w.world.engine->Promote({}, {}, [&](Result<Promoted> answer) { promoted = std::move(answer); });
+  w.world.Settle();
+  EXPECT_TRUE(promoted.has_value());
+  w.store.EndOverdue();
+  EXPECT_EQ(w.Figures().reading_bytes, 0u);
+  EXPECT_EQ(w.world.engine->CheckInvariants(), Status());
+}
+
 TEST_F(PromoteTest, HoldsAndPinsAreTogetherNoMoreThanAClientMayPin) {
   EngineOptions options = StoreWorld::Options();
   options.max_pins = shm::kPinsPerLine;

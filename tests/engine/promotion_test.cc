@@ -85,6 +85,41 @@ TEST_F(PromotionTest, NothingLeavesMemoryForThem) {
     EXPECT_TRUE(client.Reads(space, key)) << key;
 }
 
+TEST_F(PromotionTest, UntilTheyAreReadTheyLeaveBeforeOthers) {
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  Store(client, space, 0, 4);
+  client.PutChain(space, 100, 4);
+  w.world.Settle();
+  EXPECT_EQ(Ended().pages, 4u);
+  client.channel.Touch(client.Find(space, 1).value());
+  (void)engine().Turn();
+  (void)engine().Evict(3 * kPage, UINT64_MAX);
+  EXPECT_TRUE(client.Reads(space, 1));
+  for (const uint64_t key : {0, 2, 3})
+    EXPECT_FALSE(client.Reads(space, key)) << key;
+  for (uint64_t key = 100; key < 104; ++key)
+    EXPECT_TRUE(client.Reads(space, key)) << key;
+}
+
+// What a client waits for by then is what it asked for.
+TEST_F(PromotionTest, OneThatAClientWaitsForIsAsIfItHadAsked) {
+  StoringClient client(w);
+  const SpaceGiven space = client.Open();
+  Store(client, space, 0, 2);
+  client.PutChain(space, 100, 1);
+  w.world.Settle();
+  const auto promoted = Promote();
+  (void)engine().Turn();  // The reads are under way.
+  const auto fetch = client.Prefetch(space, 0, 1, {.deadline_ms = 1});
+  w.world.Settle();
+  ASSERT_TRUE(promoted->has_value());
+  (void)engine().Evict(2 * kPage, UINT64_MAX);
+  EXPECT_TRUE(client.Reads(space, 0));
+  EXPECT_FALSE(client.Reads(space, 1));
+  EXPECT_FALSE(client.Reads(space, 100));
+}
+
 TEST_F(PromotionTest, ThoseUsedLastComeFirst) {
   StoringClient client(w);
   const SpaceGiven space = client.Open();

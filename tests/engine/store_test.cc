@@ -516,7 +516,8 @@ TEST(NoStoreTest, VerbsOnStoredPagesAreUnavailable) {
   world.engine->Demote(0, {}, [](const Result<Demoted>& demoted) {
     EXPECT_EQ(demoted.error().code(), Code::kUnavailable);
   });
-  world.engine->Flush([](const Status& flushed) { EXPECT_EQ(flushed.code(), Code::kUnavailable); });
+  world.engine->Flush({},
+                      [](const Status& flushed) { EXPECT_EQ(flushed.code(), Code::kUnavailable); });
   std::optional<Prefetched> found;
   world.engine->Prefetch(client.given.id, {.slot = space.slot, .epoch = space.epoch, .keys = keys},
                          [&](const Result<Prefetched>& answer) { found = *answer; });
@@ -527,11 +528,17 @@ TEST(NoStoreTest, VerbsOnStoredPagesAreUnavailable) {
 }
 
 TEST_F(StoreTest, FlushIsTheStores) {
+  StoringClient client(w);
+  client.PutChain(client.Open(), 0, 2);
+  w.world.Settle();
   std::optional<Status> flushed;
-  engine().Flush([&](Status status) { flushed = std::move(status); });
+  uint64_t told = 0;
+  engine().Flush([&](uint64_t bytes, uint64_t) { told = bytes; },
+                 [&](Status status) { flushed = std::move(status); });
   EXPECT_FALSE(flushed.has_value());
   w.store.RunPending();
   EXPECT_EQ(flushed, Status());
+  EXPECT_EQ(told, 2 * kPage);
 }
 
 // ---- Bounds

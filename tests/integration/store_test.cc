@@ -468,6 +468,14 @@ TEST_F(StoreTest, FlushMakesProcessDurabilityThatOfPower) {
     RETURN_IF_ERROR(steps.Put(Keys(0, 8)));
     RETURN_IF_ERROR(steps.Persist(Keys(0, 8)));
     kvc_error error{};
+    std::pair<uint64_t, uint64_t> told;  // Done, of.
+    const auto tell = [](void* context, uint64_t done, uint64_t total) {
+      *static_cast<std::pair<uint64_t, uint64_t>*>(context) = {done, total};
+    };
+    RETURN_IF_ERROR(
+        bench::ToStatus(kvc_flush_with_progress(client, tell, &told, 60'000, &error), error));
+    RETURN_UNLESS(told.first > 0 && told.first <= told.second, std::to_string(told.first));
+    RETURN_UNLESS(told.second == 8 * kPage, std::to_string(told.second));
     return bench::ToStatus(kvc_flush(client, 60'000, &error), error);
   });
 }

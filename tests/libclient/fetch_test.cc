@@ -367,6 +367,7 @@ TEST_F(FetchTest, WrongArgumentsAreRefusedWithoutAMessage) {
             KVC_INVALID_ARGUMENT);
   EXPECT_EQ(kvc_demote(nullptr, 0, 0, nullptr, nullptr), KVC_INVALID_ARGUMENT);
   EXPECT_EQ(kvc_flush(nullptr, 0, nullptr), KVC_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_flush_with_progress(nullptr, nullptr, nullptr, 0, nullptr), KVC_INVALID_ARGUMENT);
   kvc_fetch_destroy(nullptr);
   EXPECT_EQ(fetch, nullptr);
   EXPECT_EQ(peer_.CountOf(Type::kPrefetch) + peer_.CountOf(Type::kPersist), 0u);

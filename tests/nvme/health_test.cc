@@ -206,6 +206,34 @@ TEST_F(NvmeHealthTest, ADeviceThatHangsIsSetAsideAndTakenBack) {
   EXPECT_EQ(Device(1).in_flight, 0U);
 }
 
+TEST_F(NvmeHealthTest, WhatACheckCannotReadIsNotHeldAgainstTheDevice) {
+  Open();
+  const StoredPage on_b = PageOn(1, 2);
+  const std::vector<StoredPage> pages(8, on_b);
+  std::vector<ReadFault> faults;
+  const auto check = [&] {
+    faults.clear();
+    io->Hang(b);
+    open->store->Check(pages, clock.Now() + kLong,
+                       [&](size_t, ReadFault fault, const Status&) { faults.push_back(fault); });
+    ASSERT_TRUE(open->Run([&] { return io->held() == pages.size(); }));
+    io->Hang("");
+  };
+  check();
+  io->Fail(Status(Code::kUnavailable, "bad sector"));
+  ASSERT_TRUE(open->Run([&] { return faults.size() == pages.size(); }));
+  EXPECT_THAT(faults, testing::Each(ReadFault::kIo));
+  EXPECT_EQ(Device(1).state, DeviceState::kServing);
+  EXPECT_EQ(open->Read(on_b).bytes, BytesOf(on_b, 1));
+  // No answer at all is another matter.
+  check();
+  io->Expire();
+  ASSERT_TRUE(open->Run([&] { return faults.size() == pages.size(); }));
+  EXPECT_EQ(Device(1).state, DeviceState::kQuarantined);
+  io->End();
+  ASSERT_TRUE(open->Run([&] { return Device(1).in_flight == 0; }));
+}
+
 TEST_F(NvmeHealthTest, ADeviceThatHangsTakesNoMoreThanItsShare) {
   options.in_flight_per_device = 8;
   options.waiting_reads_per_device = 10;

@@ -207,8 +207,8 @@ class OpenStore {
   Status Erase(const std::vector<StoredPage>& pages) {
     return Answer([&](auto done) { store->Erase(pages, done); });
   }
-  Status Flush() {
-    return Answer([&](auto done) { store->Flush(done); });
+  Status Flush(const std::function<void(uint64_t, uint64_t)>& progress = {}) {
+    return Answer([&](auto done) { store->Flush(progress, done); });
   }
   uint64_t allocated() const {
     uint64_t bytes = 0;

@@ -156,6 +156,30 @@ TEST_P(NvmeStoreTest, FlushIsAnswered) {
   EXPECT_TRUE(open.Flush().ok());
 }
 
+TEST_P(NvmeStoreTest, FlushTellsHowMuchIsDone) {
+  OpenStore open(Options(), clock);
+  // Of three sizes, which have files of their own.
+  for (const uint32_t bytes : {4096, 8192, 65536})
+    open.Write(PageOf(bytes, bytes), 0);
+  std::vector<std::pair<uint64_t, uint64_t>> told;
+  const auto tell = [&](uint64_t done, uint64_t total) { told.emplace_back(done, total); };
+  ASSERT_TRUE(open.Flush(tell).ok());
+  if (open.store->Report().durability == Durability::kPower) {
+    EXPECT_TRUE(told.empty()) << "nothing was left to do";
+    return;
+  }
+  constexpr uint64_t kAll = 4096 + 8192 + 65536;
+  ASSERT_EQ(told.size(), 3U);
+  for (size_t i = 0; i < told.size(); ++i) {
+    EXPECT_EQ(told[i].second, kAll);
+    EXPECT_GT(told[i].first, i == 0 ? 0 : told[i - 1].first);
+  }
+  EXPECT_EQ(told.back().first, kAll);
+  told.clear();
+  ASSERT_TRUE(open.Flush(tell).ok());
+  EXPECT_TRUE(told.empty()) << "all of it is done";
+}
+
 TEST_P(NvmeStoreTest, ReadsOfWhatIsNotThereMiss) {
   OpenStore open(Options(), clock);
   const auto written = open.Write(PageOf(1, 8192), 1);

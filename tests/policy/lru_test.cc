@@ -39,6 +39,17 @@ TEST_F(LruTest, OldestIsOfferedFirst) {
   EXPECT_THAT(Offered(100, Verdict::kTake), ElementsAre(5, 0, 900));
 }
 
+TEST_F(LruTest, WhatNobodyAskedForIsTheOldestUntilItIsTouched) {
+  lru_->Insert(7, {.asked_for = false}, 0);
+  Insert({1, 2});
+  lru_->Insert(8, {.asked_for = false}, 0);
+  EXPECT_THAT(Offered(100, Verdict::kSkip), ElementsAre(8, 7, 1, 2));
+  lru_->Touch(7, 0);
+  EXPECT_THAT(Offered(100, Verdict::kSkip), ElementsAre(8, 1, 2, 7));
+  lru_->Erase(8);
+  EXPECT_THAT(Offered(100, Verdict::kSkip), ElementsAre(1, 2, 7));
+}
+
 TEST_F(LruTest, TouchMakesAnItemTheNewest) {
   Insert({1, 2, 3});
   lru_->Touch(1, 0);

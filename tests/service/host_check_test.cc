@@ -141,12 +141,12 @@ TEST(HostCheck, TooFewDescriptorsAreCounted) {
   const HostFinding finding = Finding("descriptors", facts);
   EXPECT_TRUE(finding.lacking);
   // Two a client, one a further connection, one a slab of 128 MiB, and the daemon's own.
-  // A quarter of the limit is for replies under way.
-  constexpr int kOpen = 2048 + 1024 + 128 + 128;
+  // Files of weights twice. A quarter of the limit is for replies under way.
+  constexpr int kOpen = 2048 + 1024 + 128 + 128 + 2 * 1024;
   EXPECT_THAT(finding.text, HasSubstr("may need " + std::to_string((kOpen * 4 + 2) / 3)));
-  // And the slot files of a store.
+  // And of a store the slot files and the marker twice, and the index.
   EXPECT_THAT(Finding("descriptors", facts, WithStore()).text,
-              HasSubstr("may need " + std::to_string(((kOpen + 512) * 4 + 2) / 3)));
+              HasSubstr("may need " + std::to_string(((kOpen + 2 * 513 + 512) * 4 + 2) / 3)));
 }
 
 }  // namespace

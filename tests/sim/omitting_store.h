@@ -56,7 +56,10 @@ class OmittingStore final : public PageStore {
   void Erase(std::vector<StoredPage> pages, std::function<void(Status)> done) override {
     store_.Erase(std::move(pages), std::move(done));
   }
-  void Flush(std::function<void(Status)> done) override { store_.Flush(std::move(done)); }
+  void Flush(std::function<void(uint64_t, uint64_t)> progress,
+             std::function<void(Status)> done) override {
+    store_.Flush(std::move(progress), std::move(done));
+  }
   void Check(std::vector<StoredPage> pages, MonotonicNs deadline,
              std::function<void(size_t, ReadFault, Status)> done) override {
     store_.Check(std::move(pages), deadline, std::move(done));

@@ -147,7 +147,7 @@ void StoreSimulation::World(uint64_t chance) {
 // What an operator does.
 void StoreSimulation::Care() {
   const uint64_t what = Below(3);
-  if (what == 0) return engine_->Flush([](const Status&) {});
+  if (what == 0) return engine_->Flush({}, [](const Status&) {});
   if (what == 1) {
     PromoteSpec spec;
     spec.bytes = Below(2) * 65536;

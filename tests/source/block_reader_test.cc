@@ -3,6 +3,7 @@
 #include "tiers/source/block_reader.h"
 
 #include <gmock/gmock.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <optional>
@@ -73,6 +74,47 @@ TEST_P(BlockReaderTest, WhatThePageCacheHasNotIsReadPastIt) {
   // The file's last page is not whole.
   EXPECT_LT(read->buffered_bytes, 4096u);
   EXPECT_EQ(read->why_buffered, "");
+}
+
+// The process gets no memory of its own but for small pieces.
+class LittleMemory {
+ public:
+  LittleMemory() {
+    std::ifstream status("/proc/self/status");
+    std::string word;
+    uint64_t data_kib = 0;
+    while (status >> word)
+      if (word == "VmData:") status >> data_kib;
+    EXPECT_EQ(getrlimit(RLIMIT_DATA, &before_), 0);
+    rlimit little = before_;
+    little.rlim_cur = data_kib * 1024 + 16 * kMiB;
+    EXPECT_EQ(setrlimit(RLIMIT_DATA, &little), 0);
+  }
+  ~LittleMemory() { EXPECT_EQ(setrlimit(RLIMIT_DATA, &before_), 0); }
+  LittleMemory(const LittleMemory&) = delete;
+  LittleMemory& operator=(const LittleMemory&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
+TEST_P(BlockReaderTest, WithoutMemoryForBuffersReadsFailAndLaterOnesTryAgain) {
+  const std::vector<std::string> tensors = SomeTensors();
+  const auto source = OpenCold("m", tensors);
+  Laid laid = LayOut(tensors);
+  {
+    const LittleMemory little;
+    for (int i = 0; i < 2; ++i) {
+      const auto read = opener_.ReadBlock(*source, laid.Read());
+      ASSERT_FALSE(read.has_value());
+      EXPECT_EQ(read.error().code(), Code::kExhausted);
+      EXPECT_THAT(read.error().message(), HasSubstr("memory for buffers"));
+    }
+  }
+  const auto read = opener_.ReadBlock(*source, laid.Read());
+  ASSERT_TRUE(read.has_value()) << read.error().ToString();
+  EXPECT_TRUE(laid.memory == laid.expected);
+  EXPECT_GT(read->direct_bytes, 0u);
 }
 
 TEST_P(BlockReaderTest, WhatThePageCacheHasIsTakenFromThere) {

@@ -84,6 +84,13 @@ class SourceOpener {
     sources_ = MakeWeightFiles(*pool_, executor_, *reader_);
   }
 
+  // The end of the daemon: of the pool, at last.
+  void Stop() {
+    sources_.reset();
+    reader_.reset();
+    pool_.reset();
+  }
+
   Result<std::shared_ptr<WeightSource>> Open(SourceRequest request) {
     std::optional<Result<std::shared_ptr<WeightSource>>> opened;
     sources_->Open(std::move(request), [&opened](Result<std::shared_ptr<WeightSource>> result) {

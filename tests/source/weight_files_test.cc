@@ -418,11 +418,49 @@ TEST_F(HubCacheTest, ABlobIsNamedByItsDigest) {
 
   std::optional<Result<Digest>> hashed;
   const std::span<const uint8_t> data(reinterpret_cast<const uint8_t*>(data_.data()), data_.size());
-  (*passed)->HashFile(0, {data.first(100), data.subspan(100)},
-                      [&](Result<Digest> result) { hashed = std::move(result); });
+  (*passed)->HashFile(
+      0, {data.first(100), data.subspan(100)}, [] { return true; },
+      [&](Result<Digest> result) { hashed = std::move(result); });
   ASSERT_TRUE(opener_.executor().RunUntil([&] { return hashed.has_value(); }));
   ASSERT_TRUE(hashed->has_value());
   EXPECT_EQ(**hashed, digest);
+}
+
+// A file of 64 GiB without any, and its bytes out of one MiB.
+class LargeHubFileTest : public WeightFilesTest {
+ protected:
+  static constexpr uint64_t kFileMiB = 64 * 1024;
+  std::shared_ptr<WeightSource> Open() {
+    const uint64_t bytes = kFileMiB * kMiB;
+    const std::string path = directory_.Write(
+        "m.safetensors",
+        FileOf("{" + Entry("t", "U8", "[" + std::to_string(bytes) + "]", 0, bytes) + "}", ""));
+    std::filesystem::resize_file(path, std::filesystem::file_size(path) + bytes);
+    return *opener_.OpenPaths({path});
+  }
+  const std::vector<uint8_t> mib_ = std::vector<uint8_t>(kMiB);
+  const std::vector<std::span<const uint8_t>> data_ =
+      std::vector<std::span<const uint8_t>>(kFileMiB, mib_);
+};
+
+TEST_F(LargeHubFileTest, WhatIsWantedNoMoreIsHashedNoFurther) {
+  int asked = 0;
+  std::optional<Result<Digest>> hashed;
+  Open()->HashFile(
+      0, data_, [&] { return ++asked < 3; }, [&](Result<Digest> digest) { hashed = digest; });
+  ASSERT_TRUE(opener_.executor().RunUntil([&] { return hashed.has_value(); }));
+  EXPECT_EQ(hashed->status().code(), Code::kUnavailable);
+  EXPECT_EQ(asked, 3);
+}
+
+TEST_F(LargeHubFileTest, TheEndOfThePoolDoesNotWaitForAFile) {
+  bool asked = false;
+  bool done = false;
+  Open()->HashFile(
+      0, data_, [&] { return asked = true; }, [&](const Result<Digest>&) { done = true; });
+  ASSERT_TRUE(opener_.executor().RunUntil([&] { return asked; }));
+  opener_.Stop();
+  EXPECT_FALSE(done);
 }
 
 TEST_F(HubCacheTest, OtherNamesSayNothing) {

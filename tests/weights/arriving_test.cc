@@ -227,6 +227,29 @@ TEST_F(Arriving, WhoAsksForWhatThereIsNotIsRefused) {
     EXPECT_TRUE(answer->has_value() && (*answer)->has_value());
 }
 
+TEST_F(Arriving, NoTenantTakesAllPlacesOfThoseWhoWaitForBlocks) {
+  std::vector<Answer> waiting;
+  const auto wait = [&](ClientId client, size_t times) {
+    const Attached attached = AttachEarly(client);
+    for (size_t i = 0; i < times; ++i)
+      waiting.push_back(Ask(attached, {}, 0, client));
+  };
+  for (size_t of = 0; of < Weights::kMaxWaiters / 2 / Weights::kMaxClientWaiters; ++of)
+    wait(1 + of, Weights::kMaxClientWaiters);
+  for (const Answer& answer : waiting)
+    ASSERT_FALSE(answer->has_value());
+  const ClientId other = WeightsWorld::kClientsOfTenant;
+  wait(other - 1, 1);
+  ASSERT_TRUE(waiting.back()->has_value());
+  EXPECT_EQ((*waiting.back())->status().code(), Code::kExhausted);
+  EXPECT_THAT((*waiting.back())->status().message(), HasSubstr("of this tenant wait already"));
+  waiting.pop_back();
+  wait(other, Weights::kMaxClientWaiters);
+  world_.Run();
+  for (const Answer& answer : waiting)
+    EXPECT_TRUE(answer->has_value() && (*answer)->has_value());
+}
+
 TEST_F(Arriving, WhoAsksWhileTheLoadEndsIsAttachedAfterIt) {
   // Everything was read; the digest is being computed.
   std::optional<Result<ModelLoaded>> loaded;
@@ -289,6 +312,23 @@ TEST_F(Published, AFileThatIsWhatWasPublishedIsLoadedAndNotHashedAgain) {
   ASSERT_TRUE(world_.weights->Unload("m", "").has_value());
   ASSERT_TRUE(world_.Load("m").has_value());
   EXPECT_EQ(world_.sources.hashes(), hashes);
+}
+
+TEST_F(Published, WhoseLoadIsCancelledIsHashedNoMore) {
+  Add(false);
+  std::optional<Result<ModelLoaded>> loaded;
+  world_.weights->Load(kClient, "m", "", {},
+                       [&](Result<ModelLoaded> result) { loaded = std::move(result); });
+  while (world_.ReportOf("m").loading_done_bytes < world_.images_bytes("m"))
+    (void)(world_.weights->Turn() || world_.sources.RunPending(1) > 0);
+  // Tensors that are being hashed, and the file.
+  const uint64_t under_way = world_.sources.pending();
+  const uint64_t hashes = world_.sources.hashes();
+  ASSERT_TRUE(world_.Remove("m").ok());
+  ASSERT_TRUE(loaded.has_value());
+  EXPECT_EQ(loaded->status().code(), Code::kNotFound);
+  EXPECT_EQ(world_.sources.hashes(), hashes + under_way - 1);
+  world_.ExpectNoMemory();
 }
 
 TEST_F(Published, AnotherFileIsDataLossThatNamesItAndBothDigests) {

@@ -205,6 +205,51 @@ TEST_F(Imported, AnImageThatCannotBeOpenedIsDoneWithout) {
   EXPECT_THAT(world_.ReportOf("m").image_problem, HasSubstr("another format"));
 }
 
+TEST_F(Imported, WhatWasWrongIsForgottenWhenAllOfItIsReadAgain) {
+  world_.images.open_faults.FailAfter(0, {Code::kMismatch, "image: another format"});
+  ExpectLoads();
+  // One block that is right says nothing of the others.
+  ASSERT_TRUE(world_.memory.EvictOne());
+  ExpectLoads();
+  EXPECT_THAT(world_.ReportOf("m").image_problem, HasSubstr("another format"));
+  Unload();
+  ExpectLoads();
+  EXPECT_EQ(Loaded().image_bytes, world_.images_bytes("m"));
+  EXPECT_EQ(world_.ReportOf("m").image_problem, "");
+}
+
+TEST_F(Imported, AnImageThatIsGoneIsWrittenAgainForWhoAsks) {
+  ExpectLoads();
+  world_.images.Remove("m@1", [](const Status&) {});
+  world_.Run();
+  ASSERT_FALSE(world_.images.Has("m@1"));
+  EXPECT_TRUE(Import().imported);
+  EXPECT_TRUE(world_.images.Has("m@1"));
+  EXPECT_EQ(world_.ReportOf("m").image_problem, "");
+  world_.ExpectConsistent();
+}
+
+TEST_F(Imported, AnImageThatIsThereIsNotWrittenAgain) {
+  ExpectLoads();
+  const uint64_t writes = world_.images.write_faults.calls();
+  EXPECT_TRUE(Import().imported);
+  EXPECT_EQ(world_.images.write_faults.calls(), writes);
+  world_.ExpectConsistent();
+}
+
+TEST_F(Imported, AModelThatIsRemovedWhileItsImageIsLookedForIsNotImported) {
+  ExpectLoads();
+  std::optional<Result<ModelAdded>> added;
+  world_.weights->Import("m", "1", {}, {}, [&](Result<ModelAdded> result) { added = result; });
+  ASSERT_FALSE(added.has_value());
+  ASSERT_TRUE(world_.Remove("m").ok());
+  ASSERT_TRUE(added.has_value() && added->has_value());
+  EXPECT_FALSE((**added).imported);
+  EXPECT_THAT((**added).why_not_imported, HasSubstr("was removed"));
+  EXPECT_FALSE(world_.images.Has("m@1"));
+  world_.ExpectNoMemory();
+}
+
 TEST_F(Imported, ADeviceThatHangsFailsTheLoadAndKeepsItsMemoryUntilItLetsGo) {
   world_.images.Hang();
   const auto loaded = world_.Load("m");

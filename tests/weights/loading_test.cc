@@ -376,16 +376,24 @@ TEST_F(Loading, PassedDeadlineAnswersAndTheLoadGoesOn) {
   EXPECT_EQ(world_.weights->HoldingsOf(1).attachments, 0u);
 }
 
-TEST_F(Loading, TooManyWaitersAreRefused) {
+TEST_F(Loading, NoTenantTakesAllPlacesOfWaiters) {
   world_.AddRandom("m", 1);
-  Outcomes outcomes;
-  for (size_t i = 0; i < Weights::kMaxWaiters; ++i)
-    world_.weights->Load(1 + i / Weights::kMaxClientWaiters, "m", "", {}, outcomes.Loaded());
-  EXPECT_TRUE(outcomes.codes.empty());
-  world_.weights->Load(9999, "m", "", {}, outcomes.Loaded());
-  EXPECT_THAT(outcomes.codes, ElementsAre(Code::kExhausted));
+  Outcomes greedy;
+  for (size_t i = 0; i < Weights::kMaxWaiters / 2; ++i)
+    world_.weights->Load(1 + i / Weights::kMaxClientWaiters, "m", "", {}, greedy.Loaded());
+  EXPECT_TRUE(greedy.codes.empty());
+  world_.weights->Load(999, "m", "", {}, greedy.Loaded());
+  EXPECT_THAT(greedy.codes, ElementsAre(Code::kExhausted));
+  EXPECT_THAT(greedy.message, HasSubstr("4096 of this tenant wait already"));
+  Outcomes other;
+  for (size_t i = 0; i < Weights::kMaxWaiters / 4; ++i) {
+    world_.weights->Load(WeightsWorld::kClientsOfTenant + i / Weights::kMaxClientWaiters, "m", "",
+                         {}, other.Loaded());
+  }
+  EXPECT_TRUE(other.codes.empty());
   world_.Run();
-  EXPECT_EQ(outcomes.codes.size(), Weights::kMaxWaiters + 1);
+  EXPECT_EQ(greedy.codes.size(), Weights::kMaxWaiters / 2 + 1);
+  EXPECT_EQ(other.codes.size(), Weights::kMaxWaiters / 4);
 }
 
 TEST_F(Loading, OneClientCannotTakeAllPlacesOfWaiters) {

@@ -16,11 +16,13 @@ class FileWorld {
  public:
   explicit FileWorld(uint64_t block_bytes)
       : sources_(MakeWeightFiles(opener_.pool(), opener_.executor(), opener_.reader())),
-        weights_({.block_bytes = block_bytes}, {.clock = &clock_,
-                                                .host = &host_,
-                                                .sources = sources_.get(),
-                                                .journal = &journal_,
-                                                .memory = &memory_}) {
+        weights_({.block_bytes = block_bytes},
+                 {.clock = &clock_,
+                  .host = &host_,
+                  .sources = sources_.get(),
+                  .journal = &journal_,
+                  .memory = &memory_,
+                  .tenant_of = [](ClientId) { return TenantId{1}; }}) {
     memory_.SetWeights(&weights_);
   }
 

@@ -87,6 +87,7 @@ struct WorldOptions {
 class WeightsWorld {
  public:
   static constexpr ClientId kClient = 1;
+  static constexpr ClientId kClientsOfTenant = 1000;  // The first ones are of the first tenant.
 
   explicit WeightsWorld(const WorldOptions& options = {})
       : options_(options), memory(host, options.capacity) {
@@ -107,13 +108,17 @@ class WeightsWorld {
       journal.Crash(journal.pending());
       weights.reset();
     }
-    weights = std::make_unique<Weights>(WeightsOptions{.block_bytes = block_bytes},
-                                        WeightsParts{.clock = &clock,
-                                                     .host = &host,
-                                                     .sources = &sources,
-                                                     .images = &images,
-                                                     .journal = &journal,
-                                                     .memory = &memory});
+    weights = std::make_unique<Weights>(
+        WeightsOptions{.block_bytes = block_bytes},
+        WeightsParts{.clock = &clock,
+                     .host = &host,
+                     .sources = &sources,
+                     .images = &images,
+                     .journal = &journal,
+                     .memory = &memory,
+                     .tenant_of = [](ClientId client) {
+                       return static_cast<TenantId>(1 + client / kClientsOfTenant);
+                     }});
     memory.SetWeights(weights.get());
     problems.clear();
     const Status restored = weights->Restore(&problems);

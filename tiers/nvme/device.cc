@@ -291,7 +291,8 @@ IoRequest Device::RequestOf(const std::shared_ptr<Transfer>& transfer) {
   // On the completion thread. What is overdue is answered at once and ends later, if ever.
   // The device may be gone then; the mailbox is not, and knows.
   request.done = [this, box = box_, transfer,
-                  check_data = options_.check_data || transfer->check_data](const Status& status) {
+                  check_data =
+                      options_.check_data || transfer->looks_for_damage](const Status& status) {
     transfer->status = status;
     transfer->device_failed = !status.ok() && !FileIsShort(*transfer);
     if (status.ok() && transfer->kind == Kind::kRead) CheckRead(*transfer, check_data);
@@ -394,6 +395,8 @@ void Device::Judge(const Transfer& transfer, bool failed, const Status& status) 
   const std::string why = path_ + ": " + status.message();
   const bool overdue = status.code() == Code::kDeadlineExceeded;
   if (overdue && transfer.deadline - transfer.began < kFairNs) return;
+  // It comes upon all that are bad one after the other, while others read good ones.
+  if (!overdue && transfer.looks_for_damage) return;
   if (!overdue && transfer.kind != Transfer::Kind::kRead) {
     health_.RefusedWrite(why, now);
   } else {

@@ -98,7 +98,8 @@ class NvmeStore final : public PageStore {
             std::function<void(size_t, ReadFault, Status)> done,
             std::function<void(size_t)> ended) override;
   void Erase(std::vector<StoredPage> pages, std::function<void(Status)> done) override;
-  void Flush(std::function<void(Status)> done) override;
+  void Flush(std::function<void(uint64_t, uint64_t)> progress,
+             std::function<void(Status)> done) override;
   void Check(std::vector<StoredPage> pages, MonotonicNs deadline,
              std::function<void(size_t, ReadFault, Status)> done) override;
   void ListEntries(std::string after, size_t limit,
@@ -160,7 +161,7 @@ class NvmeStore final : public PageStore {
     std::vector<IndexQueue::Done> next;  // Whom the one after covers.
   };
   std::map<FileId, FileSync> syncs_;
-  std::set<FileId> dirty_;  // Written since they were synced.
+  std::map<FileId, uint64_t> dirty_;  // Bytes of pages written since they were synced.
   // Of writes that failed, until they are free: a late write may still go there, or the entry be in
   // the index.
   std::set<PlaceId> late_;
@@ -408,7 +409,7 @@ void NvmeStore::Written(const std::shared_ptr<Writing>& writing) {
   const Place place = FromPlaceId(writing->entry.page.place);
   const FileId file{place.device, place.file};
   if (options_.durability != Durability::kPower) {
-    dirty_.insert(file);
+    dirty_[file] += writing->entry.page.bytes;
     return PutIntoIndex(writing);
   }
   writing->stage = Writing::Stage::kSync;
@@ -524,13 +525,18 @@ void NvmeStore::StartSync(FileId file) {
   box_->Push([transfer] { transfer->answered(*transfer, transfer->status); });
 }
 
-void NvmeStore::Flush(std::function<void(Status)> done) {
+void NvmeStore::Flush(std::function<void(uint64_t, uint64_t)> progress,
+                      std::function<void(Status)> done) {
   struct Flushing {
     size_t left = 0;
+    uint64_t done_bytes = 0;
+    uint64_t total_bytes = 0;
     Status first;
+    std::function<void(uint64_t, uint64_t)> progress;
     std::function<void(Status)> done;
   };
   const auto flushing = std::make_shared<Flushing>();
+  flushing->progress = std::move(progress);
   flushing->done = std::move(done);
   const auto one_less = [this, flushing](const Status& status) {
     if (flushing->first.ok()) flushing->first = status;
@@ -538,11 +544,18 @@ void NvmeStore::Flush(std::function<void(Status)> done) {
     if (!flushing->first.ok()) return flushing->done(flushing->first);
     index_.Sync(flushing->done);
   };
-  const std::set<FileId> files = std::exchange(dirty_, {});
+  const std::map<FileId, uint64_t> files = std::exchange(dirty_, {});
   flushing->left = files.size() + 1;
-  for (const FileId file : files) {
-    SyncFile(file, [this, file, one_less](const Status& status) {
-      if (!status.ok()) dirty_.insert(file);
+  for (const auto& [file, bytes] : files)
+    flushing->total_bytes += bytes;
+  for (const auto& [file, bytes] : files) {
+    SyncFile(file, [this, file, bytes, flushing, one_less](const Status& status) {
+      if (!status.ok()) {
+        dirty_[file] += bytes;
+        return one_less(status);
+      }
+      flushing->done_bytes += bytes;
+      if (flushing->progress) flushing->progress(flushing->done_bytes, flushing->total_bytes);
       one_less(status);
     });
   }
@@ -582,7 +595,7 @@ void NvmeStore::Check(std::vector<StoredPage> pages, MonotonicNs deadline,
     }
     const PageRead read{.page = pages[i], .into = buffer.bytes().first(pages[i].bytes)};
     const auto transfer = ReadTransfer(read, deadline, call, i);
-    transfer->check_data = true;
+    transfer->looks_for_damage = true;
     Start(transfer);
   }
   for (const auto& device : devices_)

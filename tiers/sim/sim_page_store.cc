@@ -139,8 +139,10 @@ void SimPageStore::Erase(std::vector<StoredPage> pages, std::function<void(Statu
   pending_.push_back(std::move(work));
 }
 
-void SimPageStore::Flush(std::function<void(Status)> done) {
+void SimPageStore::Flush(std::function<void(uint64_t, uint64_t)> progress,
+                         std::function<void(Status)> done) {
   Work work;
+  work.progress = std::move(progress);
   work.done = std::move(done);
   pending_.push_back(std::move(work));
 }
@@ -170,7 +172,9 @@ void SimPageStore::Complete(Work work) {
     case Work::Kind::kErase:
       return work.done(EraseNow(work.erase));
     case Work::Kind::kFlush:
-      return work.done(state_ == DeviceState::kServing ? Status() : NoDevice());
+      if (state_ != DeviceState::kServing) return work.done(NoDevice());
+      if (work.progress) work.progress(counts_.written_bytes, counts_.written_bytes);
+      return work.done({});
     case Work::Kind::kCheck:
       return work.answer();
   }

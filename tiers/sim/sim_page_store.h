@@ -54,7 +54,8 @@ class SimPageStore final : public PageStore {
             std::function<void(size_t, ReadFault, Status)> done,
             std::function<void(size_t)> ended) override;
   void Erase(std::vector<StoredPage> pages, std::function<void(Status)> done) override;
-  void Flush(std::function<void(Status)> done) override;
+  void Flush(std::function<void(uint64_t, uint64_t)> progress,
+             std::function<void(Status)> done) override;
   void Check(std::vector<StoredPage> pages, MonotonicNs deadline,
              std::function<void(size_t, ReadFault, Status)> done) override;
   void ListEntries(std::string after, size_t limit,
@@ -120,6 +121,7 @@ class SimPageStore final : public PageStore {
     std::function<void(Result<uint64_t>)> written;
     std::function<void(ReadFault, Status)> have_read;
     std::function<void()> ended;
+    std::function<void(uint64_t, uint64_t)> progress;
     std::function<void(Status)> done;
     std::function<void()> answer;
   };

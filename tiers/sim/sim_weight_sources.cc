@@ -65,22 +65,18 @@ class SimWeightSources::Source final : public WeightSource,
 
   void Hash(std::vector<std::span<const uint8_t>> spans,
             std::function<void(Result<Digest>)> done) override {
-    sources_->pending_.push_back(
-        [self = shared_from_this(), spans = std::move(spans), done = std::move(done)] {
-          if (Status fault = self->sources_->hash_faults.Next(); !fault.ok()) {
-            return done(std::move(fault));
-          }
-          ++self->sources_->hashes_;
-          Sha256 hash;
-          for (const auto& span : spans)
-            hash.Update(span);
-          done(hash.Finish());
-        });
+    sources_->pending_.push_back([self = shared_from_this(), spans = std::move(spans),
+                                  done = std::move(done)] { done(self->HashNow(spans)); });
   }
 
-  void HashFile(uint32_t, std::vector<std::span<const uint8_t>> data,
+  // The file has no header.
+  void HashFile(uint32_t, std::vector<std::span<const uint8_t>> data, std::function<bool()> wanted,
                 std::function<void(Result<Digest>)> done) override {
-    Hash(std::move(data), std::move(done));  // The file has no header.
+    sources_->pending_.push_back([self = shared_from_this(), data = std::move(data),
+                                  wanted = std::move(wanted), done = std::move(done)] {
+      if (!wanted()) return done(Status(Code::kUnavailable, "simulated: wanted no more"));
+      done(self->HashNow(data));
+    });
   }
 
   void Run(std::function<void()> work, std::function<void(Status)> done) override {
@@ -93,6 +89,14 @@ class SimWeightSources::Source final : public WeightSource,
   }
 
  private:
+  Result<Digest> HashNow(const std::vector<std::span<const uint8_t>>& spans) const {
+    RETURN_IF_ERROR(sources_->hash_faults.Next());
+    ++sources_->hashes_;
+    Sha256 hash;
+    for (const auto& span : spans)
+      hash.Update(span);
+    return hash.Finish();
+  }
   Result<BlockBytes> ReadNow(const BlockRead& read) const {
     RETURN_IF_ERROR(sources_->read_faults.Next());
     ++sources_->reads_;

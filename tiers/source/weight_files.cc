@@ -23,6 +23,8 @@ namespace {
 
 constexpr size_t kMaxPathBytes = 4095;
 constexpr size_t kHashPieceBytes = 64u << 10;
+// Hashed by one task of the pool, whose end waits for a task but not for a file.
+constexpr uint64_t kHashStepBytes = 64u << 20;
 // Without O_NONBLOCK, opening what became a FIFO after we looked would wait for a writer.
 constexpr int kOpenFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
 
@@ -38,31 +40,9 @@ class FileSource final : public WeightSource, public std::enable_shared_from_thi
   void Stamp(std::function<void(Result<Digest>)> done) override;
 
   void Hash(std::vector<std::span<const uint8_t>> spans,
-            std::function<void(Result<Digest>)> done) override {
-    auto digest = std::make_shared<Digest>();
-    auto finish = std::make_shared<std::function<void(Result<Digest>)>>(std::move(done));
-    const Status submitted = pool_.Submit(
-        [spans = std::move(spans), digest] {
-          Sha256 hash;
-          for (const std::span<const uint8_t> span : spans)
-            hash.Update(span);
-          *digest = hash.Finish();
-        },
-        executor_, [digest, finish] { (*finish)(*digest); });
-    if (!submitted.ok()) {
-      executor_.Post([submitted, finish] { (*finish)(submitted); });
-    }
-  }
-
+            std::function<void(Result<Digest>)> done) override;
   void HashFile(uint32_t file, std::vector<std::span<const uint8_t>> data,
-                std::function<void(Result<Digest>)> done) override {
-    auto digest = std::make_shared<Result<Digest>>(Status(Code::kInternal, "not hashed"));
-    Run([self = shared_from_this(), file, data = std::move(data),
-         digest] { *digest = self->HashFileNow(file, data); },
-        [digest, done = std::move(done)](Status ran) {
-          done(ran.ok() ? std::move(*digest) : Result<Digest>(std::move(ran)));
-        });
-  }
+                std::function<bool()> wanted, std::function<void(Result<Digest>)> done) override;
 
   void Run(std::function<void()> work, std::function<void(Status)> done) override {
     auto finish = std::make_shared<std::function<void(Status)>>(std::move(done));
@@ -81,8 +61,22 @@ class FileSource final : public WeightSource, public std::enable_shared_from_thi
   Status ReadHeader(uint32_t file);
   Status CheckNames() const;
   Result<Digest> StampNow() const;
-  Result<Digest> HashFileNow(uint32_t file,
-                             const std::vector<std::span<const uint8_t>>& data) const;
+  // What is on its way through SHA-256: the header of a file, or of none, and what follows it.
+  struct Hashing {
+    uint32_t file = 0;
+    uint64_t header_bytes = 0;
+    uint64_t header_read = 0;
+    std::vector<std::span<const uint8_t>> data;  // Of data[next], what is left.
+    size_t next = 0;
+    std::function<bool()> wanted;  // Empty: always.
+    std::function<void(Result<Digest>)> done;
+    Sha256 hash;
+    Status status;
+
+    bool Over() const { return header_read == header_bytes && next == data.size(); }
+  };
+  void HashOn(const std::shared_ptr<Hashing>& hashing);
+  Status HashStep(Hashing& hashing) const;
 
   WorkerPool& pool_;
   Executor& executor_;
@@ -154,23 +148,62 @@ Result<Digest> FileSource::StampNow() const {
   return hash.Finish();
 }
 
-Result<Digest> FileSource::HashFileNow(uint32_t file,
-                                       const std::vector<std::span<const uint8_t>>& data) const {
-  uint64_t left = files_[file].bytes;
+void FileSource::Hash(std::vector<std::span<const uint8_t>> spans,
+                      std::function<void(Result<Digest>)> done) {
+  auto hashing = std::make_shared<Hashing>();
+  hashing->data = std::move(spans);
+  hashing->done = std::move(done);
+  HashOn(hashing);
+}
+
+void FileSource::HashFile(uint32_t file, std::vector<std::span<const uint8_t>> data,
+                          std::function<bool()> wanted, std::function<void(Result<Digest>)> done) {
+  auto hashing = std::make_shared<Hashing>();
+  hashing->file = file;
+  hashing->header_bytes = files_[file].bytes;
   for (const std::span<const uint8_t> span : data)
-    left -= span.size();
-  Sha256 hash;
-  std::vector<uint8_t> piece(kHashPieceBytes);
-  for (uint64_t offset = 0; offset < left;) {
-    const size_t bytes = std::min<uint64_t>(piece.size(), left - offset);
-    RETURN_IF_ERROR(ReadAt(fds_[file].get(), offset, std::span(piece).first(bytes))
-                        .WithContext(Printable(files_[file].path)));
-    hash.Update(std::span(piece).first(bytes));
-    offset += bytes;
+    hashing->header_bytes -= span.size();
+  hashing->data = std::move(data);
+  hashing->wanted = std::move(wanted);
+  hashing->done = std::move(done);
+  HashOn(hashing);
+}
+
+void FileSource::HashOn(const std::shared_ptr<Hashing>& hashing) {
+  Run([self = shared_from_this(), hashing] { hashing->status = self->HashStep(*hashing); },
+      [self = shared_from_this(), hashing](Status ran) {
+        if (ran.ok()) ran = hashing->status;
+        if (!ran.ok()) return hashing->done(std::move(ran));
+        if (hashing->Over()) return hashing->done(hashing->hash.Finish());
+        if (hashing->wanted && !hashing->wanted()) {
+          return hashing->done(Status(Code::kUnavailable, "its digest is wanted no more"));
+        }
+        self->HashOn(hashing);
+      });
+}
+
+Status FileSource::HashStep(Hashing& hashing) const {
+  uint64_t left = kHashStepBytes;
+  std::vector<uint8_t> piece(hashing.header_read < hashing.header_bytes ? kHashPieceBytes : 0);
+  while (left > 0 && hashing.header_read < hashing.header_bytes) {
+    const size_t bytes = std::min(
+        {static_cast<uint64_t>(piece.size()), left, hashing.header_bytes - hashing.header_read});
+    RETURN_IF_ERROR(
+        ReadAt(fds_[hashing.file].get(), hashing.header_read, std::span(piece).first(bytes))
+            .WithContext(Printable(files_[hashing.file].path)));
+    hashing.hash.Update(std::span(piece).first(bytes));
+    hashing.header_read += bytes;
+    left -= bytes;
   }
-  for (const std::span<const uint8_t> span : data)
-    hash.Update(span);
-  return hash.Finish();
+  while (left > 0 && hashing.next < hashing.data.size()) {
+    std::span<const uint8_t>& span = hashing.data[hashing.next];
+    const size_t bytes = std::min<uint64_t>(left, span.size());
+    hashing.hash.Update(span.first(bytes));
+    span = span.subspan(bytes);
+    left -= bytes;
+    if (span.empty()) ++hashing.next;
+  }
+  return {};
 }
 
 Status CheckRequest(const SourceRequest& request) {

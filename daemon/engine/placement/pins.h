@@ -40,6 +40,8 @@ class Pins {
   void SetWatcher(PageWatcher* watcher) { watcher_ = watcher; }
 
   void Scan(TenantId tenant);
+  // Unless the last scan was so short a time ago that scans would cost too much.
+  void ScanIfDue(TenantId tenant);
   // At the last scan of the slot's tenant.
   bool Pinned(SlotRef slot) const {
     return slot.slab->stamp(slot.index) >= FloorOf(slot.slab->tenant());

@@ -27,6 +27,15 @@ void Residents::EraseItem(ItemId id) {
 }
 
 Status Residents::Link(SlotRef slot, const PageName& name, const PageFacts& facts) {
+  return LinkAs(slot, name, facts, true);
+}
+
+Status Residents::LinkUnasked(SlotRef slot, const PageName& name, const PageFacts& facts) {
+  return LinkAs(slot, name, facts, false);
+}
+
+Status Residents::LinkAs(SlotRef slot, const PageName& name, const PageFacts& facts,
+                         bool asked_for) {
   TERRACE_CHECK(IsBusy(slot->state) && slot->state != SlotState::kLinked);
   if (slot->sequence == shm::kMaxSequence) {
     return Status(Code::kExhausted, "the slot's sequence numbers are used up");
@@ -46,7 +55,8 @@ Status Residents::Link(SlotRef slot, const PageName& name, const PageFacts& fact
   slot->queued = false;
   slot->unspilled = false;
   memory_.SetState(slot, SlotState::kLinked);
-  slot->item = NewItem({.slot = slot}, {.item_class = ItemClass::kKv, .bytes = bytes});
+  slot->item = NewItem({.slot = slot},
+                       {.item_class = ItemClass::kKv, .bytes = bytes, .asked_for = asked_for});
   if (Space* space = tenant.FindSpace(name.space_slot, name.space_epoch)) {
     space->linked_bytes += bytes;
   }

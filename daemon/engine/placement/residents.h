@@ -34,6 +34,8 @@ class Residents {
   // Puts a busy slot into the directory under its next sequence. On failure the slot is as it was:
   // kAlreadyExists, or kExhausted when the directory or the slot's sequence numbers are full.
   Status Link(SlotRef slot, const PageName& name, const PageFacts& facts);
+  // Likewise, of a page that nobody asked for: it leaves before those that somebody did.
+  Status LinkUnasked(SlotRef slot, const PageName& name, const PageFacts& facts);
   // A page taken out a moment ago, whose bytes nobody touched: under its old name again.
   Status Relink(SlotRef slot);
   // Out of the directory, into kLimbo.
@@ -51,6 +53,7 @@ class Residents {
   Status CheckInvariants() const;
 
  private:
+  Status LinkAs(SlotRef slot, const PageName& name, const PageFacts& facts, bool asked_for);
   ItemId NewItem(const Item& item, const ItemTraits& traits);
   void EraseItem(ItemId id);
 

@@ -9,7 +9,10 @@ namespace {
 constexpr size_t kLooks = 4096;
 
 struct Batch {
-  std::vector<ItemId> ids;
+  Mend mend = Mend::kNothing;
+  std::vector<ItemId> ids;      // Being read.
+  std::vector<ItemId> to_read;  // Once more.
+  bool again = false;           // Those are.
   size_t left = 0;
   PagesChecked checked;
   std::function<void(const PagesChecked&)> done;
@@ -33,6 +36,30 @@ void Judge(const CheckParts& parts, ItemId id, Mend mend, ReadFault fault, const
   parts.stored.Erase(id, StoredErasure::kFault);
 }
 
+void ReadPages(const CheckParts& parts, const std::shared_ptr<Batch>& batch) {
+  std::vector<StoredPage> pages;
+  for (const ItemId id : batch->ids)
+    pages.push_back(parts.stored.PageOf(id));
+  batch->left = pages.size();
+  parts.store.Check(
+      std::move(pages), parts.clock.Now() + parts.deadline_ns,
+      [parts, batch](size_t i, ReadFault fault, const Status& status) {
+        const ItemId id = batch->ids[i];
+        // What is about to be erased for it may have been a fault of the moment.
+        if (fault == ReadFault::kIo && batch->mend == Mend::kUnreadableToo && !batch->again) {
+          batch->to_read.push_back(id);
+        } else {
+          Judge(parts, id, batch->mend, fault, status, &batch->checked);
+          parts.stored.EndRead(id);
+        }
+        if (--batch->left > 0) return;
+        if (batch->to_read.empty()) return batch->done(batch->checked);
+        batch->again = true;
+        batch->ids = std::exchange(batch->to_read, {});
+        ReadPages(parts, batch);
+      });
+}
+
 }  // namespace
 
 std::vector<ItemId> NextToCheck(Stored& stored, const BatchLimits& most, ItemId* at) {
@@ -52,24 +79,17 @@ void CheckPages(const CheckParts& parts, const std::vector<ItemId>& ids, Mend me
                 std::function<void(const PagesChecked&)> done) {
   const auto batch = std::make_shared<Batch>();
   batch->done = std::move(done);
-  std::vector<StoredPage> pages;
+  batch->mend = mend;
   for (const ItemId id : ids) {
     if (parts.store.Readable(parts.stored.at(id).place)) {
       batch->ids.push_back(id);
-      pages.push_back(parts.stored.PageOf(id));
     } else {
       ++batch->checked.not_read;
       parts.stored.EndRead(id);
     }
   }
-  if (pages.empty()) return batch->done(batch->checked);
-  batch->left = pages.size();
-  parts.store.Check(std::move(pages), parts.clock.Now() + parts.deadline_ns,
-                    [parts, batch, mend](size_t i, ReadFault fault, const Status& status) {
-                      Judge(parts, batch->ids[i], mend, fault, status, &batch->checked);
-                      parts.stored.EndRead(batch->ids[i]);
-                      if (--batch->left == 0) batch->done(batch->checked);
-                    });
+  if (batch->ids.empty()) return batch->done(batch->checked);
+  ReadPages(parts, batch);
 }
 
 bool CheckPatience::MayRead(bool others_read, MonotonicNs now) {

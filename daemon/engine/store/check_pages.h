@@ -31,7 +31,8 @@ struct CheckParts {
   MonotonicNs deadline_ns = 0;  // Of a read.
 };
 
-// Which bad pages are erased. One that the device cannot give is another time, perhaps.
+// Which bad pages are erased. One that the device cannot give is another time, perhaps: it is read
+// a second time before it is erased.
 enum class Mend : uint8_t { kNothing, kLost, kUnreadableToo };
 
 struct PagesChecked {

@@ -8,8 +8,8 @@
 // one that has written thousands since they were drained last some are left, and may end a hold.
 //
 // Owned by the engine; owner thread only. Limits: what a client holds, and had pinned at the last
-// scan, is within its pin budget, pages and bytes; kExpiredATurn end a turn because their time is
-// over.
+// scan, is within its pin budget, pages and bytes (who asks scans before it is refused for pins
+// that are gone); kExpiredATurn end a turn because their time is over.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,9 @@ class Holds {
 
   explicit Holds(const Clients& clients) : clients_(clients) {}
 
-  // False, and nothing changed, if the client's budget has no place for the page.
+  // Whether the client's budget has a place for so much more.
+  bool WithinBudget(const Client& client, uint64_t pages, uint64_t bytes) const;
+  // False, and nothing changed, if it has none for the page.
   bool Hold(ClientId client, SlotRef slot, MonotonicNs until);
   void Release(ClientId client, SlotRef slot) { Release(client, ExtentOf(slot)); }
   // Nobody holds the slot any more.
@@ -61,8 +63,6 @@ class Holds {
   static uint64_t ExtentOf(SlotRef slot) {
     return shm::ExtentOf(shm::MakeHandle(slot.slab->arena(), slot.index, 0));
   }
-  // With so much more held.
-  bool WithinBudget(const Client& client, uint64_t pages, uint64_t bytes) const;
   void Add(ClientId client, SlotRef slot, MonotonicNs until);
   void Release(ClientId client, uint64_t extent);
 

@@ -109,13 +109,13 @@ bool Promote::Pump() {
 
 bool Promote::HasRoom(ClientId client, size_t pages, uint64_t bytes, uint32_t page_bytes) const {
   // A page that is larger than what may be read is read alone.
-  if (flights_.empty() && pages == 0) return true;
-  if (flights_.size() + pages >= options_.max_reading_pages) return false;
-  if (reading_bytes_ + bytes + page_bytes > options_.max_reading_bytes) return false;
-  const OfClient& of = of_client_.at(client);
-  if (waiting_.size() == 1 || of.reading_pages + pages == 0) return true;
-  return of.reading_pages + pages < options_.max_reading_pages / 2 &&
-         of.reading_bytes + bytes + page_bytes <= options_.max_reading_bytes / 2;
+  if (awaited_.extents + pages == 0) return true;
+  if (awaited_.extents + pages >= options_.max_reading_pages) return false;
+  if (awaited_.bytes + bytes + page_bytes > options_.max_reading_bytes) return false;
+  const Amount& of = of_client_.at(client).awaited;
+  if (waiting_.size() == 1 || of.extents + pages == 0) return true;
+  return of.extents + pages < options_.max_reading_pages / 2 &&
+         of.bytes + bytes + page_bytes <= options_.max_reading_bytes / 2;
 }
 
 uint64_t Promote::Advance(RequestId id, Request& request) {
@@ -217,9 +217,7 @@ void Promote::Read(RequestId id, Request& request,
     Flight& begun = Begin(slot, {request.tenant, name, record});
     begun.client = request.client;
     begun.waiters.emplace_back(id, index);
-    OfClient& reader = of_client_.at(request.client);
-    ++reader.reading_pages;
-    reader.reading_bytes += bytes;
+    of_client_.at(request.client).awaited.Add(bytes);
     ids.push_back(record);
   }
   for (; used < slots.size(); ++used)
@@ -232,6 +230,7 @@ Promote::Flight& Promote::Begin(SlotRef slot, const StoredItem& page) {
   ++slot->transfers;
   parts_.stored.BeginRead(page.id);
   reading_bytes_ += parts_.stored.at(page.id).bytes;
+  awaited_.Add(parts_.stored.at(page.id).bytes);
   Flight& flight = flights_[page.id];
   flight.slot = slot;
   flight.tenant = page.tenant;
@@ -295,9 +294,19 @@ void Promote::Answered(Batch& batch, ItemId id, ReadFault fault) {
   // What was read well is told when it is linked, which is when the device lets go of the memory.
   if (fault == ReadFault::kNone) return;
   flight.answered = true;
+  AwaitNoMore(flight);
   holds_.Forget(flight.slot);
   if (IsLost(fault)) parts_.stored.Erase(id, StoredErasure::kFault);
   TellWaiters(std::exchange(flight.waiters, {}), CodeOf(fault));
+}
+
+void Promote::AwaitNoMore(Flight& flight) {
+  if (!std::exchange(flight.awaited, false)) return;
+  const uint32_t bytes = flight.slot.slab->shape().page_bytes;
+  awaited_.Remove(bytes);
+  if (flight.raised != nullptr) return;
+  of_client_.at(flight.client).awaited.Remove(bytes);
+  ForgetIfIdle(flight.client);
 }
 
 void Promote::Measure(const Batch& batch) {
@@ -312,14 +321,8 @@ void Promote::Ended(Batch& batch, ItemId id) {
   TERRACE_CHECK(!entry.empty());
   Flight& flight = entry.mapped();
   --flight.slot->transfers;
-  const uint32_t bytes = flight.slot.slab->shape().page_bytes;
-  reading_bytes_ -= bytes;
-  if (flight.raised == nullptr) {
-    OfClient& reader = of_client_.at(flight.client);
-    --reader.reading_pages;
-    reader.reading_bytes -= bytes;
-    ForgetIfIdle(flight.client);
-  }
+  reading_bytes_ -= flight.slot.slab->shape().page_bytes;
+  AwaitNoMore(flight);
   Code code = Code::kUnavailable;
   if (flight.fault == ReadFault::kNone && !flight.answered) code = Land(id, flight);
   if (flight.slot->state == SlotState::kFilling) {
@@ -348,17 +351,19 @@ Code Promote::Land(ItemId id, Flight& flight) {
     ++stale_reads_;
     return record.doomed ? Code::kNotFound : Code::kStale;
   }
-  const Status linked = residents_.Link(flight.slot, flight.name,
-                                        {.valid_tokens = record.valid_tokens,
-                                         .position = record.position,
-                                         .generation = record.generation,
-                                         .committed_ms = record.committed_ms,
-                                         .parent = record.parent});
+  const PageFacts facts{.valid_tokens = record.valid_tokens,
+                        .position = record.position,
+                        .generation = record.generation,
+                        .committed_ms = record.committed_ms,
+                        .parent = record.parent};
+  const bool asked_for = !flight.waiters.empty();
+  const Status linked = asked_for ? residents_.Link(flight.slot, flight.name, facts)
+                                  : residents_.LinkUnasked(flight.slot, flight.name, facts);
   if (linked.ok()) {
     promoted_.Add(record.bytes);
     parts_.catalog.At(flight.tenant).counts.promoted.Add(record.bytes);
     // Brought up for nobody it was not used.
-    if (!flight.waiters.empty()) parts_.stored.Touch(id);
+    if (asked_for) parts_.stored.Touch(id);
     return Code::kOk;
   }
   if (linked.code() != Code::kAlreadyExists) return linked.code();
@@ -412,7 +417,7 @@ void Promote::RemoveUnfinished(ClientId client, RequestId id) {
 
 void Promote::ForgetIfIdle(ClientId client) {
   const OfClient& of = of_client_.at(client);
-  if (of.requests == 0 && of.reading_pages == 0) of_client_.erase(client);
+  if (of.requests == 0 && of.awaited.extents == 0) of_client_.erase(client);
 }
 
 void Promote::ClientGone(ClientId client) {
@@ -437,10 +442,13 @@ bool Promote::Turn() {
 
 Status Promote::CheckInvariants() const {
   uint64_t bytes = 0;
-  std::map<ClientId, uint64_t> bytes_of;
+  Amount awaited;
+  std::map<ClientId, Amount> awaited_of;
   for (const auto& [id, flight] : flights_) {
-    bytes += flight.slot.slab->shape().page_bytes;
-    bytes_of[flight.client] += flight.slot.slab->shape().page_bytes;
+    const uint32_t page_bytes = flight.slot.slab->shape().page_bytes;
+    bytes += page_bytes;
+    if (flight.awaited) awaited.Add(page_bytes);
+    if (flight.awaited && flight.raised == nullptr) awaited_of[flight.client].Add(page_bytes);
     if (flight.slot->state != SlotState::kFilling || flight.slot->transfers != 1) {
       return Status(Code::kInternal, "a page that is being read has no slot for it");
     }
@@ -448,12 +456,11 @@ Status Promote::CheckInvariants() const {
       return Status(Code::kInternal, "a page that is being read is not counted so");
     }
   }
-  if (bytes != reading_bytes_) {
+  if (bytes != reading_bytes_ || awaited != awaited_) {
     return Status(Code::kInternal, "bytes being read are not those of the flights");
   }
   for (const auto& [client, of] : of_client_) {
-    if (of.reading_bytes != bytes_of[client] ||
-        of.unfinished.empty() == waiting_.contains(client)) {
+    if (of.awaited != awaited_of[client] || of.unfinished.empty() == waiting_.contains(client)) {
       return Status(Code::kInternal, "a client's reads or requests are not what is counted of it");
     }
   }

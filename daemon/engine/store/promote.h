@@ -5,7 +5,9 @@
 // it. When the bytes have checked out, and space and generation are still those of the page, it is
 // linked and stays for those who wait until they have looked it up or their time is over (Holds). A
 // flight that is overdue answers who waits; its slot stays out of use until the device has let go
-// of the memory. Owned by the engine; owner thread only.
+// of the memory, and counts as memory that is being read, but not against what may be read: a
+// device that hangs keeps nobody from others, and itself has a bound on what it is given. Owned by
+// the engine; owner thread only.
 //
 // Limits: kMaxRequests, kMaxRequestsOfClient, kMaxWaiters; pages and bytes being read as in
 // StoreOptions, beyond which keys wait until others have been read or their deadline passes; memory
@@ -72,8 +74,8 @@ class Promote {
   Amount RoomToRaise() const {
     const uint64_t pages = options_.max_reading_pages / 2;
     const uint64_t bytes = options_.max_reading_bytes / 2;
-    return {.extents = pages - std::min<uint64_t>(pages, flights_.size()),
-            .bytes = bytes - std::min(bytes, reading_bytes_)};
+    return {.extents = pages - std::min(pages, awaited_.extents),
+            .bytes = bytes - std::min(bytes, awaited_.bytes)};
   }
   bool InFlight(ItemId id) const { return flights_.contains(id); }
   // Its requests are answered.
@@ -115,7 +117,8 @@ class Promote {
     PageName name;
     std::vector<std::pair<RequestId, size_t>> waiters;  // And which of its keys.
     std::shared_ptr<Raised> raised;                     // Null: somebody asked for it.
-    bool answered = false;
+    bool answered = false;                              // With a fault, and not ended.
+    bool awaited = true;                                // It counts against what may be read.
     ReadFault fault = ReadFault::kNone;
   };
   // One call of the store.
@@ -133,8 +136,7 @@ class Promote {
   struct OfClient {
     size_t requests = 0;
     std::deque<RequestId> unfinished;  // With keys that nothing was done about.
-    uint64_t reading_pages = 0;
-    uint64_t reading_bytes = 0;
+    Amount awaited;                    // Of its flights.
   };
 
   Space* SpaceOf(TenantId tenant, uint32_t slot, uint32_t epoch) const;
@@ -156,6 +158,8 @@ class Promote {
   void Answered(Batch& batch, ItemId id, ReadFault fault);
   void Measure(const Batch& batch);
   void Ended(Batch& batch, ItemId id);
+  // The device owes nothing for the flight any more but to let go of its memory.
+  void AwaitNoMore(Flight& flight);
   // Links what was read; what its waiters are told.
   Code Land(ItemId id, Flight& flight);
   void TellWaiters(std::vector<std::pair<RequestId, size_t>> waiters, Code code);
@@ -179,7 +183,8 @@ class Promote {
   std::set<std::pair<MonotonicNs, RequestId>> deadlines_;
   RequestId last_request_ = 0;
   std::unordered_map<ItemId, Flight> flights_;
-  uint64_t reading_bytes_ = 0;
+  uint64_t reading_bytes_ = 0;  // Of all flights,
+  Amount awaited_;              // and those that count against what may be read.
   FetchSpeed speed_;
   Amount promoted_;
   std::array<uint64_t, kReadFaults> faults_ = {};

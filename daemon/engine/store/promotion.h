@@ -1,5 +1,6 @@
 // Promotion: the operator's way to bring stored pages back into memory before somebody asks: those
-// used last first, and only into memory that is free, so that nothing leaves for them.
+// used last first, and only into memory that is free, so that nothing leaves for them; until
+// somebody reads them they are the first to leave for others.
 //
 // It walks the store's order from its best end and gives what it finds to Promote. A page that is
 // in memory already, of another generation, of a tenant or model that is not there, or on a device

@@ -69,6 +69,12 @@ void StoreTier::Prefetch(const Client& client, const Space& space, const Prefetc
                          Promote::Done done) {
   // What it found before it asked says nothing of what it waits for from here on.
   parts_.placement.DrainRingsOf(client.spec.tenant, client.given.id);
+  // It is refused for what it has pinned, not for what it had.
+  const uint64_t pages = spec.keys.size();
+  if (client.pins > 0 && !holds_.WithinBudget(client, pages, pages * space.page_bytes)) {
+    parts_.pins.ScanIfDue(client.spec.tenant);
+  }
+  if (Status served = client.Served(); !served.ok()) return done(std::move(served));
   promote_.Prefetch(client, space, spec, std::move(done));
 }
 

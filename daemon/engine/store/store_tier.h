@@ -43,6 +43,7 @@ class StoreTier final : public PageWatcher {
     HostMemory& memory;
     HostTier& host;
     Residents& residents;
+    Pins& pins;
     Placement& placement;
     Evictor& evictor;
     const Clock& clock;
@@ -75,7 +76,9 @@ class StoreTier final : public PageWatcher {
              StoreCheck::Done done) {
     check_.Start(client, spec, std::move(progress), std::move(done));
   }
-  void Flush(std::function<void(Status)> done) { parts_.store.Flush(std::move(done)); }
+  void Flush(Progress progress, std::function<void(Status)> done) {
+    parts_.store.Flush(std::move(progress), std::move(done));
+  }
   void ClientGone(ClientId client);
   bool Turn();
 

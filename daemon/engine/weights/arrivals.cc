@@ -129,11 +129,19 @@ void Weights::AwaitBlocks(ClientId client, uint64_t attachment, std::span<const 
   if (HaveCome(*attached, waiter)) {
     return done(Arrival{.arriving = true, .digest = version.digest});
   }
-  const auto theirs =
-      std::count_if(block_waiters_.begin(), block_waiters_.end(),
-                    [client](const BlockWaiter& other) { return other.client == client; });
-  if (static_cast<size_t>(theirs) >= kMaxClientWaiters || block_waiters_.size() >= kMaxWaiters) {
-    return done(Status(Code::kExhausted, "too many wait for blocks already; retry"));
+  waiter.tenant = parts_.tenant_of(client);
+  size_t theirs = 0;
+  size_t of_tenant = 0;
+  for (const BlockWaiter& other : block_waiters_) {
+    theirs += other.client == client ? 1 : 0;
+    of_tenant += other.tenant == waiter.tenant ? 1 : 0;
+  }
+  if (theirs >= kMaxClientWaiters) {
+    return done(Status(Code::kExhausted, "this client waits for blocks " +
+                                             std::to_string(kMaxClientWaiters) + " times already"));
+  }
+  if (Status share = CheckShare(of_tenant, block_waiters_.size()); !share.ok()) {
+    return done(std::move(share).WithContext("blocks of " + version.Label()));
   }
   waiter.done = std::move(done);
   block_waiters_.push_back(std::move(waiter));

@@ -15,6 +15,18 @@ namespace terrace {
 using weights::Checks;
 using weights::Version;
 
+namespace {
+
+ImageFacts FactsOf(const Version& version) {
+  return {.label = version.ImageLabel(),
+          .listing = version.listing,
+          .content = version.digest,
+          .image_bytes = version.image->bytes,
+          .block_bytes = version.image->block_bytes};
+}
+
+}  // namespace
+
 void Weights::RestoreChecks(const std::set<std::string>& known,
                             const std::set<std::string>& unreadable,
                             std::vector<std::string>* problems) {
@@ -92,7 +104,6 @@ void Weights::WriteImage(const VersionPtr& version, std::function<void(Status)> 
   if (version->checks == nullptr || !version->checks->Fit(image)) {
     return done({Code::kUnavailable, "it has no checks; unload it, and add it again"});
   }
-  if (version->checks->imported && version->image_problem.empty()) return done(Status());
   for (Importing& other : importing_) {
     if (other.version == version) return other.waiters.push_back(std::move(done));
     // Of a model that was removed meanwhile: its file has the same name.
@@ -106,20 +117,34 @@ void Weights::WriteImage(const VersionPtr& version, std::function<void(Status)> 
     return done({Code::kExhausted,
                  std::to_string(kMaxImporting) + " images are being written already; retry"});
   }
+  for (uint32_t block = 0; block < image.blocks(); ++block)
+    Hold(*version, block);
+  importing_.push_back({.version = version, .waiters = {}});
+  importing_.back().waiters.push_back(std::move(done));
+  if (!version->checks->imported || !version->image_problem.empty()) return PutImage(version);
+  // It is on record; whether it is there still is not.
+  parts_.images->Open(FactsOf(*version), [this, alive = std::weak_ptr(alive_), version](
+                                             const Result<std::shared_ptr<WeightImage>>& opened) {
+    if (alive.expired()) return;
+    const bool right = opened && (*opened)->crcs() == version->checks->crcs;
+    if (version->removed || right) return ImageFound(version);
+    PutImage(version);
+  });
+}
+
+void Weights::ImageFound(const VersionPtr& version) {
+  const auto done = ImportEnded(version);
+  done(version->removed ? Status(Code::kNotFound, version->Label() + " was removed") : Status());
+}
+
+void Weights::PutImage(const VersionPtr& version) {
+  const weights::Image& image = *version->image;
   std::vector<std::span<const uint8_t>> blocks;
   for (uint32_t block = 0; block < image.blocks(); ++block) {
-    Hold(*version, block);
     blocks.push_back(parts_.host->Bytes(version->blocks[block].arena)
                          .first(image.BlockEnd(block) - image.BlockBegin(block)));
   }
-  importing_.push_back({.version = version, .waiters = {}});
-  importing_.back().waiters.push_back(std::move(done));
-  parts_.images->Write({.label = version->ImageLabel(),
-                        .listing = version->listing,
-                        .content = version->digest,
-                        .image_bytes = image.bytes,
-                        .block_bytes = image.block_bytes},
-                       std::move(blocks), version->checks->crcs,
+  parts_.images->Write(FactsOf(*version), std::move(blocks), version->checks->crcs,
                        [this, alive = std::weak_ptr(alive_), version](Status written) {
                          if (!alive.expired()) ImageWritten(version, std::move(written));
                        });

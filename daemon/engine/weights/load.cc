@@ -434,6 +434,10 @@ void Load::StartFileHashes() {
     ++file_hashes_in_work_;
     version_->source->HashFile(
         file, std::move(data),
+        [weak = weak_from_this()] {
+          const auto load = weak.lock();
+          return load != nullptr && load->outcome_.ok();
+        },
         Expect<Result<Digest>>([index = file](Load& load, const Result<Digest>& digest) {
           load.FileHashed(index, digest);
         }));

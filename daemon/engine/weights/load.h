@@ -51,6 +51,7 @@ inline constexpr MonotonicNs kNoDeadline = INT64_MAX;
 // Someone who waits for the load.
 struct Waiter {
   ClientId client = 0;
+  TenantId tenant = 0;
   MonotonicNs deadline = kNoDeadline;
   Progress progress;  // May be empty.
   std::function<void(Status)> done;
@@ -113,6 +114,8 @@ class Load final : public std::enable_shared_from_this<Load> {
   // Where a device that is overdue may still write.
   const std::set<ArenaId>& with_device() const { return with_device_; }
   const std::string& image_problem() const { return image_problem_; }  // Empty: none was found.
+  // Every block came out of the image file.
+  bool from_image() const { return file_ != nullptr && missing_.size() == filled_.size(); }
   const LoadedBy& loaded() const { return loaded_; }
   // Of a load that read and hashed everything.
   std::optional<Checks> NewChecks() const;

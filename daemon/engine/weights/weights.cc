@@ -295,7 +295,20 @@ void Weights::Load(ClientId client, const std::string& name, const std::string& 
   if (Status status = Await(target, std::move(waiter)); !status.ok()) done(std::move(status));
 }
 
+Status Weights::CheckShare(size_t theirs, size_t all) {
+  if (all >= kMaxWaiters) {
+    return {Code::kExhausted, std::to_string(kMaxWaiters) + " wait already; retry"};
+  }
+  if (theirs + 1 > kMaxWaiters - all - 1) {
+    return {Code::kExhausted, std::to_string(theirs) + " of this tenant wait already, and the " +
+                                  std::to_string(kMaxWaiters - all) +
+                                  " places left are for others too; retry"};
+  }
+  return {};
+}
+
 Status Weights::Await(const VersionPtr& version, Waiter waiter) {
+  waiter.tenant = parts_.tenant_of(waiter.client);
   LoadPtr load;
   int64_t theirs = 0;
   for (const LoadPtr& running : loads_) {
@@ -308,10 +321,11 @@ Status Weights::Await(const VersionPtr& version, Waiter waiter) {
             "this client waits for loads " + std::to_string(kMaxClientWaiters) + " times already"};
   }
   if (load != nullptr) {
-    if (load->waiters().size() >= kMaxWaiters) {
-      return {Code::kExhausted, version->Label() + ": " + std::to_string(kMaxWaiters) +
-                                    " wait for its load already; retry"};
-    }
+    const auto of_tenant =
+        std::count_if(load->waiters().begin(), load->waiters().end(),
+                      [&](const Waiter& other) { return other.tenant == waiter.tenant; });
+    RETURN_IF_ERROR(CheckShare(static_cast<size_t>(of_tenant), load->waiters().size())
+                        .WithContext("the load of " + version->Label()));
     load->waiters().push_back(waiter);
     load->ReportProgress(waiter);
     if (waiter.early) load->drafted() ? LoadDrafted(*load) : load->Draft();
@@ -346,8 +360,10 @@ void Weights::LoadEnded(const LoadPtr& load, Status status) {
   version->loading = false;
   version->failure = status.ok() ? "" : status.ToString();
   version->loaded = load->loaded();
-  // Of a load of the blocks that are left after a damaged image nothing is learnt of the image.
-  if (!load->image_problem().empty()) version->image_problem = load->image_problem();
+  // That some blocks are right does not say that the one is that was not.
+  if (!load->image_problem().empty() || (status.ok() && load->from_image())) {
+    version->image_problem = load->image_problem();
+  }
   if (status.ok()) {
     Publish(version, *load);
   } else {

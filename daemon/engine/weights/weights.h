@@ -66,6 +66,7 @@ struct WeightsParts {
   WeightImages* images = nullptr;  // Null: nothing can be imported.
   Journal* journal = nullptr;
   BlockMemory* memory = nullptr;
+  std::function<TenantId(ClientId)> tenant_of;
 };
 
 struct WeightsTotals {
@@ -86,8 +87,10 @@ struct Waiter;
 class Weights {
  public:
   static constexpr size_t kMaxVersions = 4096;
-  static constexpr size_t kMaxOpening = 64;        // AddModel calls that wait for their files.
-  static constexpr size_t kMaxWaiters = 4096;      // Of one load.
+  static constexpr size_t kMaxOpening = 64;  // AddModel calls that wait for their files.
+  // Of one load; for blocks, of all. A tenant has at most as many as it leaves free, which alone is
+  // half, so that none keeps others from waiting.
+  static constexpr size_t kMaxWaiters = 8192;
   static constexpr size_t kMaxClientWaiters = 64;  // Of one client: for loads; for blocks.
   static constexpr size_t kMaxAttachments = 1024;  // Of one client.
   static constexpr size_t kMaxNameBytes = 128;
@@ -180,6 +183,7 @@ class Weights {
   // Who waits for blocks of an arriving attachment.
   struct BlockWaiter {
     ClientId client = 0;
+    TenantId tenant = 0;
     uint64_t attachment = 0;
     MonotonicNs deadline = 0;
     std::vector<uint32_t> blocks;  // Empty: all of the load.
@@ -218,13 +222,18 @@ class Weights {
   // `checks` are the version's from now on, and durable when `done` says ok.
   void SetChecks(const VersionPtr& version, weights::Checks checks,
                  std::function<void(Status)> done);
+  // Unless it is there already, whole and of these weights.
   void WriteImage(const VersionPtr& version, std::function<void(Status)> done);
+  void ImageFound(const VersionPtr& version);
+  void PutImage(const VersionPtr& version);
   void ImageWritten(const VersionPtr& version, Status written);
   // Lets go of what it held; returns how to answer those who wait for it.
   std::function<void(const Status&)> ImportEnded(const VersionPtr& version);
   // A device that was overdue does not write into the arena any more.
   void DeviceLetGo(ArenaId arena);
 
+  // Whether a tenant that has so many of all waiters may have one more.
+  static Status CheckShare(size_t theirs, size_t all);
   // Waits for the version's load, which is started if none runs.
   Status Await(const VersionPtr& version, weights::Waiter waiter);
   void LoadEnded(const LoadPtr& load, Status status);
@@ -295,7 +304,7 @@ class Weights {
   };
   std::unordered_map<ArenaId, Given> given_;
   std::vector<BlockWaiter> block_waiters_;
-  // An image that is being written; every block of the version is held.
+  // An image that is looked for or being written; every block of the version is held.
   struct Importing {
     VersionPtr version;
     std::vector<std::function<void(Status)>> waiters;  // More than one may ask.

@@ -151,6 +151,9 @@ KVC_API kvc_code kvc_fsck(kvc_client* client, const kvc_fsck_options* options,
 /* Returns when every page that was durable before (kvc_persist) survives the loss of power too,
  * whatever the daemon's `store.durability`. */
 KVC_API kvc_code kvc_flush(kvc_client* client, int32_t timeout_ms, kvc_error* error);
+/* The same; `progress`, which may be NULL, is told how many bytes of such pages do already. */
+KVC_API kvc_code kvc_flush_with_progress(kvc_client* client, kvc_progress progress, void* context,
+                                         int32_t timeout_ms, kvc_error* error);
 
 #ifdef __cplusplus
 }
