@@ -3,12 +3,12 @@
 //
 // Each round drops the files from the page cache (looked at with mincore), and runs each way once:
 // the daemon's load in place (from its safetensors files, checked by CRC32C), its load of the
-// image, raw O_DIRECT reads by io_uring, a copy out of a mapping, and 16 threads of pread. Raw
-// reads run before, between and after the loads, each of which is compared with those beside it:
-// the disk's own rate changes within seconds. They are the best of a sweep of request sizes and
-// depths, run before the rounds. Buffers of the rivals are touched before, as the daemon's reserve
-// of blocks is, which is as large as the model. `first_load_gb_s` is the load that also computes
-// the content digest, once.
+// image, raw O_DIRECT reads by io_uring, a copy out of a mapping, and 16 threads of pread. Each
+// load is compared with raw reads of its own files just before and just after it: the disk's rate
+// changes within seconds, and from one file to another. They are the best of a sweep of request
+// sizes and depths, run before the rounds. Buffers of the rivals are touched before, as the
+// daemon's reserve of blocks is, which is as large as the model. `first_load_gb_s` is the load that
+// also computes the content digest, once.
 #include <algorithm>
 #include <filesystem>
 
@@ -17,6 +17,7 @@
 #include "bench/model_writer.h"
 #include "bench/raw_reads.h"
 #include "bench/statistics.h"
+#include "bench/store_pages.h"
 #include "bench/suites.h"
 
 namespace terrace::bench {
@@ -88,48 +89,48 @@ Result<RawReads> BestRaw(const std::vector<std::string>& files, const ReadBuffer
   return best;
 }
 
-struct Seconds {
-  std::vector<double> in_place, image, mapped, buffered;
-  std::vector<double> raw;  // Three a round: before, between and after the loads.
+// Raw reads of the files of a load, just before and just after it.
+struct BetweenRaw {
+  std::vector<double> load, raw;  // Seconds; two of `raw` for each load.
 
-  // How many times as fast as raw reads, the first of which came just before the load and the
-  // second just after it: disks are not equally fast all the time.
-  std::vector<double> OverRaw(const std::vector<double>& load, size_t first_raw) const {
+  // How many times as fast as raw reads.
+  std::vector<double> OverRaw() const {
     std::vector<double> over;
-    for (size_t i = 0; i < load.size(); ++i) {
-      const size_t before = 3 * i + first_raw;
-      over.push_back((raw[before] + raw[before + 1]) / 2 / load[i]);
-    }
+    for (size_t i = 0; i < load.size(); ++i)
+      over.push_back((raw[2 * i] + raw[2 * i + 1]) / 2 / load[i]);
     return over;
   }
+};
+
+struct Seconds {
+  BetweenRaw in_place, image;
+  std::vector<double> mapped, buffered;
 };
 
 Status Round(const Daemon& daemon, uint64_t model_bytes, kvc_client* client,
              const std::vector<std::string>& files, const ReadBuffer& buffer, const RawReads& how,
              Seconds* seconds) {
-  const auto load = [&](const char* name, std::vector<double>* into) -> Status {
+  const std::vector<std::string> image_files = ImageFilesOf(daemon);
+  const auto timed = [&](const auto& read, std::vector<double>* into) -> Status {
     RETURN_IF_ERROR(daemon.AwaitReserve(model_bytes));
     RETURN_IF_ERROR(DropFromCache(files));
-    RETURN_IF_ERROR(DropFromCache(ImageFilesOf(daemon)));
-    ASSIGN_OR_RETURN(const double once, LoadAndAttach(client, name));
-    into->push_back(once);
-    return Unload(client, name);
-  };
-  const auto rival = [&](auto&& read, std::vector<double>* into) -> Status {
-    RETURN_IF_ERROR(daemon.AwaitReserve(model_bytes));
-    RETURN_IF_ERROR(DropFromCache(files));
+    RETURN_IF_ERROR(DropFromCache(image_files));
     ASSIGN_OR_RETURN(const double once, read());
     into->push_back(once);
     return {};
   };
-  const auto raw = [&] { return ReadRaw(files, buffer, how); };
-  RETURN_IF_ERROR(rival(raw, &seconds->raw));
-  RETURN_IF_ERROR(load(kInPlace, &seconds->in_place));
-  RETURN_IF_ERROR(rival(raw, &seconds->raw));
-  RETURN_IF_ERROR(load(kImage, &seconds->image));
-  RETURN_IF_ERROR(rival(raw, &seconds->raw));
-  RETURN_IF_ERROR(rival([&] { return ReadMapped(files, buffer); }, &seconds->mapped));
-  return rival([&] { return ReadBuffered(files, buffer, 16); }, &seconds->buffered);
+  const auto between_raw = [&](const char* name, const std::vector<std::string>& its_files,
+                               BetweenRaw* of) -> Status {
+    const auto raw = [&] { return ReadRaw(its_files, buffer, how); };
+    RETURN_IF_ERROR(timed(raw, &of->raw));
+    RETURN_IF_ERROR(timed([&] { return LoadAndAttach(client, name); }, &of->load));
+    RETURN_IF_ERROR(Unload(client, name));
+    return timed(raw, &of->raw);
+  };
+  RETURN_IF_ERROR(between_raw(kInPlace, files, &seconds->in_place));
+  RETURN_IF_ERROR(between_raw(kImage, image_files, &seconds->image));
+  RETURN_IF_ERROR(timed([&] { return ReadMapped(files, buffer); }, &seconds->mapped));
+  return timed([&] { return ReadBuffered(files, buffer, 16); }, &seconds->buffered);
 }
 
 }  // namespace
@@ -163,17 +164,18 @@ Result<Figures> RunColdLoad(const SuiteOptions& options) {
     RETURN_IF_ERROR(
         Round(daemon, written.tensor_bytes, client.get(), files, buffer, how, &seconds));
   const auto rate = [bytes](const std::vector<double>& of) { return bytes / Median(of) / 1e9; };
-  const double in_place = rate(seconds.in_place);
-  const double image = rate(seconds.image);
+  const double in_place = rate(seconds.in_place.load);
+  const double image = rate(seconds.image.load);
   Figures figures;
-  AddSpread(&figures, "image_over_raw", seconds.OverRaw(seconds.image, 1), "ratio");
-  AddSpread(&figures, "in_place_over_raw", seconds.OverRaw(seconds.in_place, 0), "ratio");
+  AddSpread(&figures, "image_over_raw", seconds.image.OverRaw(), "ratio");
+  AddSpread(&figures, "in_place_over_raw", seconds.in_place.OverRaw(), "ratio");
   const Figures others = {{"over_mmap", in_place / rate(seconds.mapped), "ratio"},
                           {"over_buffered", in_place / rate(seconds.buffered), "ratio"},
                           {"image_gb_s", image, "GB/s"},
                           {"in_place_gb_s", in_place, "GB/s"},
                           {"first_load_gb_s", bytes / first / 1e9, "GB/s"},
-                          {"raw_gb_s", rate(seconds.raw), "GB/s"},
+                          {"raw_gb_s", rate(seconds.in_place.raw), "GB/s"},
+                          {"raw_of_image_gb_s", rate(seconds.image.raw), "GB/s"},
                           {"mmap_gb_s", rate(seconds.mapped), "GB/s"},
                           {"buffered_gb_s", rate(seconds.buffered), "GB/s"},
                           {"raw_request_bytes", static_cast<double>(how.request_bytes), "bytes"},
