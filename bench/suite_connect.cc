@@ -91,7 +91,13 @@ Result<Figures> RunConnect(const SuiteOptions& options) {
     children.push_back(std::move(child));
   }
   RETURN_IF_ERROR(HearAll(children));
-  ASSIGN_OR_RETURN(const Held before, HeldBy(daemon.pid()));
+  // It sees the end of who was connected before a little after that.
+  ASSIGN_OR_RETURN(Held before, HeldBy(daemon.pid()));
+  for (Held earlier{}; before.descriptors != earlier.descriptors;) {
+    earlier = before;
+    poll(nullptr, 0, 100);
+    ASSIGN_OR_RETURN(before, HeldBy(daemon.pid()));
+  }
   const Stopwatch watch;
   RETURN_IF_ERROR(TellAll(children));
   RETURN_IF_ERROR(HearAll(children));

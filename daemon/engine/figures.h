@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/digest.h"
+#include "daemon/engine/durations.h"
 #include "daemon/engine/store/admission.h"
 #include "daemon/engine/tenant_index.h"
 #include "daemon/policy/policy.h"
@@ -108,6 +109,7 @@ struct WeightsFigures {
   uint64_t loads = 0;    // Running.
   uint64_t waiters = 0;  // For them.
   uint64_t read_bytes = 0;
+  Durations read_times;  // Of blocks, from files and images.
   // Blocks and manifests: held by a client or a load; by nobody; let go, but still held.
   Amount held;
   Amount idle;
@@ -129,6 +131,9 @@ struct StoreFigures {
   // Since the start.
   Amount spilled;
   Amount promoted;
+  // Of these pages, from their being sent: until the index has them, until the directory has.
+  Durations spill_times;
+  Durations promote_times;
   Amount erased[kStoredErasures];
   uint64_t unspilled[kUnspilled] = {};  // Pages that were not written, by why.
   uint64_t faults[kReadFaults] = {};    // Pages that were not served, by why.

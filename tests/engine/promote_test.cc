@@ -32,6 +32,7 @@ class PromoteTest : public testing::Test {
 TEST_F(PromoteTest, StoredPagesComeBackWithTheirBytes) {
   const auto fetch = client.Prefetch(space, 0, 8);
   EXPECT_FALSE(fetch->answer.has_value());
+  w.world.clock.Advance(3 * kNsPerMs);
   EXPECT_EQ(w.store.read_calls(), 1u) << "one read for the batch";
   EXPECT_EQ(client.Find(space, 0), std::nullopt) << "invisible before it has checked out";
   EXPECT_EQ(engine().Summary().filling_bytes, 8 * kPage);
@@ -42,6 +43,9 @@ TEST_F(PromoteTest, StoredPagesComeBackWithTheirBytes) {
     EXPECT_TRUE(client.Reads(space, key)) << key;
   EXPECT_EQ(w.Figures().promoted.extents, 8u);
   EXPECT_EQ(engine().Figures().tenants[0].pages.promoted.extents, 8u);
+  const Durations& times = w.Figures().promote_times;
+  EXPECT_EQ(times.total_ns, 8 * 3 * kNsPerMs);
+  EXPECT_EQ(times.counts[5], 8u) << "of more than 2 ms, and at most 5";
   EXPECT_EQ(engine().Summary().filling_bytes, 0u);
 }
 

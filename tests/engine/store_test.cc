@@ -29,6 +29,7 @@ TEST_F(StoreTest, CommittedPagesAreWrittenBehindTheCommit) {
   EXPECT_EQ(w.store.pages(), 0u);
   w.world.Settle();
   EXPECT_EQ(w.store.pages(), 4u);
+  EXPECT_EQ(w.Figures().spill_times.counts[0], 4u);
   EXPECT_EQ(w.store.write_calls(), 1u) << "one commit is one write";
   EXPECT_EQ(w.Figures().spilled.extents, 4u);
   EXPECT_EQ(w.Figures().spilled.bytes, 4 * kPage);

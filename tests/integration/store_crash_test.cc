@@ -123,8 +123,12 @@ class StoreCrashTest : public StoreTest {
     std::vector<bench::Child> workers;
     for (size_t number = 0; number < kWorkers; ++number) {
       const uint64_t seed = round * kWorkers + number;
-      workers.push_back(StartClient("worker", [&, number, seed](kvc_client* client, bench::Link&) {
-        const Result<StoreSteps> steps = StoreSteps::Open(client, PageBytesOf(number));
+      workers.push_back(StartProcess("worker", [&, number, seed](bench::Link&) -> Status {
+        // Others may have done enough before it is connected.
+        const Result<bench::Client> client =
+            bench::Connect({.socket = socket(), .name = "worker", .read_only = false});
+        if (!client) return IsOfADeath(client.error().code()) ? Status() : client.error();
+        const Result<StoreSteps> steps = StoreSteps::Open(client->get(), PageBytesOf(number));
         if (!steps) return IsOfADeath(steps.error().code()) ? Status() : steps.error();
         return Worker(*words_, number, seed).Work(*steps);
       }));

@@ -215,6 +215,10 @@ TEST_F(MetricsTest, TheStoreAddsUpWhilePagesComeAndGo) {
   EXPECT_EQ(scrape.Sum("terrace_transfer_bytes_total", {{"from", "host"}, {"to", "nvme"}}),
             kWorkers * 20 * 16 * kPage);
   EXPECT_GT(scrape.Sum("terrace_promoted_pages_total"), 0);
+  EXPECT_EQ(scrape.Sum("terrace_transfer_duration_seconds_count", {{"to", "nvme"}}),
+            kWorkers * 20 * 16);
+  EXPECT_EQ(scrape.Sum("terrace_transfer_duration_seconds_count", {{"from", "nvme"}}),
+            scrape.Sum("terrace_promoted_pages_total"));
   EXPECT_EQ(scrape.Sum("terrace_store_faults_total"), 0);
   EXPECT_EQ(scrape.Sum("terrace_device_state", {{"state", "serving"}}), 1);
   EXPECT_EQ(scrape.Sum("terrace_device_allocated_bytes"),

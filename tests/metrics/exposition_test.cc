@@ -154,6 +154,8 @@ TEST(Exposition, TheStoreIsToldByTenantClassAndReason) {
   store.used_bytes = 4000;
   store.capacity_bytes = 9000;
   store.spilled = {5, 5000};
+  store.spill_times.Add(150'000);
+  store.spill_times.Add(300 * kNsPerSecond);
   store.promoted = {2, 2000};
   store.erased[static_cast<int>(StoredErasure::kRoom)] = {2, 2000};
   store.unspilled[static_cast<int>(Unspilled::kBudget)] = 7;
@@ -175,6 +177,14 @@ TEST(Exposition, TheStoreIsToldByTenantClassAndReason) {
   EXPECT_EQ(scrape.Sum("terrace_tier_capacity_bytes", {{"tier", "nvme"}}), 9000);
   EXPECT_EQ(scrape.Sum("terrace_transfer_bytes_total", {{"from", "host"}, {"to", "nvme"}}), 5000);
   EXPECT_EQ(scrape.Sum("terrace_transfer_bytes_total", {{"from", "nvme"}, {"to", "host"}}), 2000);
+  const auto spills_within = [&](const char* bound) {
+    return scrape.Sum("terrace_transfer_duration_seconds_bucket",
+                      {{"from", "host"}, {"to", "nvme"}, {"le", bound}});
+  };
+  EXPECT_EQ(spills_within("0.0001"), 0);
+  EXPECT_EQ(spills_within("0.0002"), 1);
+  EXPECT_EQ(spills_within("10"), 1);
+  EXPECT_EQ(spills_within("+Inf"), 2);
   EXPECT_EQ(scrape.Sum("terrace_store_erased_bytes_total", {{"reason", "room"}}), 2000);
   EXPECT_EQ(scrape.Sum("terrace_store_unspilled_pages_total", {{"reason", "budget"}}), 7);
   EXPECT_EQ(scrape.Sum("terrace_store_faults_total"), 1) << "what is served is no fault";

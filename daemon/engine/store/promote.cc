@@ -324,7 +324,7 @@ void Promote::Ended(Batch& batch, ItemId id) {
   reading_bytes_ -= flight.slot.slab->shape().page_bytes;
   AwaitNoMore(flight);
   Code code = Code::kUnavailable;
-  if (flight.fault == ReadFault::kNone && !flight.answered) code = Land(id, flight);
+  if (flight.fault == ReadFault::kNone && !flight.answered) code = Land(batch, id, flight);
   if (flight.slot->state == SlotState::kFilling) {
     holds_.Forget(flight.slot);
     parts_.memory.Free(flight.slot);
@@ -339,7 +339,7 @@ void Promote::Ended(Batch& batch, ItemId id) {
   if (--batch.unended == 0) (void)Pump();
 }
 
-Code Promote::Land(ItemId id, Flight& flight) {
+Code Promote::Land(const Batch& batch, ItemId id, Flight& flight) {
   const StoredRecord& record = parts_.stored.at(id);
   const Tenant& tenant = parts_.catalog.At(flight.tenant);
   // Everything is compared again: while the page was read it may have been dropped, its space
@@ -361,6 +361,7 @@ Code Promote::Land(ItemId id, Flight& flight) {
                                   : residents_.LinkUnasked(flight.slot, flight.name, facts);
   if (linked.ok()) {
     promoted_.Add(record.bytes);
+    times_.Add(parts_.clock.Now() - batch.began);
     parts_.catalog.At(flight.tenant).counts.promoted.Add(record.bytes);
     // Brought up for nobody it was not used.
     if (asked_for) parts_.stored.Touch(id);

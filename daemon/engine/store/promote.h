@@ -33,6 +33,7 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "daemon/engine/clients.h"
+#include "daemon/engine/durations.h"
 #include "daemon/engine/placement/placement.h"
 #include "daemon/engine/placement/residents.h"
 #include "daemon/engine/store/holds.h"
@@ -85,6 +86,7 @@ class Promote {
 
   // ---- Figures
   const Amount& promoted() const { return promoted_; }
+  const Durations& times() const { return times_; }
   const std::array<uint64_t, kReadFaults>& faults() const { return faults_; }
   uint64_t stale_reads() const { return stale_reads_; }
   uint64_t asked_keys() const { return asked_keys_; }
@@ -161,7 +163,7 @@ class Promote {
   // The device owes nothing for the flight any more but to let go of its memory.
   void AwaitNoMore(Flight& flight);
   // Links what was read; what its waiters are told.
-  Code Land(ItemId id, Flight& flight);
+  Code Land(const Batch& batch, ItemId id, Flight& flight);
   void TellWaiters(std::vector<std::pair<RequestId, size_t>> waiters, Code code);
   // Nothing is left to be done about its keys.
   void RemoveUnfinished(ClientId client, RequestId id);
@@ -187,6 +189,7 @@ class Promote {
   Amount awaited_;              // and those that count against what may be read.
   FetchSpeed speed_;
   Amount promoted_;
+  Durations times_;
   std::array<uint64_t, kReadFaults> faults_ = {};
   uint64_t stale_reads_ = 0;
   uint64_t asked_keys_ = 0;

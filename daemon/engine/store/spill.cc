@@ -398,9 +398,12 @@ void Spill::Start(const std::vector<Ready>& ready) {
   }
   if (writes.empty()) return;
   batch->left = writes.size();
+  batch->began = parts_.clock.Now();
   parts_.store.Write(
-      std::move(writes), parts_.clock.Now() + options_.write_deadline_ms * kNsPerMs,
-      [this, batch](size_t i, const Result<uint64_t>& serial) { Written(batch->pages[i], serial); },
+      std::move(writes), batch->began + options_.write_deadline_ms * kNsPerMs,
+      [this, batch](size_t i, const Result<uint64_t>& serial) {
+        Written(*batch, batch->pages[i], serial);
+      },
       [this, batch](size_t i) { Ended(batch.get(), batch->pages[i].slot); });
 }
 
@@ -426,7 +429,7 @@ void Spill::WaitForPlace(const Ready& ready, Writing writing) {
   (void)Park(item, OfPlaces(ready.bytes));
 }
 
-void Spill::Written(const Ready& page, const Result<uint64_t>& serial) {
+void Spill::Written(const Batch& batch, const Ready& page, const Result<uint64_t>& serial) {
   const ItemId id = page.id;
   auto entry = writes_.extract(id);
   TERRACE_CHECK(!entry.empty());
@@ -446,6 +449,7 @@ void Spill::Written(const Ready& page, const Result<uint64_t>& serial) {
   } else {
     const StoredRecord& record = parts_.stored.at(id);
     spilled_.Add(record.bytes);
+    times_.Add(parts_.clock.Now() - batch.began);
     const bool dropped = record.doomed;
     const bool right = StillRight(writing, record.generation);
     parts_.stored.Written(id, *serial);

@@ -32,6 +32,7 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "daemon/engine/catalog.h"
+#include "daemon/engine/durations.h"
 #include "daemon/engine/placement/evictor.h"
 #include "daemon/engine/placement/host_memory.h"
 #include "daemon/engine/store/admission.h"
@@ -92,6 +93,7 @@ class Spill final : public StoredCopies, public StoredWaiter {
   Stored::Watermarks watermarks() const;
   // ---- Figures
   const Amount& spilled() const { return spilled_; }
+  const Durations& times() const { return times_; }
   // Pages, each by the first reason that it met.
   const std::array<uint64_t, kUnspilled>& unspilled() const { return unspilled_; }
   uint64_t queued_pages() const { return queued_pages_; }
@@ -132,6 +134,7 @@ class Spill final : public StoredCopies, public StoredWaiter {
   // One call of the store.
   struct Batch {
     std::vector<Ready> pages;
+    MonotonicNs began = 0;
     size_t left = 0;
   };
   // A page that is being written.
@@ -183,7 +186,7 @@ class Spill final : public StoredCopies, public StoredWaiter {
   // The store had no room for the page, whose record is gone.
   void NoPlace(const Ready& ready, Writing writing);
   void WaitForPlace(const Ready& ready, Writing writing);
-  void Written(const Ready& page, const Result<uint64_t>& serial);
+  void Written(const Batch& batch, const Ready& page, const Result<uint64_t>& serial);
   void Ended(Batch* batch, SlotRef slot);
   bool StillRight(const Writing& writing, uint64_t generation) const;
 
@@ -205,6 +208,7 @@ class Spill final : public StoredCopies, public StoredWaiter {
   std::set<uint32_t> placeless_sizes_;  // Of pages that are parked for places, or were.
   MonotonicNs places_again_ = 0;        // When they are looked at anyway.
   Amount spilled_;
+  Durations times_;
   std::array<uint64_t, kUnspilled> unspilled_ = {};
 };
 

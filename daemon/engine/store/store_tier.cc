@@ -239,6 +239,8 @@ StoreFigures StoreTier::Figures() {
   figures.catalog_bytes = stored_.bytes();
   figures.spilled = spill_.spilled();
   figures.promoted = promote_.promoted();
+  figures.spill_times = spill_.times();
+  figures.promote_times = promote_.times();
   std::copy(stored_.erased().begin(), stored_.erased().end(), figures.erased);
   std::copy(spill_.unspilled().begin(), spill_.unspilled().end(), figures.unspilled);
   std::copy(promote_.faults().begin(), promote_.faults().end(), figures.faults);

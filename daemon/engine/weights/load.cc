@@ -257,6 +257,7 @@ bool Load::Populate(uint64_t& budget) {
 }
 
 void Load::ReadBlock(uint32_t block) {
+  reading_[block] = parts_.clock->Now();
   file_ != nullptr ? ReadImage(block) : ReadFiles(block);
 }
 
@@ -360,6 +361,7 @@ void Load::BlockCame(uint32_t block, const Result<BlockBytes>& read) {
   if (loaded_.why_buffered.empty()) loaded_.why_buffered = read->why_buffered;
   --blocks_in_work_;
   filled_[block] = true;
+  read_times_.Add(parts_.clock->Now() - reading_.extract(block).mapped());
   done_bytes_ += image.BlockEnd(block) - image.BlockBegin(block);
   read_bytes_ += image.BlockEnd(block) - image.BlockBegin(block);
   // A callback may add waiters, take some away, or cancel the load.

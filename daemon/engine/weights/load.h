@@ -40,6 +40,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "daemon/engine/durations.h"
 #include "daemon/engine/weights/checks.h"
 #include "daemon/engine/weights/version.h"
 #include "daemon/engine/weights/weights.h"
@@ -95,6 +96,7 @@ class Load final : public std::enable_shared_from_this<Load> {
   std::vector<Waiter>& waiters() { return waiters_; }
   uint64_t done_bytes() const { return done_bytes_; }
   uint64_t read_bytes() const { return read_bytes_; }  // From its files.
+  const Durations& read_times() const { return read_times_; }
   // Of the arenas that the load created and has not handed over.
   uint64_t arena_bytes() const { return arena_bytes_; }
   uint64_t arena_count() const { return fresh_.size() + (manifest_ != 0 ? 1 : 0); }
@@ -218,6 +220,8 @@ class Load final : public std::enable_shared_from_this<Load> {
   Digest content_;
   uint64_t done_bytes_ = 0;
   uint64_t read_bytes_ = 0;
+  std::map<uint32_t, MonotonicNs> reading_;  // Blocks, since when.
+  Durations read_times_;
   uint64_t arena_bytes_ = 0;
   size_t expected_ = 0;  // Completions of tiers that have not come.
   Status outcome_;

@@ -97,6 +97,7 @@ WeightsFigures Weights::Figures() const {
   figures.loads = loads_.size();
   figures.waiters = block_waiters_.size();
   figures.read_bytes = read_bytes_;
+  figures.read_times = read_times_;
   for (const auto& [arena, place] : places_) {
     const Version& version = *place.version;
     if (place.block == kManifest) {
@@ -116,6 +117,7 @@ WeightsFigures Weights::Figures() const {
   for (const LoadPtr& load : loads_) {
     figures.waiters += load->waiters().size();
     figures.read_bytes += load->read_bytes();
+    figures.read_times += load->read_times();
     figures.held.extents += load->arena_count();
     figures.held.bytes += load->arena_bytes();
   }

@@ -357,6 +357,7 @@ void Weights::LoadEnded(const LoadPtr& load, Status status) {
   const VersionPtr version = load->version();
   std::erase(loads_, load);
   read_bytes_ += load->read_bytes();
+  read_times_ += load->read_times();
   version->loading = false;
   version->failure = status.ok() ? "" : status.ToString();
   version->loaded = load->loaded();

@@ -28,6 +28,7 @@
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "daemon/engine/durations.h"
 #include "daemon/engine/engine.h"
 #include "daemon/engine/report.h"
 #include "tiers/tier.h"
@@ -314,7 +315,8 @@ class Weights {
   uint64_t last_ordinal_ = 0;
   size_t opening_ = 0;
   uint64_t evicted_blocks_ = 0;
-  uint64_t read_bytes_ = 0;                                 // Of loads that ended.
+  uint64_t read_bytes_ = 0;  // Of loads that ended.
+  Durations read_times_;
   std::shared_ptr<char> alive_ = std::make_shared<char>();  // Completions of tiers hold it weakly.
 };
 

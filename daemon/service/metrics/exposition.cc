@@ -50,6 +50,7 @@ class Exposition final : public prometheus::Collectable {
     AddTenants(&families);
     AddSpaces(&families);
     AddWeights(&families);
+    AddTransferTimes(&families);
     AddService(&families);
     AddQueues(&families);
     AddLoop(&families);
@@ -322,6 +323,23 @@ class Exposition final : public prometheus::Collectable {
     if (!engine_.store.present) return;
     moved.Add({{"from", kHost}, {"to", kNvme}}, engine_.store.spilled.bytes);
     moved.Add({{"from", kNvme}, {"to", kHost}}, engine_.store.promoted.bytes);
+  }
+
+  void AddTransferTimes(Families* families) const {
+    std::array<double, Durations::kBoundsNs.size()> bounds;
+    for (size_t i = 0; i < bounds.size(); ++i)
+      bounds[i] = static_cast<double>(Durations::kBoundsNs[i]) / kNsPerSecondF;
+    Family family(families, "terrace_transfer_duration_seconds",
+                  "From sending a page or a block on its way until it may be used where it went.",
+                  MetricType::Histogram);
+    const auto add = [&](std::string_view from, std::string_view to, const Durations& times) {
+      family.AddHistogram({{"from", from}, {"to", to}}, bounds, times.counts,
+                          static_cast<double>(times.total_ns) / kNsPerSecondF);
+    };
+    add("file", kHost, engine_.weights.read_times);
+    if (!engine_.store.present) return;
+    add(kHost, kNvme, engine_.store.spill_times);
+    add(kNvme, kHost, engine_.store.promote_times);
   }
 
   void AddService(Families* families) const {
