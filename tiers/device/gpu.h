@@ -119,7 +119,8 @@ class Gpu {
   // memory taken even if no process maps it.
   virtual Result<UniqueFd> ExportSlab(GpuSlab slab) = 0;
   // Of a descriptor that a Gpu of the same device made; it is the caller's and may be closed after.
-  // `bytes` as it was created: another figure is refused here, or by MapSlab.
+  // `bytes` as it was created, which a descriptor does not tell: more is refused here or by MapSlab,
+  // less too where the driver notices.
   virtual Result<GpuSlab> ImportSlab(int fd, uint64_t bytes) = 0;
   // The id goes. The memory is free when nothing maps it, in any process, and no descriptor is
   // open.
