@@ -108,6 +108,7 @@ class Gpu {
   // be for ever: such a process ends by _exit.
   virtual ~Gpu() = default;
 
+  // As Gpus has them, without paged_copies where the device did not take the kernels.
   virtual const GpuFacts& facts() const = 0;
   virtual Result<GpuMemory> Memory() = 0;
 
@@ -119,8 +120,8 @@ class Gpu {
   // memory taken even if no process maps it.
   virtual Result<UniqueFd> ExportSlab(GpuSlab slab) = 0;
   // Of a descriptor that a Gpu of the same device made; it is the caller's and may be closed after.
-  // `bytes` as it was created, which a descriptor does not tell: more is refused here or by MapSlab,
-  // less too where the driver notices.
+  // `bytes` as it was created, which a descriptor does not tell: more is refused here or by
+  // MapSlab, less too where the driver notices.
   virtual Result<GpuSlab> ImportSlab(int fd, uint64_t bytes) = 0;
   // The id goes. The memory is free when nothing maps it, in any process, and no descriptor is
   // open.
@@ -153,8 +154,8 @@ class Gpu {
 
   // ---- Host memory
   // Pins memory of this process, which is resident and mapped as `access` says, until
-  // UnregisterHost. Begins and ends at multiples of 4096. Takes long: some 0.1 to 1 s a GiB. The
-  // driver gets it in pieces of facts().registration_bytes; if one fails none stays.
+  // UnregisterHost. Begins and ends at multiples of 4096. Takes as long as the kernel needs to pin
+  // it. The driver gets it in pieces of facts().registration_bytes; if one fails none stays.
   virtual Result<HostRegion> RegisterHost(std::span<uint8_t> memory, GpuAccess access) = 0;
   virtual Status UnregisterHost(HostRegion region) = 0;
 
@@ -178,7 +179,8 @@ class Gpu {
 
   // ---- Work. Puts it on the stream and returns; waits only where some 1000 calls wait already.
   // Addresses are checked at the call: of the device with the access that the work needs, or
-  // registered. At most kMostCopies; none is allowed.
+  // registered. What fails otherwise than by `invalid_argument` may have put some of its work
+  // there. At most kMostCopies; none is allowed.
   virtual Status Copy(GpuStream stream, std::span<const GpuCopy> copies, SourceOrder order) = 0;
   // Zeros in memory of the device.
   virtual Status Clear(GpuStream stream, GpuAddress at, uint64_t bytes) = 0;
