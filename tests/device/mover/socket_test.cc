@@ -117,12 +117,17 @@ TEST_F(MoverSocketTest, AFullSocketIsExhaustedAndGoesOnWhenItIsRead) {
 }
 
 TEST_F(MoverSocketTest, AClosedEndIsToldAfterWhatItSent) {
-  ASSERT_EQ(mover().Send(std::vector<uint8_t>{4}), Status());
-  CloseMover();
-  const auto last = daemon().Receive();
-  ASSERT_TRUE(last && last->has_value());
-  EXPECT_EQ(daemon().Receive().status().code(), Code::kUnavailable);
-  EXPECT_EQ(daemon().Send(std::vector<uint8_t>{5}).code(), Code::kUnavailable);
+  for (const bool unread : {false, true}) {
+    SetUp();
+    if (unread) ASSERT_EQ(daemon().Send(std::vector<uint8_t>{3}), Status());
+    ASSERT_EQ(mover().Send(std::vector<uint8_t>{4}), Status());
+    CloseMover();
+    const auto last = daemon().Receive();
+    ASSERT_TRUE(last && last->has_value()) << unread << last.status().ToString();
+    EXPECT_EQ((*last)->bytes, std::vector<uint8_t>{4});
+    EXPECT_EQ(daemon().Receive().status().code(), Code::kUnavailable);
+    EXPECT_EQ(daemon().Send(std::vector<uint8_t>{5}).code(), Code::kUnavailable);
+  }
 }
 
 }  // namespace

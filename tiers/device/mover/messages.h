@@ -70,8 +70,8 @@ struct MoverOpen {
   IpcHandle handle{};
   friend bool operator==(const MoverOpen&, const MoverOpen&) = default;
 };
-// A host arena, whose memfd comes along: mapped, and registered in the background. Copies work
-// before, by way of the staging ring; answered when it is registered, or why not.
+// A host arena, whose memfd comes along: mapped, and registered in the background. Answered when it
+// is registered, from when on work may name it, or why not.
 struct MoverHost {
   ArenaId arena = 0;
   uint64_t bytes = 0;

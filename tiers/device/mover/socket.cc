@@ -78,15 +78,17 @@ Result<std::optional<MoverSocket::Packet>> MoverSocket::Receive() const {
   message.msg_control = control;
   message.msg_controllen = sizeof control;
   ssize_t got = -1;
+  // An end that is closed with packets unread resets the other one, which is told so once, before
+  // what it can still read.
   do {
     got = ::recvmsg(fd_.get(), &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-  } while (got < 0 && errno == EINTR);
+  } while (got < 0 && (errno == EINTR || errno == ECONNRESET));
   if (got < 0 && errno == EAGAIN) return std::optional<Packet>();
-  if (got < 0 && errno != ECONNRESET) {
+  if (got < 0) {
     return SystemError("receive from the other end of a mover's socket", errno);
   }
   // Nobody sends packets of no bytes.
-  if (got <= 0) return Status(Code::kUnavailable, "the other end of a mover's socket is closed");
+  if (got == 0) return Status(Code::kUnavailable, "the other end of a mover's socket is closed");
   std::vector<UniqueFd> fds = Descriptors(message);
   if ((message.msg_flags & MSG_TRUNC) != 0) {
     return Status(Code::kInvalidArgument,
