@@ -119,7 +119,9 @@ TEST_F(MoverSocketTest, AFullSocketIsExhaustedAndGoesOnWhenItIsRead) {
 TEST_F(MoverSocketTest, AClosedEndIsToldAfterWhatItSent) {
   for (const bool unread : {false, true}) {
     SetUp();
-    if (unread) ASSERT_EQ(daemon().Send(std::vector<uint8_t>{3}), Status());
+    if (unread) {
+      ASSERT_EQ(daemon().Send(std::vector<uint8_t>{3}), Status());
+    }
     ASSERT_EQ(mover().Send(std::vector<uint8_t>{4}), Status());
     CloseMover();
     const auto last = daemon().Receive();
