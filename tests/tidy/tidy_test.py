@@ -30,6 +30,17 @@ class TidyTest(unittest.TestCase):
         self.assertEqual(self.problems("tiers/io/a.cc", "#include <liburing.h>"), [])
         self.assertEqual(self.problems("kernels/a.cc", "#include <isa-l/crc.h>"), [])
 
+    def test_cuda_stays_behind_the_device_interface(self):
+        self.assertTrue(self.problems("tiers/device/gpu_addresses.cc", "#include <cuda.h>"))
+        self.assertTrue(self.problems("kernels/a.cu", "#include <cuda_runtime.h>"))
+        self.assertTrue(self.problems("daemon/service/a.cc", '#include "tiers/device/cuda_driver.h"'))
+        self.assertTrue(self.problems("daemon/engine/a.cc", '#include "tiers/device/gpu.h"'))
+        self.assertTrue(self.problems("tiers/device/cuda_gpu.cc", "#include <dlfcn.h>"))
+        self.assertEqual(self.problems("tiers/device/cuda_device.cc", "#include <cuda.h>"), [])
+        self.assertEqual(self.problems("tiers/device/cuda_driver.cc", "#include <dlfcn.h>"), [])
+        self.assertEqual(self.problems("daemon/service/a.cc", '#include "tiers/device/cuda_gpu.h"'), [])
+        self.assertEqual(self.problems("kernels/a.cu", '#include "kernels/paged_copy_launch.h"'), [])
+
 
 if __name__ == "__main__":
     sys.exit(unittest.main())

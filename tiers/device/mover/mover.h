@@ -1,0 +1,33 @@
+// The mover: what does a GPU's work for the daemon, in a process of its own that has the context.
+// The daemon asks over a socket (messages.h); it may die, hang or lose its context, and the daemon
+// starts another.
+//
+// One thread serves: it takes requests, puts their work on a stream (into the device, out of it,
+// within it), and answers when it is done. Requests are in no order but their answers': who needs
+// one done before another asks for the other after its answer. A second thread registers host
+// memory, which takes long. An arena is released when no work uses it any more, and no work that
+// comes after the request to release it may name it. Work stays inside the arenas that it names,
+// whatever lies beside them.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "base/status.h"
+#include "tiers/device/gpu.h"
+#include "tiers/device/mover/socket.h"
+
+namespace terrace {
+
+struct MoverOptions {
+  size_t in_flight = 256;  // Requests that are not answered: beyond it they are `exhausted`.
+  size_t arenas = 65'536;  // Likewise.
+};
+
+// Serves until the daemon has closed its end: Ok. `stale` and `unavailable`: the context is dead;
+// all that was asked has its answer. The Gpu ends with it, after the work on its streams: with a
+// device that hangs this may never return, though it answers whatever does not hang until then.
+// Then the daemon kills the process.
+Status ServeMover(std::unique_ptr<Gpu> gpu, const MoverSocket& socket, const MoverOptions& options);
+
+}  // namespace terrace

@@ -1,0 +1,10 @@
+// In builds without cuda.h.
+#include "tiers/device/cuda_gpu.h"
+
+namespace terrace {
+
+Result<std::unique_ptr<Gpus>> OpenCudaGpus(const CudaGpuOptions&) {
+  return Status(Code::kMismatch, "this build has no CUDA: there was no cuda.h");
+}
+
+}  // namespace terrace
