@@ -38,11 +38,20 @@ Status Refused(const std::string& what, int negative_error) {
   return SystemError(what, -negative_error);
 }
 
+// Rings are mapped and unmapped under it. One that outlived its DiskIo may leave its addresses to
+// the next, and liburing's system calls tell nobody who comes after whom: this does.
+Mutex& Lives() {
+  static Mutex lives;
+  return lives;
+}
+
 class Ring {
  public:
   Ring() = default;
   ~Ring() {
-    if (open_) ::io_uring_queue_exit(&ring_);
+    if (!open_) return;
+    MutexLock lock(Lives());
+    ::io_uring_queue_exit(&ring_);
   }
   Ring(const Ring&) = delete;
   Ring& operator=(const Ring&) = delete;
@@ -53,8 +62,11 @@ class Ring {
     params.flags = IORING_SETUP_COOP_TASKRUN;
     // A flight and a cancellation each, and the wake-up.
     const unsigned entries = std::bit_ceil(2 * options.depth + 2);
-    if (const int error = ::io_uring_queue_init_params(entries, &ring_, &params); error < 0) {
-      return Refused("io_uring_setup", error);
+    {
+      MutexLock lock(Lives());
+      if (const int error = ::io_uring_queue_init_params(entries, &ring_, &params); error < 0) {
+        return Refused("io_uring_setup", error);
+      }
     }
     open_ = true;
     if (const int error = ::io_uring_ring_dontfork(&ring_); error < 0) {
