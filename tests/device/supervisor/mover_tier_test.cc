@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <fstream>
 #include <map>
 #include <memory>
@@ -85,7 +86,6 @@ class MoverTierTest : public testing::Test {
     tier_.reset();
     owner_.RunAll();
     slabs_.clear();
-    files_.clear();
     maps_.clear();
     EXPECT_EQ(FactsOf(::getpid()), facts_);
     EXPECT_EQ(::waitpid(-1, nullptr, WNOHANG), -1);
@@ -179,7 +179,6 @@ class MoverTierTest : public testing::Test {
   ProcessFacts facts_;
   std::set<ArenaId> lost_;
   std::map<ArenaId, std::shared_ptr<const UniqueFd>> slabs_;
-  std::map<ArenaId, UniqueFd> files_;
   std::map<ArenaId, Mapping> maps_;
   std::unique_ptr<DeviceTier> tier_;
 };
@@ -315,6 +314,46 @@ TEST_F(MoverTierTest, AllocationsGoWithTheirMover) {
   EXPECT_OK(Release(1));
   EXPECT_OK(Create(3));
   EXPECT_OK(Copy(3, 2));
+}
+
+TEST_F(MoverTierTest, MemoryOfEnginesIsFoundAgainByTheNextMover) {
+  // This process is the engine.
+  auto gpus = OpenHostGpus({});
+  ASSERT_TRUE(gpus);
+  {
+    auto engine = (*gpus)->Open(HostGpuUuid(0));
+    ASSERT_TRUE(engine);
+    const auto slab = (*engine)->CreateSlab(kGranule);
+    const auto allocation = (*engine)->Allocate(kGranule);
+    ASSERT_TRUE(slab && allocation);
+    const auto handle = (*engine)->ExportAllocation(*allocation);
+    auto fd = (*engine)->ExportSlab(*slab);
+    ASSERT_TRUE(handle && fd);
+    Start();
+    ASSERT_OK(
+        Await([&](auto done) { tier_->Import(1, kGranule, *std::move(fd), In(kLong), done); }));
+    ASSERT_OK(Await([&](auto done) { tier_->Open(2, kGranule, *handle, In(kLong), done); }));
+    ASSERT_OK(AddHost(3));
+    ASSERT_OK(AddHost(4));
+    Fill(3, 8);
+    for (uint64_t life = 1; life <= 2; ++life) {
+      ASSERT_OK(Copy(1, 3));
+      ASSERT_EQ(::kill(tier_->Report().process, SIGKILL), 0);
+      ASSERT_OK(Copy(2, 1));
+      EXPECT_EQ(
+          std::memcmp(reinterpret_cast<const void*>(*allocation), maps_.at(3).data(), kGranule), 0);
+      AwaitReport([&](const DeviceTierReport& report) { return report.crashes == life; });
+    }
+    EXPECT_TRUE(lost_.empty());
+  }
+  // The engine is gone, and with it what it allocated; its slab the daemon has.
+  ASSERT_EQ(::kill(tier_->Report().process, SIGKILL), 0);
+  AwaitReport([](const DeviceTierReport& report) { return report.lost_arenas == 1; });
+  EXPECT_EQ(Copy(4, 2).code(), Code::kStale);
+  EXPECT_EQ(lost_, std::set<ArenaId>({2}));
+  EXPECT_OK(Copy(4, 1));
+  EXPECT_TRUE(Same(4, 3));
+  EXPECT_OK(Release(2));
 }
 
 TEST_F(MoverTierTest, ADeviceThatIsLostTakesItsArenasAndNoOthers) {

@@ -218,9 +218,11 @@ void MoverSupervisor::Finish(MoverTask task, Status status, bool answered, Mover
   ++(answered ? counts_.completed : counts_.failed);
   DeviceMemory memory;
   if (const auto* release = std::get_if<MoverRelease>(&task.body)) {
-    // A mover that answered has nothing of it any more, whatever it says of the way there.
+    // A mover that answered has nothing of it any more, whatever it says of the way there. One that
+    // was told of it in vain never had.
     if (answered) {
       arenas_.erase(release->arena);
+      if (status.code() == Code::kNotFound) status = Status();
     } else {
       arenas_.at(release->arena).state = ArenaState::kThere;
     }
