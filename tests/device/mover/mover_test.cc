@@ -73,7 +73,7 @@ class MoverTest : public testing::Test {
   Got Receive() {
     for (;;) {
       pollfd wait{.fd = ours_->fd(), .events = POLLIN, .revents = 0};
-      EXPECT_GE(::poll(&wait, 1, 60'000), 1);
+      EXPECT_GE(::poll(&wait, 1, 600'000), 1);
       auto packet = ours_->Receive();
       EXPECT_TRUE(packet) << packet.status().ToString();
       if (!packet) return {};
