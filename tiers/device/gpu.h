@@ -13,9 +13,9 @@
 //   permission_denied  the device files or the driver refuse this process
 //   mismatch           this device, driver or build cannot do that: GpuFacts says so beforehand
 //   exhausted          no device memory, addresses, or host memory that may be pinned; the Gpu is
-//   sound stale              the context is dead (a sticky error): every later call answers the
-//   same, and
-//                      what was on its streams may or may not have happened. Open it anew, with
+//                      sound
+//   stale              the context is dead (a sticky error): every later call answers the same,
+//                      and what was on its streams may or may not have happened. Open it anew, with
 //                      CUDA in a new process: a driver does not promise more
 //   unavailable        the device is gone or refuses contexts: likewise, and opening may fail too
 //   internal           the driver failed without a better name
@@ -81,6 +81,7 @@ struct GpuFacts {
 struct GpuMemory {
   uint64_t free_bytes = 0;  // Of the device, whoever uses the rest.
   uint64_t total_bytes = 0;
+  friend bool operator==(const GpuMemory&, const GpuMemory&) = default;
 };
 
 enum class GpuAccess : uint8_t { kNone, kRead, kReadWrite };

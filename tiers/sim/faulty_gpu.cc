@@ -1,6 +1,8 @@
 #include "tiers/sim/faulty_gpu.h"
 
 #include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
 
 #include <deque>
 #include <functional>
@@ -16,6 +18,10 @@ namespace terrace {
 namespace {
 
 constexpr MonotonicNs kNever = std::numeric_limits<MonotonicNs>::max();
+
+void SignalSelf(GpuFault fault) {
+  (void)::kill(::getpid(), fault == GpuFault::kCrash ? SIGKILL : SIGSTOP);
+}
 
 }  // namespace
 
@@ -286,6 +292,10 @@ class FaultyGpus::FaultyGpu final : public Gpu {
         schedule_->Lose(facts().uuid);
         dead_ = Lost();
         return dead_;
+      case GpuFault::kCrash:
+      case GpuFault::kStop:
+        SignalSelf(rule->fault);
+        return {};
       case GpuFault::kNever:
       case GpuFault::kLate:
         if (held == nullptr) return {};
@@ -341,6 +351,9 @@ Result<std::unique_ptr<Gpu>> FaultyGpus::Open(const GpuUuid& uuid) {
   }
   if (rule && rule->fault == GpuFault::kOutOfMemory) {
     return Status(Code::kExhausted, "fault: out of memory");
+  }
+  if (rule && (rule->fault == GpuFault::kCrash || rule->fault == GpuFault::kStop)) {
+    SignalSelf(rule->fault);
   }
   if (rule && rule->fault == GpuFault::kSticky) {
     return Status(Code::kStale, "fault: the context is dead");

@@ -63,8 +63,10 @@ enum class GpuFault : uint8_t {
   // though work that waits for it goes on. Of Notify: it does not come before Release.
   kNever,
   kLate,
+  kCrash,  // The process is killed, this call.
+  kStop,   // The process is stopped, this call.
 };
-inline constexpr size_t kGpuFaults = 5;
+inline constexpr size_t kGpuFaults = 7;
 
 struct GpuFaultRule {
   GpuFault fault = GpuFault::kOutOfMemory;

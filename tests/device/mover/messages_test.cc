@@ -31,7 +31,7 @@ MoverReady Ready() {
 MoverAnswer Answer() {
   MoverAnswer answer;
   answer.status = Status(Code::kExhausted, "device memory: 8 bytes asked for");
-  answer.memory = {.free_bytes = 5, .total_bytes = 9};
+  answer.figures.memory = {.free_bytes = 5, .total_bytes = 9};
   answer.handle.fill(3);
   return answer;
 }
@@ -64,7 +64,7 @@ std::vector<std::pair<const char*, MoverBody>> EachBody() {
                   .segment_stride = 48,
                   .bases = {{.arena = 1, .offset = 2}, {.arena = 3, .offset = 4}},
                   .blocks = {{.page = {.arena = 5, .offset = 6}, .block = 7, .bytes = 16}}}},
-      {"memory", MoverMemory{}},
+      {"report", MoverReport{}},
   };
 }
 
@@ -159,11 +159,11 @@ TEST(MoverMessages, AHeaderIsHeldAgainstItsPacket) {
 
 TEST(MoverMessages, TheLargestFitIntoAPacketAndLongTextsAreCut) {
   MoverCopies copies;
-  copies.copies.assign(kMostMoverCopies, {.dst = {}, .src = {}, .bytes = 1});
+  copies.copies.assign(kMostDeviceCopies, {.dst = {}, .src = {}, .bytes = 1});
   EXPECT_LE(PacketOf(copies).size(), kMostMoverBytes);
   MoverPages pages;
   pages.bases.resize(kMostPagedSegments);
-  pages.blocks.resize(kMostMoverBlocks);
+  pages.blocks.resize(kMostDeviceBlocks);
   EXPECT_LE(PacketOf(pages).size(), kMostMoverBytes);
   EXPECT_TRUE(DecodeMover(PacketOf(pages)));
   MoverAnswer answer;

@@ -27,6 +27,8 @@ namespace {
 using testing::HasSubstr;
 
 constexpr uint64_t kGranule = 2u << 20;
+constexpr uint64_t kStagingBytes = 128u << 10;  // In pieces of 16 KiB.
+constexpr uint64_t kPieceBytes = 256u << 10;
 
 struct Got {
   MoverMessage message;
@@ -49,6 +51,8 @@ class MoverTest : public testing::Test {
     ASSERT_TRUE(gpu);
     auto pair = MoverSocket::Pair();
     ASSERT_TRUE(pair);
+    options.staging.bytes = kStagingBytes;
+    options.registration_bytes = kPieceBytes;
     ours_.emplace(std::move(pair->first));
     theirs_.emplace(std::move(pair->second));
     thread_ = std::thread([this, options, gpu = *std::move(gpu)]() mutable {
@@ -69,7 +73,7 @@ class MoverTest : public testing::Test {
   Got Receive() {
     for (;;) {
       pollfd wait{.fd = ours_->fd(), .events = POLLIN, .revents = 0};
-      EXPECT_GE(::poll(&wait, 1, 60'000), 1);
+      EXPECT_GE(::poll(&wait, 1, 600'000), 1);
       auto packet = ours_->Receive();
       EXPECT_TRUE(packet) << packet.status().ToString();
       if (!packet) return {};
@@ -115,6 +119,12 @@ class MoverTest : public testing::Test {
     EXPECT_OK(Do(MoverHost{.arena = arena, .bytes = bytes, .writable = true}, fd->get()));
     auto mapping = Mapping::Of(fd->get(), 0, bytes, Protection::kReadWrite);
     return mapping ? *std::move(mapping) : Mapping();
+  }
+  MoverFigures Figures() { return std::get<MoverAnswer>(Call(MoverReport{}).message.body).figures; }
+  // Asks until that much is registered.
+  void AwaitRegistered(uint64_t bytes) {
+    while (Figures().registered_bytes != bytes)
+      ASSERT_FALSE(HasFailure());
   }
   static MoverCopies OneCopy(MoverPlace dst, MoverPlace src, uint64_t bytes) {
     return {.any_order = false, .copies = {{.dst = dst, .src = src, .bytes = bytes}}};
@@ -234,12 +244,11 @@ TEST_F(MoverTest, AReleaseWaitsForTheWorkBeforeItAndEndsTheArena) {
   EXPECT_EQ(AnswerTo(late).status().code(), Code::kNotFound);
   EXPECT_EQ(Do(MoverRelease{.arena = 1}).code(), Code::kNotFound);
   EXPECT_OK(Do(MoverRelease{.arena = 2}));
-  const Got memory = Call(MoverMemory{});
-  EXPECT_EQ(std::get<MoverAnswer>(memory.message.body).memory.free_bytes, 64u << 20);
+  EXPECT_EQ(Figures().memory.free_bytes, 64u << 20);
 }
 
 TEST_F(MoverTest, WhatIsTooMuchIsRefusedAndTheRestGoesOn) {
-  Start({.in_flight = 4, .arenas = 2});
+  Start({.in_flight = 4, .arenas = 2, .staging = {}});
   EXPECT_EQ(Do(MoverCreate{.arena = 1, .bytes = 1u << 30}).code(), Code::kExhausted);
   Create(1, kGranule);
   Create(2, kGranule);
@@ -248,11 +257,11 @@ TEST_F(MoverTest, WhatIsTooMuchIsRefusedAndTheRestGoesOn) {
   std::vector<uint64_t> held;
   for (int i = 0; i < 4; ++i)
     held.push_back(Ask(MoverClear{.at = {.arena = 1, .offset = 0}, .bytes = 16}));
-  EXPECT_EQ(Do(MoverMemory{}).code(), Code::kExhausted);
+  EXPECT_EQ(Do(MoverReport{}).code(), Code::kExhausted);
   gpus_->Release();
   for (const uint64_t request : held)
     EXPECT_OK(AnswerTo(request).status());
-  EXPECT_OK(Do(MoverMemory{}));
+  EXPECT_OK(Do(MoverReport{}));
 }
 
 TEST_F(MoverTest, RubbishIsAnsweredAndForgotten) {
@@ -270,20 +279,150 @@ TEST_F(MoverTest, RubbishIsAnsweredAndForgotten) {
   EXPECT_EQ(Do(ready).code(), Code::kInvalidArgument);
   const auto fd = CreateMemfd("mover-test", 4096);
   EXPECT_THAT(Do(MoverHost{.arena = 1, .bytes = 8192}, fd->get()).message(), HasSubstr("4096"));
+  EXPECT_THAT(Do(MoverHost{.arena = 1, .bytes = 100}, fd->get()).message(), HasSubstr("multiple"));
   // A descriptor that the header does not tell of.
-  ASSERT_OK(ours_->Send(EncodeMover({.request = 78, .descriptors = 0, .body = MoverMemory{}}),
+  ASSERT_OK(ours_->Send(EncodeMover({.request = 78, .descriptors = 0, .body = MoverReport{}}),
                         fd->get()));
   EXPECT_THAT(AnswerTo(78).status().message(), HasSubstr("descriptors"));
-  EXPECT_OK(Do(MoverMemory{}));
+  EXPECT_OK(Do(MoverReport{}));
 }
 
-TEST_F(MoverTest, ARegistrationThatFailsLeavesTheNumberFree) {
+TEST_F(MoverTest, WhatIsNotRegisteredIsStaged) {
+  Start();
+  gpus_->Add({.fault = GpuFault::kOutOfMemory, .verb = GpuVerb::kRegisterHost});
+  const Mapping slab = Create(1, kGranule);
+  const Mapping host = AddHost(2, kGranule);
+  std::ranges::copy(RandomBytes(kGranule, 3), host.data());
+  // Two requests of many pieces each, one of small copies, at the same time.
+  constexpr uint64_t kHalf = kGranule / 2;
+  MoverCopies small;
+  for (uint64_t at = 0; at < 100'000; at += 1000) {
+    small.copies.push_back({.dst = {.arena = 1, .offset = kHalf + at},
+                            .src = {.arena = 2, .offset = kHalf + at},
+                            .bytes = 1000});
+  }
+  const uint64_t large = Ask(OneCopy({.arena = 1, .offset = 0}, {.arena = 2, .offset = 0}, kHalf));
+  const uint64_t many = Ask(small);
+  EXPECT_OK(AnswerTo(large).status());
+  EXPECT_OK(AnswerTo(many).status());
+  EXPECT_TRUE(std::equal(slab.data(), slab.data() + kHalf + 100'000, host.data()));
+  EXPECT_OK(
+      Do(OneCopy({.arena = 2, .offset = kHalf + 5}, {.arena = 1, .offset = 17}, kHalf - 100'000)));
+  EXPECT_TRUE(
+      std::equal(slab.data() + 17, slab.data() + 17 + kHalf - 100'000, host.data() + kHalf + 5));
+  const MoverFigures figures = Figures();
+  EXPECT_EQ(figures.staged_bytes, kGranule);
+  EXPECT_EQ(figures.direct_bytes, 0u);
+  EXPECT_EQ(figures.host_bytes, kGranule);
+  EXPECT_EQ(figures.registered_bytes, 0u);
+  EXPECT_THAT(figures.registration, HasSubstr("out of memory"));
+}
+
+TEST_F(MoverTest, CopiesInAndOutShareTheRing) {
+  Start();
+  gpus_->Add({.fault = GpuFault::kOutOfMemory, .verb = GpuVerb::kRegisterHost});
+  const Mapping slab = Create(1, kGranule);
+  const Mapping from = AddHost(2, kGranule);
+  const Mapping to = AddHost(3, kGranule);
+  std::ranges::copy(RandomBytes(kGranule, 4), from.data());
+  std::ranges::copy(RandomBytes(kGranule / 2, 5), slab.data());
+  MoverCopies both;
+  for (uint64_t at = 0; at < kGranule / 2; at += 64u << 10) {
+    both.copies.push_back({.dst = {.arena = 1, .offset = kGranule / 2 + at},
+                           .src = {.arena = 2, .offset = at},
+                           .bytes = 64u << 10});
+    both.copies.push_back(
+        {.dst = {.arena = 3, .offset = at}, .src = {.arena = 1, .offset = at}, .bytes = 64u << 10});
+  }
+  EXPECT_OK(Do(both));
+  EXPECT_TRUE(std::equal(slab.data() + kGranule / 2, slab.data() + kGranule, from.data()));
+  EXPECT_TRUE(std::equal(slab.data(), slab.data() + kGranule / 2, to.data()));
+}
+
+TEST_F(MoverTest, ACopyOverPiecesOfBothKindsIsWhole) {
+  Start();
+  // Three of the eight pieces are registered, the fourth is refused.
+  gpus_->Add({.fault = GpuFault::kOutOfMemory, .verb = GpuVerb::kRegisterHost, .skip = 3});
+  const Mapping slab = Create(1, kGranule);
+  const Mapping host = AddHost(2, kGranule);
+  AwaitRegistered(3 * kPieceBytes);
+  while (Figures().registration.empty())
+    ASSERT_FALSE(HasFailure());
+  std::ranges::copy(RandomBytes(kGranule, 6), host.data());
+  EXPECT_OK(Do(OneCopy({.arena = 1, .offset = 0}, {.arena = 2, .offset = 100}, kGranule - 100)));
+  EXPECT_TRUE(std::equal(host.data() + 100, host.data() + kGranule, slab.data()));
+  const MoverFigures figures = Figures();
+  EXPECT_EQ(figures.direct_bytes, 3 * kPieceBytes - 100);
+  EXPECT_EQ(figures.staged_bytes, 5 * kPieceBytes);
+  EXPECT_EQ(figures.registered_bytes, 3 * kPieceBytes);
+  EXPECT_OK(Do(MoverRelease{.arena = 2}));
+  EXPECT_EQ(Figures().host_bytes, 0u);
+  EXPECT_EQ(Figures().registered_bytes, 0u);
+}
+
+TEST_F(MoverTest, StagingThatFailsFailsItsRequestAlone) {
+  Start();
+  gpus_->Add({.fault = GpuFault::kOutOfMemory, .verb = GpuVerb::kRegisterHost});
+  const Mapping slab = Create(1, kGranule);
+  const Mapping host = AddHost(2, kGranule);
+  const MoverCopies copies =
+      OneCopy({.arena = 1, .offset = 0}, {.arena = 2, .offset = 0}, kGranule);
+  gpus_->Add({.fault = GpuFault::kOutOfMemory, .verb = GpuVerb::kCopy, .skip = 5, .times = 1});
+  EXPECT_EQ(Do(copies).code(), Code::kExhausted);
+  std::ranges::copy(RandomBytes(kGranule, 7), host.data());
+  EXPECT_OK(Do(copies));
+  EXPECT_TRUE(std::equal(host.data(), host.data() + kGranule, slab.data()));
+}
+
+TEST_F(MoverTest, AReleaseWaitsForWhatIsStaged) {
+  Start();
+  gpus_->Add({.fault = GpuFault::kOutOfMemory, .verb = GpuVerb::kRegisterHost});
+  Create(1, kGranule);
+  const Mapping host = AddHost(2, kGranule);
+  const uint64_t copy =
+      Ask(OneCopy({.arena = 2, .offset = 0}, {.arena = 1, .offset = 0}, kGranule));
+  const uint64_t release = Ask(MoverRelease{.arena = 2});
+  EXPECT_OK(AnswerTo(release).status());
+  ASSERT_TRUE(answers_.contains(copy));
+  EXPECT_OK(AnswerTo(copy).status());
+}
+
+TEST_F(MoverTest, HostArenasTakePartInCopiesAloneAndOnlyAsTheyMay) {
+  Start();
+  Create(1, kGranule);
+  const auto fd = CreateMemfd("mover-test", kGranule);
+  EXPECT_OK(Do(MoverHost{.arena = 2, .bytes = kGranule, .writable = false}, fd->get()));
+  AddHost(3, kGranule);
+  const auto refused = [&](MoverBody body, const char* words) {
+    const Status status = Do(std::move(body));
+    EXPECT_EQ(status.code(), Code::kInvalidArgument) << status.ToString();
+    EXPECT_THAT(status.message(), HasSubstr(words));
+  };
+  refused(OneCopy({.arena = 2, .offset = 0}, {.arena = 1, .offset = 0}, 16), "only read");
+  refused(OneCopy({.arena = 3, .offset = 0}, {.arena = 2, .offset = 0}, 16), "no side");
+  refused(MoverClear{.at = {.arena = 3, .offset = 0}, .bytes = 16}, "of the device");
+  EXPECT_OK(Do(OneCopy({.arena = 1, .offset = 0}, {.arena = 2, .offset = 0}, 16)));
+}
+
+TEST_F(MoverTest, WhatCannotStartIsTold) {
+  gpus_->Add({.fault = GpuFault::kOutOfMemory, .verb = GpuVerb::kRegisterHost});
+  auto gpu = gpus_->Open(HostGpuUuid(0));
+  auto pair = MoverSocket::Pair();
+  ASSERT_TRUE(gpu && pair);
+  EXPECT_EQ(ServeMover(*std::move(gpu), pair->second, {}).code(), Code::kExhausted);
+  const auto packet = pair->first.Receive();
+  ASSERT_TRUE(packet && packet->has_value());
+  const auto message = DecodeMover((*packet)->bytes);
+  ASSERT_TRUE(message);
+  const auto* ready = std::get_if<MoverReady>(&message->body);
+  ASSERT_NE(ready, nullptr);
+  EXPECT_EQ(ready->status.code(), Code::kExhausted);
+  EXPECT_THAT(ready->status.message(), HasSubstr("staging"));
+}
+
+TEST_F(MoverTest, ARegistrationLeavesTheNumberFreeWhenItIsReleased) {
   Start();
   const auto fd = CreateMemfd("mover-test", 1u << 20);
-  gpus_->Add({.fault = GpuFault::kOutOfMemory, .verb = GpuVerb::kRegisterHost, .times = 1});
-  const MoverHost host{.arena = 1, .bytes = 1u << 20, .writable = true};
-  EXPECT_EQ(Do(host, fd->get()).code(), Code::kExhausted);
-  EXPECT_OK(Do(host, fd->get()));
   // Released while it is being registered, it is gone when both are answered.
   const uint64_t second =
       Ask(MoverHost{.arena = 2, .bytes = 1u << 20, .writable = false}, fd->get());
@@ -307,7 +446,7 @@ TEST_F(MoverTest, ADeadContextAnswersEverythingAndEndsTheMover) {
     asked.push_back(Ask(OneCopy({.arena = 1, .offset = 0}, {.arena = 2, .offset = 0}, kGranule)));
     asked.push_back(Ask(MoverHost{.arena = 5, .bytes = 1u << 20}, fd->get()));
     asked.push_back(Ask(MoverRelease{.arena = 1}));
-    asked.push_back(Ask(MoverMemory{}));
+    asked.push_back(Ask(MoverReport{}));
     asked.push_back(Ask(MoverCreate{.arena = 6, .bytes = kGranule}));
     // It ends by itself; what it did not take any more has no answer but the end.
     thread_.join();
@@ -333,7 +472,7 @@ TEST_F(MoverTest, WhatHangsHoldsNobodyElseUp) {
   gpus_->Add({.fault = GpuFault::kNever, .verb = GpuVerb::kRecordEvent, .times = 1});
   const uint64_t hung = Ask(MoverClear{.at = {.arena = 1, .offset = 0}, .bytes = 16});
   const uint64_t release = Ask(MoverRelease{.arena = 1});
-  EXPECT_OK(Do(MoverMemory{}));
+  EXPECT_OK(Do(MoverReport{}));
   Create(2, kGranule);
   EXPECT_FALSE(answers_.contains(hung));
   EXPECT_FALSE(answers_.contains(release));

@@ -2,12 +2,15 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <string>
 #include <utility>
 
 namespace terrace {
 namespace {
+
+constexpr uint64_t kPage = 4096;
 
 Status NotFound(ArenaId arena, const char* why) {
   return {Code::kNotFound, "arena " + std::to_string(arena) + why};
@@ -83,15 +86,15 @@ Status MoverArenas::AddOpened(ArenaId arena, uint64_t bytes, const IpcHandle& ha
   return {};
 }
 
-Result<std::span<uint8_t>> MoverArenas::AddHost(ArenaId arena, uint64_t bytes, bool writable,
-                                                const UniqueFd& fd) {
+Status MoverArenas::AddHost(ArenaId arena, uint64_t bytes, bool writable, const UniqueFd& fd) {
   RETURN_IF_ERROR(CheckNew(arena));
+  if (bytes % kPage != 0) return {Code::kInvalidArgument, "bytes: not a multiple of 4096"};
   struct stat file {};
   if (::fstat(fd.get(), &file) != 0) return SystemError("fstat of a host arena", errno);
   // Touching a mapping behind the end of its file kills.
   if (static_cast<uint64_t>(file.st_size) < bytes) {
-    return Status(Code::kInvalidArgument, "bytes: " + std::to_string(bytes) +
-                                              ", and the file has " + std::to_string(file.st_size));
+    return {Code::kInvalidArgument, "bytes: " + std::to_string(bytes) + ", and the file has " +
+                                        std::to_string(file.st_size)};
   }
   Arena made;
   made.kind = Kind::kHost;
@@ -100,18 +103,37 @@ Result<std::span<uint8_t>> MoverArenas::AddHost(ArenaId arena, uint64_t bytes, b
       made.mapping,
       Mapping::Of(fd.get(), 0, bytes, writable ? Protection::kReadWrite : Protection::kRead));
   made.at = reinterpret_cast<GpuAddress>(made.mapping.data());
-  made.usable = false;
-  made.in_use = 1;
-  const std::span<uint8_t> memory = made.mapping.bytes();
+  made.writable = writable;
+  host_bytes_ += bytes;
   arenas_.emplace(arena, std::move(made));
-  return memory;
+  return {};
+}
+
+uint64_t MoverArenas::RegisteredBytes(const Arena& host) const {
+  return std::min(host.bytes, host.regions.size() * piece_bytes_);
+}
+
+std::optional<MoverArenas::Piece> MoverArenas::BeginPiece(ArenaId arena) {
+  const auto found = arenas_.find(arena);
+  if (found == arenas_.end() || found->second.release || found->second.ended) return std::nullopt;
+  Arena& host = found->second;
+  const uint64_t at = RegisteredBytes(host);
+  if (at == host.bytes) return std::nullopt;
+  ++host.in_use;
+  return Piece{.memory = host.mapping.bytes().subspan(at, std::min(piece_bytes_, host.bytes - at)),
+               .access = host.writable ? GpuAccess::kReadWrite : GpuAccess::kRead};
 }
 
 void MoverArenas::Registered(ArenaId arena, const Result<HostRegion>& region) {
-  if (!region) return;
   Arena& host = arenas_.at(arena);
-  host.region = *region;
-  host.usable = true;
+  if (!region) {
+    host.ended = true;
+    refused_ = region.error();
+    return;
+  }
+  const uint64_t before = RegisteredBytes(host);
+  host.regions.push_back(*region);
+  registered_bytes_ += RegisteredBytes(host) - before;
 }
 
 Result<MoverArenas::Arena*> MoverArenas::FindArena(ArenaId arena) {
@@ -130,7 +152,7 @@ Result<IpcHandle> MoverArenas::Handle(ArenaId arena) {
   return gpu_.ExportAllocation(found->at);
 }
 
-Result<GpuAddress> MoverArenas::Find(const MoverPlace& place, uint64_t bytes,
+Result<GpuAddress> MoverArenas::Find(const MoverPlace& place, uint64_t bytes, GpuAccess access,
                                      const std::string& what) const {
   const auto found = arenas_.find(place.arena);
   const char* why = nullptr;
@@ -138,8 +160,6 @@ Result<GpuAddress> MoverArenas::Find(const MoverPlace& place, uint64_t bytes,
     why = " is unknown";
   } else if (found->second.release) {
     why = " is being released";
-  } else if (!found->second.usable) {
-    why = " is not registered yet";
   }
   if (why != nullptr) return NotFound(place.arena, why).WithContext(what);
   const Arena& arena = found->second;
@@ -149,11 +169,23 @@ Result<GpuAddress> MoverArenas::Find(const MoverPlace& place, uint64_t bytes,
                                               std::to_string(place.arena) + " has " +
                                               std::to_string(arena.bytes));
   }
+  if (access == GpuAccess::kReadWrite && arena.kind == Kind::kHost && !arena.writable) {
+    return Status(Code::kInvalidArgument,
+                  what + ": arena " + std::to_string(place.arena) + " is only read");
+  }
   return arena.at + place.offset;
 }
 
 bool MoverArenas::IsHost(ArenaId arena) const {
   return arenas_.at(arena).kind == Kind::kHost;
+}
+
+MoverArenas::Run MoverArenas::RunAt(const MoverPlace& place) const {
+  const Arena& host = arenas_.at(place.arena);
+  const uint64_t registered = RegisteredBytes(host);
+  if (place.offset >= registered) return {.registered = false, .bytes = host.bytes - place.offset};
+  const uint64_t end = std::min(registered, (place.offset / piece_bytes_ + 1) * piece_bytes_);
+  return {.registered = true, .bytes = end - place.offset};
 }
 
 std::optional<uint64_t> MoverArenas::EndUse(ArenaId arena) {
@@ -187,7 +219,10 @@ Status MoverArenas::Remove(ArenaId arena) {
       keep(gpu_.CloseAllocation(found->at));
       break;
     case Kind::kHost:
-      if (found->region) keep(gpu_.UnregisterHost(*found->region));
+      host_bytes_ -= found->bytes;
+      registered_bytes_ -= RegisteredBytes(*found);
+      for (const HostRegion region : found->regions)
+        keep(gpu_.UnregisterHost(region));
       break;
   }
   arenas_.erase(arena);

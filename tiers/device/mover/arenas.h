@@ -2,7 +2,8 @@
 //
 // Each arena is the Gpu's memory or the mapping of a host arena, and gives back what it has when it
 // is removed. Places of requests become addresses here, after they were held against the arena's
-// size.
+// size. A host arena is registered in pieces, in their order: one that is refused ends that, and
+// leaves those before it registered.
 //
 // Thread safety: the mover's one thread.
 #pragma once
@@ -13,6 +14,7 @@
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "base/status.h"
 #include "base/unique_fd.h"
@@ -25,27 +27,48 @@ namespace terrace {
 class MoverArenas {
  public:
   // `gpu` outlives it.
-  MoverArenas(Gpu& gpu, size_t most) : gpu_(gpu), most_(most) {}
+  // `piece_bytes`: of host arenas, a multiple of 4096.
+  MoverArenas(Gpu& gpu, size_t most, uint64_t piece_bytes)
+      : gpu_(gpu), most_(most), piece_bytes_(piece_bytes) {}
 
-  // ---- Making them known. Those of the device can be used at once.
+  // ---- Making them known
   Status AddSlab(ArenaId arena, uint64_t bytes);
   Status AddImport(ArenaId arena, uint64_t bytes, const UniqueFd& fd);
   Status AddAllocation(ArenaId arena, uint64_t bytes);
   Status AddOpened(ArenaId arena, uint64_t bytes, const IpcHandle& handle);
-  // Mapped, and in use until EndUse after Registered: the memory to register.
-  Result<std::span<uint8_t>> AddHost(ArenaId arena, uint64_t bytes, bool writable,
-                                     const UniqueFd& fd);
-  // What came of it. If it failed nobody finds the arena, and it is to be removed.
+  Status AddHost(ArenaId arena, uint64_t bytes, bool writable, const UniqueFd& fd);
+
+  // ---- Registration
+  struct Piece {
+    std::span<uint8_t> memory;
+    GpuAccess access = GpuAccess::kRead;
+  };
+  // The piece that is to be registered next; none where that is over. The arena is in use until
+  // EndUse after Registered.
+  std::optional<Piece> BeginPiece(ArenaId arena);
   void Registered(ArenaId arena, const Result<HostRegion>& region);
+  uint64_t host_bytes() const { return host_bytes_; }
+  uint64_t registered_bytes() const { return registered_bytes_; }
+  // Why the last piece was refused that was.
+  const Status& refused() const { return refused_; }
 
   Result<UniqueFd> Export(ArenaId arena);
   Result<IpcHandle> Handle(ArenaId arena);
 
   // ---- Work
-  // The address of `bytes` there; not_found for an arena that is unknown, released or not
-  // registered yet, invalid_argument for what is not all inside. `what` names the field.
-  Result<GpuAddress> Find(const MoverPlace& place, uint64_t bytes, const std::string& what) const;
+  // The address of `bytes` there; not_found for an arena that is unknown or released,
+  // invalid_argument for what is not all inside, or to be written and of a host arena that is not
+  // writable. `what` names the field.
+  Result<GpuAddress> Find(const MoverPlace& place, uint64_t bytes, GpuAccess access,
+                          const std::string& what) const;
   bool IsHost(ArenaId arena) const;
+  // Of a host arena: how far its bytes from `offset` on are one registered piece, or of one that is
+  // not.
+  struct Run {
+    bool registered = false;
+    uint64_t bytes = 0;
+  };
+  Run RunAt(const MoverPlace& place) const;
   void Use(ArenaId arena) { ++arenas_.at(arena).in_use; }
   // The request that waits to have it released, if this was the last use.
   std::optional<uint64_t> EndUse(ArenaId arena);
@@ -62,9 +85,10 @@ class MoverArenas {
     uint64_t bytes = 0;
     GpuAddress at = 0;
     GpuSlab slab{};
-    Mapping mapping;
-    std::optional<HostRegion> region;
-    bool usable = true;
+    Mapping mapping;  // This and what follows until in_use: of a host arena.
+    bool writable = false;
+    std::vector<HostRegion> regions;  // Of the first pieces.
+    bool ended = false;               // A piece was refused.
     uint32_t in_use = 0;
     std::optional<uint64_t> release;  // The request.
   };
@@ -72,9 +96,14 @@ class MoverArenas {
   Status CheckNew(ArenaId arena) const;
   Result<Arena> MapSlab(GpuSlab slab, uint64_t bytes);
   Result<Arena*> FindArena(ArenaId arena);
+  uint64_t RegisteredBytes(const Arena& host) const;
 
   Gpu& gpu_;
   const size_t most_;
+  const uint64_t piece_bytes_;
+  uint64_t host_bytes_ = 0;
+  uint64_t registered_bytes_ = 0;
+  Status refused_;
   std::unordered_map<ArenaId, Arena> arenas_;
 };
 

@@ -23,7 +23,7 @@ struct Header {
 static_assert(sizeof(Header) == kMoverHeaderBytes);
 
 constexpr const char* kNames[] = {"ready", "answer",  "create", "import", "allocate", "open",
-                                  "host",  "release", "copies", "clear",  "pages",    "memory"};
+                                  "host",  "release", "copies", "clear",  "pages",    "report"};
 static_assert(std::size(kNames) == std::variant_size_v<MoverBody>);
 
 template <typename T>
@@ -188,7 +188,7 @@ void Fields(Archive& archive, T& body) {
 template <typename Archive, Is<MoverCopies> T>
 void Fields(Archive& archive, T& body) {
   archive.Field("any_order", body.any_order);
-  archive.List("copies", body.copies, kMostMoverCopies, [&](auto& copy) {
+  archive.List("copies", body.copies, kMostDeviceCopies, [&](auto& copy) {
     PlaceFields(archive, "dst.arena", "dst.offset", copy.dst);
     PlaceFields(archive, "src.arena", "src.offset", copy.src);
     archive.Field("bytes", copy.bytes);
@@ -209,18 +209,19 @@ void Fields(Archive& archive, T& body) {
   archive.Field("segment_stride", body.segment_stride);
   archive.List("bases", body.bases, kMostPagedSegments,
                [&](auto& base) { PlaceFields(archive, "arena", "offset", base); });
-  archive.List("blocks", body.blocks, kMostMoverBlocks, [&](auto& block) {
+  archive.List("blocks", body.blocks, kMostDeviceBlocks, [&](auto& block) {
     PlaceFields(archive, "page.arena", "page.offset", block.page);
     archive.Field("block", block.block);
     archive.Field("bytes", block.bytes);
   });
 }
-template <typename Archive, Is<MoverMemory> T>
+template <typename Archive, Is<MoverReport> T>
 void Fields(Archive&, T&) {}
 template <typename Archive, Is<MoverReady> T>
 void Fields(Archive& archive, T& body) {
   archive.Field("version", body.version);
   archive.Require("version", body.version == kMoverVersion, "is another build's");
+  archive.Field("status", body.status);
   auto& facts = body.facts;
   archive.Field("uuid", facts.uuid.bytes);
   archive.Field("name", facts.name);
@@ -228,7 +229,8 @@ void Fields(Archive& archive, T& body) {
   archive.Field("total_bytes", facts.total_bytes);
   archive.Field("slabs", facts.slabs);
   archive.Field("granularity", facts.granularity);
-  archive.Require("granularity", std::has_single_bit(facts.granularity), "is no power of two");
+  archive.Require("granularity", std::has_single_bit(facts.granularity) || !body.status.ok(),
+                  "is no power of two");
   archive.Field("allocations", facts.allocations);
   archive.Field("batches", facts.batches);
   archive.Field("paged_copies", facts.paged_copies);
@@ -238,14 +240,20 @@ void Fields(Archive& archive, T& body) {
 template <typename Archive, Is<MoverAnswer> T>
 void Fields(Archive& archive, T& body) {
   archive.Field("status", body.status);
-  archive.Field("free_bytes", body.memory.free_bytes);
-  archive.Field("total_bytes", body.memory.total_bytes);
+  auto& figures = body.figures;
+  archive.Field("free_bytes", figures.memory.free_bytes);
+  archive.Field("total_bytes", figures.memory.total_bytes);
+  archive.Field("host_bytes", figures.host_bytes);
+  archive.Field("registered_bytes", figures.registered_bytes);
+  archive.Field("direct_bytes", figures.direct_bytes);
+  archive.Field("staged_bytes", figures.staged_bytes);
+  archive.Field("registration", figures.registration);
   archive.Field("handle", body.handle);
 }
 
 // The most that these can have.
-static_assert(kMoverHeaderBytes + 1 + 4 + kMostMoverCopies * 32 <= kMostMoverBytes);
-static_assert(kMoverHeaderBytes + 33 + kMostPagedSegments * 12 + kMostMoverBlocks * 20 <=
+static_assert(kMoverHeaderBytes + 1 + 4 + kMostDeviceCopies * 32 <= kMostMoverBytes);
+static_assert(kMoverHeaderBytes + 33 + kMostPagedSegments * 12 + kMostDeviceBlocks * 20 <=
               kMostMoverBytes);
 
 // The variant's alternative by its place.

@@ -26,6 +26,7 @@
 
 #include "base/status.h"
 #include "tiers/device/gpu.h"
+#include "tiers/device_tier.h"
 #include "tiers/extent.h"
 
 namespace terrace {
@@ -33,16 +34,10 @@ namespace terrace {
 inline constexpr uint32_t kMoverVersion = 1;
 inline constexpr size_t kMoverHeaderBytes = 16;
 inline constexpr size_t kMostMoverBytes = 128u << 10;  // Of a packet, its header among them.
-inline constexpr size_t kMostMoverCopies = 2048;
-inline constexpr size_t kMostMoverBlocks = 2048;
-inline constexpr size_t kMostMoverText = 1024;  // A longer one is cut when it is sent.
+inline constexpr size_t kMostMoverText = 1024;         // A longer one is cut when it is sent.
 
 // Memory of an arena, host or device.
-struct MoverPlace {
-  ArenaId arena = 0;
-  uint64_t offset = 0;
-  friend bool operator==(const MoverPlace&, const MoverPlace&) = default;
-};
+using MoverPlace = DevicePlace;
 
 // ---- Of the daemon
 // A new slab, mapped and cleared; answered when it is, with its descriptor.
@@ -70,11 +65,11 @@ struct MoverOpen {
   IpcHandle handle{};
   friend bool operator==(const MoverOpen&, const MoverOpen&) = default;
 };
-// A host arena, whose memfd comes along: mapped, and registered in the background. Answered when it
-// is registered, from when on work may name it, or why not.
+// A host arena, whose memfd comes along. Answered when it is mapped, from when on copies may name
+// it; it is registered piece by piece in the background, and MoverFigures tell how far.
 struct MoverHost {
   ArenaId arena = 0;
-  uint64_t bytes = 0;
+  uint64_t bytes = 0;     // A multiple of 4096.
   bool writable = false;  // Else nothing is copied into it.
   friend bool operator==(const MoverHost&, const MoverHost&) = default;
 };
@@ -83,14 +78,10 @@ struct MoverRelease {
   ArenaId arena = 0;
   friend bool operator==(const MoverRelease&, const MoverRelease&) = default;
 };
-// Answered when all of them are done; if not ok, some may be.
+// Answered when all of them are done; if not ok, some may be. One side of each is memory of the
+// device.
 struct MoverCopies {
-  struct Copy {
-    MoverPlace dst;
-    MoverPlace src;
-    uint64_t bytes = 0;
-    friend bool operator==(const Copy&, const Copy&) = default;
-  };
+  using Copy = DeviceCopy;
   bool any_order = false;  // SourceOrder::kAny.
   std::vector<Copy> copies;
   friend bool operator==(const MoverCopies&, const MoverCopies&) = default;
@@ -100,42 +91,39 @@ struct MoverClear {
   uint64_t bytes = 0;
   friend bool operator==(const MoverClear&, const MoverClear&) = default;
 };
-// kernels/paged_copy.h, with places for addresses.
-struct MoverPages {
-  struct Block {
-    MoverPlace page;
-    uint32_t block = 0;
-    uint32_t bytes = 0;
-    friend bool operator==(const Block&, const Block&) = default;
-  };
-  bool gather = true;  // Pool to pages; else scatter.
-  uint64_t block_stride = 0;
-  uint64_t block_bytes = 0;
-  uint64_t segment_stride = 0;
-  std::vector<MoverPlace> bases;
-  std::vector<Block> blocks;
-  friend bool operator==(const MoverPages&, const MoverPages&) = default;
-};
-struct MoverMemory {
-  friend bool operator==(const MoverMemory&, const MoverMemory&) = default;
+using MoverPages = DevicePages;
+// How it goes: answered at once, whatever work hangs.
+struct MoverReport {
+  friend bool operator==(const MoverReport&, const MoverReport&) = default;
 };
 
 // ---- Of the mover
+// Whether it serves. If not, why: the facts mean nothing, and it ends.
 struct MoverReady {
   uint32_t version = kMoverVersion;
+  Status status;
   GpuFacts facts;
+};
+struct MoverFigures {
+  GpuMemory memory;
+  uint64_t host_bytes = 0;        // Of host arenas.
+  uint64_t registered_bytes = 0;  // Of them: copied directly. The rest goes through staging.
+  uint64_t direct_bytes = 0;      // Copied to and from host arenas since the start, so
+  uint64_t staged_bytes = 0;      // or so.
+  std::string registration;       // Why the last piece was refused that was; it stays staged.
+  friend bool operator==(const MoverFigures&, const MoverFigures&) = default;
 };
 // To every request. What it does not ask for is zero. `stale` and `unavailable` are the mover's
 // last words: it ends, and what was in flight is answered so too.
 struct MoverAnswer {
   Status status;
-  GpuMemory memory;    // To MoverMemory.
-  IpcHandle handle{};  // To MoverAllocate.
+  MoverFigures figures;  // To MoverReport.
+  IpcHandle handle{};    // To MoverAllocate.
 };
 
 using MoverBody =
     std::variant<MoverReady, MoverAnswer, MoverCreate, MoverImport, MoverAllocate, MoverOpen,
-                 MoverHost, MoverRelease, MoverCopies, MoverClear, MoverPages, MoverMemory>;
+                 MoverHost, MoverRelease, MoverCopies, MoverClear, MoverPages, MoverReport>;
 
 struct MoverMessage {
   uint64_t request = 0;
