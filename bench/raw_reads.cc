@@ -197,6 +197,9 @@ Result<double> ReadRaw(const std::vector<std::string>& files, const ReadBuffer& 
     ASSIGN_OR_RETURN(const IoFileId id, disk->AddFile(file.fd.get()));
     ids.push_back(id);
   }
+  if (direct.back().place + RoundUp(direct.back().bytes, kPage) > into.bytes().size()) {
+    return Status(Code::kInternal, "the buffer for raw reads is too small");
+  }
   RawReader reader(*disk, clock, Cut(direct, how.request_bytes));
   RETURN_IF_ERROR(reader.Run(direct, ids, into.bytes(), how.depth));
   for (const Opened& file : buffered) {

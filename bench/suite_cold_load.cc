@@ -1,12 +1,12 @@
 // Suite `cold-load`: a model of 2.5 GB from files that the page cache has not, to attached and
 // complete in host memory, against whatever else brings the same files into memory.
 //
-// Each round drops the files from the page cache (looked at with mincore), and runs each way once:
+// Each round drops the files from the page cache (looked at with mincore), and runs each way:
 // the daemon's load in place (from its safetensors files, checked by CRC32C), its load of the
 // image, raw O_DIRECT reads by io_uring, a copy out of a mapping, and 16 threads of pread. Each
 // load is compared with raw reads of its own files just before and just after it: the disk's rate
-// changes within seconds, and from one file to another. They are the best of a sweep of request
-// sizes and depths, run before the rounds. Buffers of the rivals are touched before, as the
+// changes within seconds, and from one file to another. Raw reads are the best of a sweep of
+// request sizes and depths, run before the rounds. Buffers of the rivals are touched before, as the
 // daemon's reserve of blocks is, which is as large as the model. `first_load_gb_s` is the load that
 // also computes the content digest, once.
 #include <algorithm>

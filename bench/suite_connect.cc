@@ -93,7 +93,8 @@ Result<Figures> RunConnect(const SuiteOptions& options) {
   RETURN_IF_ERROR(HearAll(children));
   // It sees the end of who was connected before a little after that.
   ASSIGN_OR_RETURN(Held before, HeldBy(daemon.pid()));
-  for (Held earlier{}; before.descriptors != earlier.descriptors;) {
+  const Stopwatch calming;
+  for (Held earlier{}; before.descriptors != earlier.descriptors && calming.Seconds() < 5;) {
     earlier = before;
     poll(nullptr, 0, 100);
     ASSIGN_OR_RETURN(before, HeldBy(daemon.pid()));

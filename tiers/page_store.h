@@ -109,6 +109,9 @@ struct PageStoreReport {
   MonotonicNs oldest_write_ns = 0;  // Since the first of them was given.
 };
 
+// At pages that are checked: for the first time, or once more at those that could not be read.
+enum class Looks : uint8_t { kFirst, kAgain };
+
 class PageStore {
  public:
   virtual ~PageStore() = default;
@@ -168,8 +171,10 @@ class PageStore {
 
   // ---- Checking, beside all that goes on
   // As Read, into memory of the store's own, header and bytes: a few MiB of pages a call. What the
-  // device cannot read is found, and not held against it; no answer within the deadline is.
-  virtual void Check(std::vector<StoredPage> pages, MonotonicNs deadline,
+  // device cannot read is found, and not held against it; no answer within the deadline is. At a
+  // second look it is held against the device too: one that answers nothing any more has no damage
+  // in its pages.
+  virtual void Check(std::vector<StoredPage> pages, Looks looks, MonotonicNs deadline,
                      std::function<void(size_t, ReadFault, Status)> done) = 0;
   // Entries of the index: those after `after`, at most `limit` of them.
   struct Entries {

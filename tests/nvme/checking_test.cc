@@ -34,10 +34,11 @@ class CheckingTest : public testing::Test {
   std::vector<ReadFault> Check(OpenStore& open, const std::vector<StoredPage>& pages) {
     std::vector<ReadFault> faults(pages.size());
     size_t done = 0;
-    open.store->Check(pages, clock.Now() + kLong, [&](size_t i, ReadFault fault, const Status&) {
-      faults[i] = fault;
-      ++done;
-    });
+    open.store->Check(pages, Looks::kFirst, clock.Now() + kLong,
+                      [&](size_t i, ReadFault fault, const Status&) {
+                        faults[i] = fault;
+                        ++done;
+                      });
     EXPECT_TRUE(open.Run([&] { return done == pages.size(); }));
     return faults;
   }

@@ -211,27 +211,43 @@ TEST_F(NvmeHealthTest, WhatACheckCannotReadIsNotHeldAgainstTheDevice) {
   const StoredPage on_b = PageOn(1, 2);
   const std::vector<StoredPage> pages(8, on_b);
   std::vector<ReadFault> faults;
-  const auto check = [&] {
+  const auto check = [&](Looks looks) {
     faults.clear();
     io->Hang(b);
-    open->store->Check(pages, clock.Now() + kLong,
+    open->store->Check(pages, looks, clock.Now() + kLong,
                        [&](size_t, ReadFault fault, const Status&) { faults.push_back(fault); });
     ASSERT_TRUE(open->Run([&] { return io->held() == pages.size(); }));
     io->Hang("");
   };
-  check();
+  check(Looks::kFirst);
   io->Fail(Status(Code::kUnavailable, "bad sector"));
   ASSERT_TRUE(open->Run([&] { return faults.size() == pages.size(); }));
   EXPECT_THAT(faults, testing::Each(ReadFault::kIo));
   EXPECT_EQ(Device(1).state, DeviceState::kServing);
   EXPECT_EQ(open->Read(on_b).bytes, BytesOf(on_b, 1));
   // No answer at all is another matter.
-  check();
+  check(Looks::kFirst);
   io->Expire();
   ASSERT_TRUE(open->Run([&] { return faults.size() == pages.size(); }));
   EXPECT_EQ(Device(1).state, DeviceState::kQuarantined);
   io->End();
   ASSERT_TRUE(open->Run([&] { return Device(1).in_flight == 0; }));
+}
+
+// What cannot be read twice is erased, if the device is one that can be read at all.
+TEST_F(NvmeHealthTest, WhatACheckCannotReadTwiceIsHeldAgainstTheDevice) {
+  Open();
+  const StoredPage on_b = PageOn(1, 2);
+  std::vector<ReadFault> faults;
+  io->Hang(b);
+  open->store->Check(std::vector<StoredPage>(8, on_b), Looks::kAgain, clock.Now() + kLong,
+                     [&](size_t, ReadFault fault, const Status&) { faults.push_back(fault); });
+  ASSERT_TRUE(open->Run([&] { return io->held() == 8; }));
+  io->Hang("");
+  io->Fail(Status(Code::kUnavailable, "bad sector"));
+  ASSERT_TRUE(open->Run([&] { return faults.size() == 8; }));
+  EXPECT_EQ(Device(1).state, DeviceState::kQuarantined);
+  EXPECT_FALSE(open->store->Readable(on_b.place));
 }
 
 TEST_F(NvmeHealthTest, ADeviceThatHangsTakesNoMoreThanItsShare) {

@@ -1,3 +1,6 @@
+#include <array>
+#include <numeric>
+
 #include "tests/weights/weights_world.h"
 
 namespace terrace {
@@ -41,6 +44,9 @@ TEST_F(Loading, MappedTensorsHaveTheBytesOfTheFile) {
   ASSERT_TRUE(attached.has_value()) << attached.error().ToString();
   EXPECT_GT(world_.HeaderOf(*attached).blocks, 2u);
   EXPECT_EQ(attached->digest, loaded->digest);
+  const std::array counts = world_.weights->Figures().read_times.counts;
+  EXPECT_EQ(std::accumulate(counts.begin(), counts.end(), uint64_t{0}),
+            world_.HeaderOf(*attached).blocks);
   world_.ExpectContents(*attached, "/m");
   EXPECT_EQ(world_.StateOf("m"), "resident");
 }

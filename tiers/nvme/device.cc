@@ -291,8 +291,7 @@ IoRequest Device::RequestOf(const std::shared_ptr<Transfer>& transfer) {
   // On the completion thread. What is overdue is answered at once and ends later, if ever.
   // The device may be gone then; the mailbox is not, and knows.
   request.done = [this, box = box_, transfer,
-                  check_data =
-                      options_.check_data || transfer->looks_for_damage](const Status& status) {
+                  check_data = options_.check_data || transfer->check_data](const Status& status) {
     transfer->status = status;
     transfer->device_failed = !status.ok() && !FileIsShort(*transfer);
     if (status.ok() && transfer->kind == Kind::kRead) CheckRead(*transfer, check_data);

@@ -100,7 +100,7 @@ class NvmeStore final : public PageStore {
   void Erase(std::vector<StoredPage> pages, std::function<void(Status)> done) override;
   void Flush(std::function<void(uint64_t, uint64_t)> progress,
              std::function<void(Status)> done) override;
-  void Check(std::vector<StoredPage> pages, MonotonicNs deadline,
+  void Check(std::vector<StoredPage> pages, Looks looks, MonotonicNs deadline,
              std::function<void(size_t, ReadFault, Status)> done) override;
   void ListEntries(std::string after, size_t limit,
                    std::function<void(Result<Entries>)> done) override;
@@ -578,7 +578,7 @@ void NvmeStore::Erase(std::vector<StoredPage> pages, std::function<void(Status)>
 
 // ---- Checking
 
-void NvmeStore::Check(std::vector<StoredPage> pages, MonotonicNs deadline,
+void NvmeStore::Check(std::vector<StoredPage> pages, Looks looks, MonotonicNs deadline,
                       std::function<void(size_t, ReadFault, Status)> done) {
   // The transfer of each holds its memory until the device has let go of it.
   const auto memory = std::make_shared<std::vector<AlignedBuffer>>(pages.size());
@@ -595,7 +595,8 @@ void NvmeStore::Check(std::vector<StoredPage> pages, MonotonicNs deadline,
     }
     const PageRead read{.page = pages[i], .into = buffer.bytes().first(pages[i].bytes)};
     const auto transfer = ReadTransfer(read, deadline, call, i);
-    transfer->looks_for_damage = true;
+    transfer->check_data = true;
+    transfer->looks_for_damage = looks == Looks::kFirst;
     Start(transfer);
   }
   for (const auto& device : devices_)

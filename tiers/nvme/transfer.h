@@ -32,9 +32,8 @@ struct Transfer {
   SlotHeader header;               // Reads: what is expected. Writes: what is written.
   std::span<uint8_t> memory;       // Of the page; a write only reads it.
   MonotonicNs deadline = 0;
-  // A read that looks for damage: it checks the data whatever the options say, and a sector that
-  // the device cannot read is what it was to find.
-  bool looks_for_damage = false;
+  bool check_data = false;        // A read: whatever the options say.
+  bool looks_for_damage = false;  // What the device cannot read is what it was to find.
 
   // Owner thread. `answered` once, then `ended` once: nothing touches the memory any more.
   std::function<void(Transfer&, const Status&)> answered;

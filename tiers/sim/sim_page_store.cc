@@ -261,7 +261,7 @@ void SimPageStore::AddCheck(std::function<void()> answer) {
   pending_.push_back(std::move(work));
 }
 
-void SimPageStore::Check(std::vector<StoredPage> pages, MonotonicNs,
+void SimPageStore::Check(std::vector<StoredPage> pages, Looks, MonotonicNs,
                          std::function<void(size_t, ReadFault, Status)> done) {
   for (size_t i = 0; i < pages.size(); ++i) {
     TERRACE_CHECK(pages_.contains(pages[i].place));

@@ -56,7 +56,7 @@ class SimPageStore final : public PageStore {
   void Erase(std::vector<StoredPage> pages, std::function<void(Status)> done) override;
   void Flush(std::function<void(uint64_t, uint64_t)> progress,
              std::function<void(Status)> done) override;
-  void Check(std::vector<StoredPage> pages, MonotonicNs deadline,
+  void Check(std::vector<StoredPage> pages, Looks looks, MonotonicNs deadline,
              std::function<void(size_t, ReadFault, Status)> done) override;
   void ListEntries(std::string after, size_t limit,
                    std::function<void(Result<Entries>)> done) override;

@@ -180,9 +180,10 @@ class BlockReader::Core : public std::enable_shared_from_this<Core> {
       return {What::kPlan, job, 0, kNoSlot};
     }
     // The device first: it may have answered for all that it had at once, and would have nothing to
-    // do while one chunk after the other is copied and checked. Chunks that need no buffer of those
-    // that the device waits for come last.
-    if (!free_.empty()) {
+    // do while one chunk after the other is copied and checked. Unless the last chunk came out of
+    // the page cache: then the device got nothing, and others have their turn.
+    const bool device_waits = !std::exchange(was_cached_, false);
+    if (device_waits && !free_.empty()) {
       if (const Task task = NextChunk(/*through_slots=*/true); task.job != nullptr) return task;
     }
     if (!arrived_.empty()) {
@@ -190,7 +191,8 @@ class BlockReader::Core : public std::enable_shared_from_this<Core> {
       arrived_.pop_front();
       return {What::kArrived, slots_[slot].job, slots_[slot].chunk, slot};
     }
-    return NextChunk(/*through_slots=*/false);
+    if (const Task task = NextChunk(/*through_slots=*/false); task.job != nullptr) return task;
+    return free_.empty() ? Task{} : NextChunk(/*through_slots=*/true);
   }
 
   // Nothing: no job's next chunk is of that kind.
@@ -345,6 +347,7 @@ class BlockReader::Core : public std::enable_shared_from_this<Core> {
       held = std::move(slots_[task.slot].job);
       free_.push_back(task.slot);
     }
+    was_cached_ = counter == &BlockBytes::cached_bytes;
     if (counter != nullptr && status.ok()) task.job->result.*counter += chunk.end - chunk.offset;
     Fail(*task.job, std::move(status));
     --task.job->busy;
@@ -470,6 +473,7 @@ class BlockReader::Core : public std::enable_shared_from_this<Core> {
   std::deque<std::shared_ptr<BlockJob>> jobs_ GUARDED_BY(mu_);      // Not finished, these included.
   // Of jobs that ended. Closing one may wait for the DiskIo's thread: a worker does it.
   std::vector<std::shared_ptr<DirectFile>> unused_files_ GUARDED_BY(mu_);
+  bool was_cached_ GUARDED_BY(mu_) = false;  // The chunk that was done last.
   size_t overdue_ GUARDED_BY(mu_) = 0;
   int workers_ GUARDED_BY(mu_) = 0;
   bool closed_ GUARDED_BY(mu_) = false;

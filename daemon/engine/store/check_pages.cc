@@ -42,7 +42,8 @@ void ReadPages(const CheckParts& parts, const std::shared_ptr<Batch>& batch) {
     pages.push_back(parts.stored.PageOf(id));
   batch->left = pages.size();
   parts.store.Check(
-      std::move(pages), parts.clock.Now() + parts.deadline_ns,
+      std::move(pages), batch->again ? Looks::kAgain : Looks::kFirst,
+      parts.clock.Now() + parts.deadline_ns,
       [parts, batch](size_t i, ReadFault fault, const Status& status) {
         const ItemId id = batch->ids[i];
         // What is about to be erased for it may have been a fault of the moment.

@@ -127,14 +127,19 @@ void Weights::WriteImage(const VersionPtr& version, std::function<void(Status)> 
                                              const Result<std::shared_ptr<WeightImage>>& opened) {
     if (alive.expired()) return;
     const bool right = opened && (*opened)->crcs() == version->checks->crcs;
-    if (version->removed || right) return ImageFound(version);
+    if (version->removed || right) return ImageFound(version, Status());
+    // Whether it is right could not be seen: that is no reason to give up what may be.
+    const Code code = opened ? Code::kDataLoss : opened.error().code();
+    if (code == Code::kExhausted || code == Code::kUnavailable || code == Code::kDeadlineExceeded) {
+      return ImageFound(version, opened.error());
+    }
     PutImage(version);
   });
 }
 
-void Weights::ImageFound(const VersionPtr& version) {
+void Weights::ImageFound(const VersionPtr& version, const Status& status) {
   const auto done = ImportEnded(version);
-  done(version->removed ? Status(Code::kNotFound, version->Label() + " was removed") : Status());
+  done(version->removed ? Status(Code::kNotFound, version->Label() + " was removed") : status);
 }
 
 void Weights::PutImage(const VersionPtr& version) {

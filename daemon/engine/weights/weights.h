@@ -225,7 +225,7 @@ class Weights {
                  std::function<void(Status)> done);
   // Unless it is there already, whole and of these weights.
   void WriteImage(const VersionPtr& version, std::function<void(Status)> done);
-  void ImageFound(const VersionPtr& version);
+  void ImageFound(const VersionPtr& version, const Status& status);
   void PutImage(const VersionPtr& version);
   void ImageWritten(const VersionPtr& version, Status written);
   // Lets go of what it held; returns how to answer those who wait for it.
