@@ -60,9 +60,9 @@ class OmittingStore final : public PageStore {
              std::function<void(Status)> done) override {
     store_.Flush(std::move(progress), std::move(done));
   }
-  void Check(std::vector<StoredPage> pages, MonotonicNs deadline,
+  void Check(std::vector<StoredPage> pages, Looks looks, MonotonicNs deadline,
              std::function<void(size_t, ReadFault, Status)> done) override {
-    store_.Check(std::move(pages), deadline, std::move(done));
+    store_.Check(std::move(pages), looks, deadline, std::move(done));
   }
   void ListEntries(std::string after, size_t limit,
                    std::function<void(Result<Entries>)> done) override {
