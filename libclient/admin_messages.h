@@ -65,7 +65,8 @@ struct Load {
   using Reply = struct LoadReply;
   std::string name;
   std::string version;
-  static auto Fields(auto& m) { return std::tie(m.name, m.version); }
+  uint32_t device = 0;
+  static auto Fields(auto& m) { return std::tie(m.name, m.version, m.device); }
 };
 
 struct ProgressEvent {
@@ -88,7 +89,8 @@ struct Unload {
   using Reply = struct UnloadReply;
   std::string name;
   std::string version;
-  static auto Fields(auto& m) { return std::tie(m.name, m.version); }
+  uint32_t device = 0;
+  static auto Fields(auto& m) { return std::tie(m.name, m.version, m.device); }
 };
 
 struct UnloadReply {
@@ -117,7 +119,8 @@ struct Demote {
   static constexpr wire::Type kType = wire::Type::kDemote;
   using Reply = struct DemoteReply;
   uint64_t bytes = 0;
-  static auto Fields(auto& m) { return std::tie(m.bytes); }
+  uint32_t device = 0;
+  static auto Fields(auto& m) { return std::tie(m.bytes, m.device); }
 };
 
 struct DemoteReply {

@@ -216,6 +216,21 @@ TERRACE_CODEC(Report);
 TERRACE_CODEC(ReportReply);
 TERRACE_CODEC(GrantExpiredEvent);
 TERRACE_CODEC(UnmapEvent);
+TERRACE_CODEC(Devices);
+TERRACE_CODEC(Device);
+TERRACE_CODEC(DevicesReply);
+TERRACE_CODEC(LetGo);
+TERRACE_CODEC(LetGoReply);
+TERRACE_CODEC(PoolAdd);
+TERRACE_CODEC(PoolAddReply);
+TERRACE_CODEC(PoolRemove);
+TERRACE_CODEC(PoolRemoveReply);
+TERRACE_CODEC(PoolPages);
+TERRACE_CODEC(PoolStore);
+TERRACE_CODEC(PoolStoreReply);
+TERRACE_CODEC(PoolFetch);
+TERRACE_CODEC(PoolFetchReply);
+TERRACE_CODEC(UnmapWantedEvent);
 #undef TERRACE_CODEC
 
 }  // namespace terrace::messages

@@ -117,7 +117,11 @@ struct Arena {
   uint32_t page_bytes = 0;
   uint32_t tier = 0;
   bool writable = false;
-  static auto Fields(auto& m) { return std::tie(m.id, m.bytes, m.page_bytes, m.tier, m.writable); }
+  uint32_t device = 0;
+  std::string handle;
+  static auto Fields(auto& m) {
+    return std::tie(m.id, m.bytes, m.page_bytes, m.tier, m.writable, m.device, m.handle);
+  }
 };
 
 struct Arenas {
@@ -199,8 +203,9 @@ struct Grant {
   uint32_t deadline_ms = 0;
   std::string parent;
   uint32_t position = 0;
+  uint32_t device = 0;
   static auto Fields(auto& m) {
-    return std::tie(m.slot, m.epoch, m.part, m.keys, m.deadline_ms, m.parent, m.position);
+    return std::tie(m.slot, m.epoch, m.part, m.keys, m.deadline_ms, m.parent, m.position, m.device);
   }
 };
 
@@ -265,8 +270,10 @@ struct Prefetch {
   uint32_t deadline_ms = 0;
   uint32_t min_percent = 0;
   uint32_t recompute_us = 0;
+  uint32_t device = 0;
   static auto Fields(auto& m) {
-    return std::tie(m.slot, m.epoch, m.part, m.keys, m.deadline_ms, m.min_percent, m.recompute_us);
+    return std::tie(m.slot, m.epoch, m.part, m.keys, m.deadline_ms, m.min_percent, m.recompute_us,
+                    m.device);
   }
 };
 
@@ -301,8 +308,9 @@ struct Attach {
   bool load = false;
   uint32_t deadline_ms = 0;
   bool early = false;
+  uint32_t device = 0;
   static auto Fields(auto& m) {
-    return std::tie(m.name, m.version, m.load, m.deadline_ms, m.early);
+    return std::tie(m.name, m.version, m.load, m.deadline_ms, m.early, m.device);
   }
 };
 
@@ -313,8 +321,9 @@ struct AttachReply {
   std::string digest;
   uint64_t manifest_bytes = 0;
   bool arriving = false;
+  uint32_t device = 0;
   static auto Fields(auto& m) {
-    return std::tie(m.attachment, m.version, m.digest, m.manifest_bytes, m.arriving);
+    return std::tie(m.attachment, m.version, m.digest, m.manifest_bytes, m.arriving, m.device);
   }
 };
 
@@ -346,7 +355,8 @@ struct AttachBlocksReply {
   static constexpr wire::Type kType = wire::Type::kAttachBlocksReply;
   std::vector<uint32_t> blocks;
   bool last = false;
-  static auto Fields(auto& m) { return std::tie(m.blocks, m.last); }
+  std::vector<std::string> handles;
+  static auto Fields(auto& m) { return std::tie(m.blocks, m.last, m.handles); }
 };
 
 struct Detach {
@@ -371,6 +381,133 @@ struct UnmapEvent {
   static constexpr wire::Type kType = wire::Type::kUnmapEvent;
   std::vector<uint32_t> arenas;
   static auto Fields(auto& m) { return std::tie(m.arenas); }
+};
+
+struct Devices {
+  static constexpr wire::Type kType = wire::Type::kDevices;
+  using Reply = struct DevicesReply;
+  static auto Fields(auto&) { return std::tie(); }
+};
+
+struct Device {
+  uint32_t number = 0;
+  std::string uuid;
+  std::string name;
+  std::string kind;
+  bool slabs = false;
+  uint64_t granularity = 0;
+  bool serving = false;
+  uint64_t capacity_bytes = 0;
+  static auto Fields(auto& m) {
+    return std::tie(m.number, m.uuid, m.name, m.kind, m.slabs, m.granularity, m.serving,
+                    m.capacity_bytes);
+  }
+};
+
+struct DevicesReply {
+  static constexpr wire::Type kType = wire::Type::kDevicesReply;
+  std::vector<Device> devices;
+  static auto Fields(auto& m) { return std::tie(m.devices); }
+};
+
+struct LetGo {
+  static constexpr wire::Type kType = wire::Type::kLetGo;
+  using Reply = struct LetGoReply;
+  std::vector<uint32_t> arenas;
+  static auto Fields(auto& m) { return std::tie(m.arenas); }
+};
+
+struct LetGoReply {
+  static constexpr wire::Type kType = wire::Type::kLetGoReply;
+  static auto Fields(auto&) { return std::tie(); }
+};
+
+struct PoolAdd {
+  static constexpr wire::Type kType = wire::Type::kPoolAdd;
+  using Reply = struct PoolAddReply;
+  uint32_t device = 0;
+  uint64_t bytes = 0;
+  std::string handle;
+  static auto Fields(auto& m) { return std::tie(m.device, m.bytes, m.handle); }
+};
+
+struct PoolAddReply {
+  static constexpr wire::Type kType = wire::Type::kPoolAddReply;
+  uint64_t pool = 0;
+  static auto Fields(auto& m) { return std::tie(m.pool); }
+};
+
+struct PoolRemove {
+  static constexpr wire::Type kType = wire::Type::kPoolRemove;
+  using Reply = struct PoolRemoveReply;
+  uint64_t pool = 0;
+  static auto Fields(auto& m) { return std::tie(m.pool); }
+};
+
+struct PoolRemoveReply {
+  static constexpr wire::Type kType = wire::Type::kPoolRemoveReply;
+  static auto Fields(auto&) { return std::tie(); }
+};
+
+struct PoolPages {
+  uint64_t pool = 0;
+  std::vector<uint64_t> bases;
+  uint64_t block_stride = 0;
+  uint64_t block_bytes = 0;
+  bool page_first = false;
+  uint32_t slot = 0;
+  uint32_t epoch = 0;
+  uint32_t part = 0;
+  std::string keys;
+  std::vector<uint32_t> blocks;
+  uint32_t blocks_per_page = 0;
+  std::vector<uint32_t> valid_tokens;
+  std::string parent;
+  uint32_t position = 0;
+  uint32_t deadline_ms = 0;
+  static auto Fields(auto& m) {
+    return std::tie(m.pool, m.bases, m.block_stride, m.block_bytes, m.page_first, m.slot, m.epoch,
+                    m.part, m.keys, m.blocks, m.blocks_per_page, m.valid_tokens, m.parent,
+                    m.position, m.deadline_ms);
+  }
+};
+
+struct PoolStore {
+  static constexpr wire::Type kType = wire::Type::kPoolStore;
+  using Reply = struct PoolStoreReply;
+  std::optional<PoolPages> pages;
+  static auto Fields(auto& m) { return std::tie(m.pages); }
+};
+
+struct PoolStoreReply {
+  static constexpr wire::Type kType = wire::Type::kPoolStoreReply;
+  std::vector<uint32_t> codes;
+  static auto Fields(auto& m) { return std::tie(m.codes); }
+};
+
+struct PoolFetch {
+  static constexpr wire::Type kType = wire::Type::kPoolFetch;
+  using Reply = struct PoolFetchReply;
+  std::optional<PoolPages> pages;
+  static auto Fields(auto& m) { return std::tie(m.pages); }
+};
+
+struct PoolFetchReply {
+  static constexpr wire::Type kType = wire::Type::kPoolFetchReply;
+  std::vector<uint32_t> codes;
+  static auto Fields(auto& m) { return std::tie(m.codes); }
+};
+
+struct UnmapWantedEvent {
+  static constexpr wire::Type kType = wire::Type::kUnmapWantedEvent;
+  uint32_t device = 0;
+  std::vector<uint32_t> arenas;
+  std::vector<uint64_t> attachments;
+  uint32_t deadline_ms = 0;
+  bool lost = false;
+  static auto Fields(auto& m) {
+    return std::tie(m.device, m.arenas, m.attachments, m.deadline_ms, m.lost);
+  }
 };
 
 }  // namespace terrace::messages

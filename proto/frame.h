@@ -26,9 +26,10 @@ enum Capability : uint64_t {
   kModelAccessCapability = 1 << 0,  // The verb ModelAccess.
   kStoreCapability = 1 << 1,        // The verbs Prefetch, Persist, Demote, Flush.
   kStoreCareCapability = 1 << 2,    // The verbs Promote and Fsck.
+  kDeviceCapability = 1 << 3,       // Memory of devices: verbs, fields, and entries of directories.
 };
 inline constexpr uint64_t kCapabilities =
-    kModelAccessCapability | kStoreCapability | kStoreCareCapability;
+    kModelAccessCapability | kStoreCapability | kStoreCareCapability | kDeviceCapability;
 
 inline constexpr uint32_t kMaxFrameBytes = 8u << 20;  // Of the message, without its header.
 inline constexpr uint16_t kMaxFds = 253;              // The kernel's SCM_MAX_FD.
@@ -94,10 +95,23 @@ enum class Type : uint16_t {
   kPromoteReply = 55,
   kFsck = 56,
   kFsckReply = 57,
+  kDevices = 58,
+  kDevicesReply = 59,
+  kLetGo = 60,
+  kLetGoReply = 61,
+  kPoolAdd = 62,
+  kPoolAddReply = 63,
+  kPoolRemove = 64,
+  kPoolRemoveReply = 65,
+  kPoolStore = 66,
+  kPoolStoreReply = 67,
+  kPoolFetch = 68,
+  kPoolFetchReply = 69,
 
   kProgressEvent = 101,      // Of a verb that takes long; carries the request's id.
   kGrantExpiredEvent = 103,  // Grants whose deadline passed: abort them to give the memory back.
   kUnmapEvent = 105,         // Arenas that are gone: unmap them.
+  kUnmapWantedEvent = 107,   // Memory of a device that is asked back, or was lost.
 };
 
 // Little-endian on the wire.

@@ -89,7 +89,7 @@ constexpr uint64_t ExtentOf(Handle handle) {
 struct alignas(kLineBytes) Entry {
   Word handle;  // 0 while there is no page here. Written last when linking, first when unlinking.
   Word key[4];  // The page key, 32 bytes.
-  Word space;   // Space slot (low 32 bits) | slot epoch (high 32 bits).
+  Word space;   // SpaceWord
   Word part_bytes;     // Part (low 32) | bytes of the page (high 32).
   Word tokens_passed;  // PackTokens (low 32) | passed (high 32): how many linked entries have this
                        // line on their probe sequence before their own line.
@@ -104,6 +104,21 @@ constexpr uint32_t LowOf(uint64_t pair) {
 }
 constexpr uint32_t HighOf(uint64_t pair) {
   return static_cast<uint32_t>(pair >> 32);
+}
+
+// A page may lie in several places at once: in host memory (place 0), and in the memory of device n
+// (place n). Each is an entry of its own, by which it is looked up: space slot (16 bits) | place
+// (16 bits) | slot epoch (high 32 bits). Who asks for place 0 alone meets no memory of a device.
+inline constexpr int kPlaceShift = 16;
+inline constexpr uint32_t kMaxPlaces = 256;
+constexpr uint64_t SpaceWord(uint32_t slot, uint32_t epoch, uint32_t place) {
+  return PackPair(slot | place << kPlaceShift, epoch);
+}
+constexpr uint32_t SlotOfSpaceWord(uint64_t word) {
+  return LowOf(word) & ((1u << kPlaceShift) - 1);
+}
+constexpr uint32_t PlaceOfSpaceWord(uint64_t word) {
+  return LowOf(word) >> kPlaceShift;
 }
 
 // Which memory a page lies in, so that a hit is counted by tier. Numbers are part of the layout.
@@ -133,6 +148,7 @@ static_assert(sizeof(SpaceLine) == kLineBytes);
 
 inline constexpr uint64_t kDirectoryMagic = 0x3152494443525254;  // "TRRCDIR1" in memory order.
 inline constexpr uint32_t kMaxSpaces = 4096;                     // Space slots a directory.
+static_assert(kMaxSpaces <= 1u << kPlaceShift);
 inline constexpr uint32_t kMaxGenerations =
     1024;                                   // Generation words a directory. Word 0 never moves.
 inline constexpr uint32_t kMaxProbe = 128;  // Lines of one probe sequence, the home line included.
@@ -223,12 +239,13 @@ static_assert(sizeof(LaneTimes) == 2 * kLineBytes);
 
 // What the daemon is told of lookups: which page was touched, which key was missed.
 struct RingRecord {
-  Word tag;     // RingKind (low 8 bits) | space slot (bits 8 to 31) | part (high 32).
+  Word tag;     // PackTag
   Word key[2];  // The first 16 bytes of the key.
   Word handle;  // Of a touch; 0 for a miss.
 };
 static_assert(sizeof(RingRecord) == 32);
 enum class RingKind : uint8_t { kTouch = 1, kMiss = 2 };
+// RingKind (low 8 bits) | space slot (bits 8 to 31) | part (high 32).
 constexpr uint64_t PackTag(RingKind kind, uint32_t space_slot, uint32_t part) {
   return static_cast<uint64_t>(kind) | uint64_t{space_slot & 0xffffff} << 8 | uint64_t{part} << 32;
 }

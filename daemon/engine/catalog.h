@@ -51,7 +51,7 @@ struct Tenant {
   std::map<Identity, uint32_t> slot_of_identity;
   std::map<std::string, uint32_t> generation_of_model;
   PageCounts counts;
-  std::vector<SpaceReads> reads;  // By slot, of the space that is there now.
+  std::vector<SpaceReads> reads;             // By slot, of the space that is there now.
   std::map<ClientId, uint32_t> open_spaces;  // How many spaces each has open.
 
   // Null unless the slot holds a space of that epoch.

@@ -89,6 +89,7 @@ HostEngine::HostEngine(const EngineOptions& options, EngineParts parts, EngineEv
       access_(*parts.journal) {
   weight_blocks_.SetWeights(&weights_);
   if (parts.page_store != nullptr) MakeStore(parts);
+  MakeDevices(parts);
   memory_.RaiseReserve();
 }
 

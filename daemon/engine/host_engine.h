@@ -10,6 +10,7 @@
 //   Evictor     one pass of eviction
 //   Placement   how a slot or room is got; reserve, give-back
 //   Weights     models and their blocks
+//   OfDevices   what is in memory of GPUs, and the ways there and back; where there are any
 //   StoreTier   what is stored below memory, and the ways there and back; where there is a store
 #pragma once
 
@@ -19,6 +20,7 @@
 
 #include "daemon/engine/catalog.h"
 #include "daemon/engine/clients.h"
+#include "daemon/engine/device/of_device.h"
 #include "daemon/engine/engine.h"
 #include "daemon/engine/grants.h"
 #include "daemon/engine/placement/blocks.h"
@@ -90,11 +92,32 @@ class HostEngine final : public Engine {
                                         std::span<const uint32_t> blocks) override;
   Status Detach(ClientId client, uint64_t attachment) override;
 
+  void LoadToDevice(ClientId client, uint32_t device, const std::string& name,
+                    const std::string& version, Progress progress,
+                    std::function<void(Result<ModelLoaded>)> done) override;
+  Result<Unloaded> UnloadFromDevice(uint32_t device, const std::string& name,
+                                    const std::string& version) override;
+  void AttachOnDevice(ClientId client, uint32_t device, const std::string& name,
+                      const std::string& version, bool load, uint32_t deadline_ms,
+                      std::function<void(Result<Attached>)> done) override;
+  Result<DeviceMemory> GiveDeviceArena(ClientId client, ArenaId arena) override;
+  void LetGoArenas(ClientId client, std::span<const ArenaId> arenas) override;
+  void DemoteDevice(uint32_t device, uint64_t bytes, Progress progress,
+                    std::function<void(Result<Demoted>)> done) override;
+  void AddPool(ClientId client, PoolSpec spec, std::function<void(Result<uint64_t>)> done) override;
+  void RemovePool(ClientId client, uint64_t pool, std::function<void(Status)> done) override;
+  void StoreFromPool(ClientId client, const PoolPages& pages,
+                     std::function<void(Result<std::vector<Code>>)> done) override;
+  void FetchIntoPool(ClientId client, const PoolPages& pages,
+                     std::function<void(Result<std::vector<Code>>)> done) override;
+  void DeviceArenaLost(ArenaId arena) override;
+
   bool Turn() override;
   void SetHostCapacity(uint64_t bytes) override;
   uint64_t host_capacity_bytes() const override { return memory_.capacity(); }
 
   StatusReport Summary() const override;
+  std::vector<GpuReport> Devices() const override;
   std::vector<ModelReport> Models() const override;
   std::vector<SpaceReport> Spaces() const override;
   std::vector<ClientReport> Clients() override;
@@ -116,6 +139,8 @@ class HostEngine final : public Engine {
                                                        const std::string& name,
                                                        std::function<void(Result<Attached>)> done);
   void MakeStore(EngineParts& parts);
+  void MakeDevices(EngineParts& parts);
+  Result<OfDevice*> DeviceOf(uint32_t device);
   Code CommitOne(Client& client, uint64_t id, uint32_t valid_tokens);
   PageCounts& CountsOf(const Client& client) { return catalog_.At(client.spec.tenant).counts; }
   void AddPageFigures(std::vector<TenantFigures>* tenants) const;
@@ -147,6 +172,8 @@ class HostEngine final : public Engine {
   Blocks blocks_;
   Weights weights_;
   AccessLists access_;
+  std::vector<std::unique_ptr<OfDevice>> devices_;  // Number 1 comes first.
+  DeviceArenaNumbers device_numbers_;
   std::unique_ptr<StoreTier> store_;  // Null: there is none.
   uint64_t abandoned_grants_ = 0;     // Now.
   std::vector<std::string> restore_problems_;

@@ -27,6 +27,7 @@ struct PageName {
   uint32_t space_epoch = 0;
   uint32_t part = 0;
   Digest key;
+  uint32_t place = 0;  // 0: host memory; else the device of that number.
 
   friend bool operator==(const PageName&, const PageName&) = default;
 };

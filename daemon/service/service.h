@@ -71,6 +71,7 @@ class Service final : public EngineEvents, private Connection::Owner {
   void GrantsExpired(ClientId client, std::span<const uint64_t> grants) override;
   void ArenasGone(TenantId tenant, std::span<const ArenaId> arenas) override;
   void ClientCut(ClientId client, const Status& why) override;
+  void UnmapWanted(ClientId client, const UnmapRequest& request) override;
 
  private:
   void OnFrame(Connection& connection, Frame& frame) override;

@@ -36,10 +36,14 @@ class RecordedEvents final : public EngineEvents {
     gone[tenant].insert(gone[tenant].end(), arenas.begin(), arenas.end());
   }
   void ClientCut(ClientId client, const Status& why) override { cut.emplace(client, why); }
+  void UnmapWanted(ClientId client, const UnmapRequest& request) override {
+    unmap_wanted[client].push_back(request);
+  }
 
   std::map<ClientId, std::vector<uint64_t>> expired;
   std::map<TenantId, std::vector<ArenaId>> gone;
   std::map<ClientId, Status> cut;
+  std::map<ClientId, std::vector<UnmapRequest>> unmap_wanted;
 };
 
 // A channel and what a well-behaved client does with it, one thread.

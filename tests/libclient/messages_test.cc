@@ -192,7 +192,7 @@ std::vector<Case> Cases() {
   MESSAGE(Directory)
   MESSAGE(DirectoryReply, FIELD(DirectoryReply, directory_id))
   MESSAGE(Arena, FIELD(Arena, id), FIELD(Arena, bytes), FIELD(Arena, page_bytes),
-          FIELD(Arena, tier), FIELD(Arena, writable))
+          FIELD(Arena, tier), FIELD(Arena, writable), FIELD(Arena, device), FIELD(Arena, handle))
   MESSAGE(Arenas, FIELD(Arenas, ids), FIELD(Arenas, writable))
   MESSAGE(ArenasReply, FIELD(ArenasReply, arenas))
   MESSAGE(Layout, FIELD(Layout, dtype), FIELD(Layout, layers), FIELD(Layout, kv_heads),
@@ -208,7 +208,8 @@ std::vector<Case> Cases() {
   MESSAGE(CloseSpace, FIELD(CloseSpace, slot), FIELD(CloseSpace, epoch))
   MESSAGE(CloseSpaceReply)
   MESSAGE(Grant, FIELD(Grant, slot), FIELD(Grant, epoch), FIELD(Grant, part), FIELD(Grant, keys),
-          FIELD(Grant, deadline_ms), FIELD(Grant, parent), FIELD(Grant, position))
+          FIELD(Grant, deadline_ms), FIELD(Grant, parent), FIELD(Grant, position),
+          FIELD(Grant, device))
   MESSAGE(GrantReply, FIELD(GrantReply, codes), FIELD(GrantReply, grants),
           FIELD(GrantReply, handles), FIELD(GrantReply, arenas))
   MESSAGE(Commit, FIELD(Commit, grants), FIELD(Commit, valid_tokens))
@@ -219,7 +220,7 @@ std::vector<Case> Cases() {
   MESSAGE(DropReply, FIELD(DropReply, dropped))
   MESSAGE(Prefetch, FIELD(Prefetch, slot), FIELD(Prefetch, epoch), FIELD(Prefetch, part),
           FIELD(Prefetch, keys), FIELD(Prefetch, deadline_ms), FIELD(Prefetch, min_percent),
-          FIELD(Prefetch, recompute_us))
+          FIELD(Prefetch, recompute_us), FIELD(Prefetch, device))
   MESSAGE(PrefetchReply, FIELD(PrefetchReply, codes), FIELD(PrefetchReply, worth))
   MESSAGE(Persist, FIELD(Persist, slot), FIELD(Persist, epoch), FIELD(Persist, part),
           FIELD(Persist, keys))
@@ -235,18 +236,19 @@ std::vector<Case> Cases() {
   MESSAGE(ModelAccess, FIELD(ModelAccess, name), FIELD(ModelAccess, tenant),
           FIELD(ModelAccess, granted))
   MESSAGE(ModelAccessReply)
-  MESSAGE(Load, FIELD(Load, name), FIELD(Load, version))
+  MESSAGE(Load, FIELD(Load, name), FIELD(Load, version), FIELD(Load, device))
   MESSAGE(ProgressEvent, FIELD(ProgressEvent, done_bytes), FIELD(ProgressEvent, total_bytes))
   MESSAGE(LoadReply, FIELD(LoadReply, version), FIELD(LoadReply, bytes), FIELD(LoadReply, digest))
-  MESSAGE(Unload, FIELD(Unload, name), FIELD(Unload, version))
+  MESSAGE(Unload, FIELD(Unload, name), FIELD(Unload, version), FIELD(Unload, device))
   MESSAGE(UnloadReply, FIELD(UnloadReply, freed_bytes), FIELD(UnloadReply, held_bytes))
   MESSAGE(Attach, FIELD(Attach, name), FIELD(Attach, version), FIELD(Attach, load),
-          FIELD(Attach, deadline_ms), FIELD(Attach, early))
+          FIELD(Attach, deadline_ms), FIELD(Attach, early), FIELD(Attach, device))
   MESSAGE(AttachReply, FIELD(AttachReply, attachment), FIELD(AttachReply, version),
           FIELD(AttachReply, digest), FIELD(AttachReply, manifest_bytes),
-          FIELD(AttachReply, arriving))
+          FIELD(AttachReply, arriving), FIELD(AttachReply, device))
   MESSAGE(AttachBlocks, FIELD(AttachBlocks, attachment), FIELD(AttachBlocks, blocks))
-  MESSAGE(AttachBlocksReply, FIELD(AttachBlocksReply, blocks), FIELD(AttachBlocksReply, last))
+  MESSAGE(AttachBlocksReply, FIELD(AttachBlocksReply, blocks), FIELD(AttachBlocksReply, last),
+          FIELD(AttachBlocksReply, handles))
   MESSAGE(AttachWait, FIELD(AttachWait, attachment), FIELD(AttachWait, blocks),
           FIELD(AttachWait, deadline_ms))
   MESSAGE(AttachWaitReply, FIELD(AttachWaitReply, arriving), FIELD(AttachWaitReply, digest))
@@ -254,7 +256,7 @@ std::vector<Case> Cases() {
   MESSAGE(DetachReply)
   MESSAGE(Evict, FIELD(Evict, bytes))
   MESSAGE(EvictReply, FIELD(EvictReply, pages), FIELD(EvictReply, blocks), FIELD(EvictReply, bytes))
-  MESSAGE(Demote, FIELD(Demote, bytes))
+  MESSAGE(Demote, FIELD(Demote, bytes), FIELD(Demote, device))
   MESSAGE(DemoteReply, FIELD(DemoteReply, pages), FIELD(DemoteReply, bytes))
   MESSAGE(Promote, FIELD(Promote, tenant), FIELD(Promote, space_id), FIELD(Promote, bytes),
           FIELD(Promote, no_wait))
@@ -267,6 +269,30 @@ std::vector<Case> Cases() {
   MESSAGE(ReportReply, FIELD(ReportReply, json))
   MESSAGE(GrantExpiredEvent, FIELD(GrantExpiredEvent, grants))
   MESSAGE(UnmapEvent, FIELD(UnmapEvent, arenas))
+  MESSAGE(Devices)
+  MESSAGE(Device, FIELD(Device, number), FIELD(Device, uuid), FIELD(Device, name),
+          FIELD(Device, kind), FIELD(Device, slabs), FIELD(Device, granularity),
+          FIELD(Device, serving), FIELD(Device, capacity_bytes))
+  MESSAGE(DevicesReply, FIELD(DevicesReply, devices))
+  MESSAGE(LetGo, FIELD(LetGo, arenas))
+  MESSAGE(LetGoReply)
+  MESSAGE(PoolAdd, FIELD(PoolAdd, device), FIELD(PoolAdd, bytes), FIELD(PoolAdd, handle))
+  MESSAGE(PoolAddReply, FIELD(PoolAddReply, pool))
+  MESSAGE(PoolRemove, FIELD(PoolRemove, pool))
+  MESSAGE(PoolRemoveReply)
+  MESSAGE(PoolPages, FIELD(PoolPages, pool), FIELD(PoolPages, bases),
+          FIELD(PoolPages, block_stride), FIELD(PoolPages, block_bytes),
+          FIELD(PoolPages, page_first), FIELD(PoolPages, slot), FIELD(PoolPages, epoch),
+          FIELD(PoolPages, part), FIELD(PoolPages, keys), FIELD(PoolPages, blocks),
+          FIELD(PoolPages, blocks_per_page), FIELD(PoolPages, valid_tokens),
+          FIELD(PoolPages, parent), FIELD(PoolPages, position), FIELD(PoolPages, deadline_ms))
+  MESSAGE(PoolStore, FIELD(PoolStore, pages))
+  MESSAGE(PoolStoreReply, FIELD(PoolStoreReply, codes))
+  MESSAGE(PoolFetch, FIELD(PoolFetch, pages))
+  MESSAGE(PoolFetchReply, FIELD(PoolFetchReply, codes))
+  MESSAGE(UnmapWantedEvent, FIELD(UnmapWantedEvent, device), FIELD(UnmapWantedEvent, arenas),
+          FIELD(UnmapWantedEvent, attachments), FIELD(UnmapWantedEvent, deadline_ms),
+          FIELD(UnmapWantedEvent, lost))
   return cases;
 }
 

@@ -106,6 +106,7 @@ class EngineSimulation final : public SharedAccess, public EngineEvents {
   void GrantsExpired(ClientId client, std::span<const uint64_t> grants) override;
   void ArenasGone(TenantId tenant, std::span<const ArenaId> arenas) override;
   void ClientCut(ClientId client, const Status& why) override;
+  void UnmapWanted(ClientId, const UnmapRequest&) override {}
 
  private:
   EngineOptions ChooseOptions();

@@ -65,6 +65,7 @@ class StoreSimulation final : public EngineEvents {
   void ClientCut(ClientId, const Status& why) override {
     Fail("a client was cut: " + why.message());
   }
+  void UnmapWanted(ClientId, const UnmapRequest&) override {}
 
  private:
   // A page whatever slot its space has: tenant, space, key.

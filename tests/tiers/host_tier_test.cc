@@ -43,7 +43,7 @@ TEST_F(HostArenas, IdsAreNotReusedAndEndAtTheirLimit) {
   EXPECT_EQ(Create(kMiB), 3u);
   EXPECT_EQ(tier_->Create(kMiB, ArenaUse::kSlab).error().code(), Code::kExhausted);
   // Blocks have numbers of their own: no handle names them.
-  EXPECT_EQ(tier_->Create(kMiB, ArenaUse::kBlock)->id, kLastSlabId + 1);
+  EXPECT_EQ(tier_->Create(kMiB, ArenaUse::kBlock)->id, kFirstBlockId);
 }
 
 TEST_F(HostArenas, SizesThatAreNoPagesAreRefused) {

@@ -35,7 +35,7 @@ TEST(SimHostTier, KeepsTheContractOfHostMemory) {
   EXPECT_EQ(mapped->bytes()[kPage], 3);
   EXPECT_EQ(tier.Map(slab->id), nullptr);
   EXPECT_EQ(tier.Create(kPage, ArenaUse::kSlab)->id, slab->id + 1);
-  EXPECT_EQ(tier.Create(kPage, ArenaUse::kBlock)->id, kLastSlabId + 1);
+  EXPECT_EQ(tier.Create(kPage, ArenaUse::kBlock)->id, kFirstBlockId);
 }
 
 TEST(SimHostTier, ReserveIsMadeStepByStepAndServesResidentArenas) {

@@ -80,7 +80,7 @@ class MemfdHostTier final : public HostTier {
 
   std::unordered_map<ArenaId, ArenaPtr> arenas_;
   ArenaId last_slab_id_ = 0;
-  ArenaId last_block_id_ = kLastSlabId;
+  ArenaId last_block_id_ = kFirstBlockId - 1;
   size_t arena_bytes_ = 0;
 
   std::vector<ArenaPtr> blanks_;

@@ -57,6 +57,8 @@ struct SimHostTierOptions {
   size_t capacity_bytes = SIZE_MAX;
   // Blanks that SetReserve asks for appear this many at each call of MakeBlanks.
   size_t blanks_per_step = 1;
+  // Descriptor gives one that stands for the arena, and by which nothing can be mapped.
+  bool descriptors = false;
 };
 
 class SimHostTier final : public HostTier {
@@ -69,7 +71,7 @@ class SimHostTier final : public HostTier {
   Status Punch(const Extent& extent) override;
   Status Seal(ArenaId arena) override;
   void Release(ArenaId arena) override;
-  // Always `unavailable`: clients of the simulation map by Map.
+  // `unavailable` without options.descriptors: clients of the simulation map by Map.
   Result<UniqueFd> Descriptor(ArenaId arena, Protection protection) override;
   void SetReserve(size_t bytes) override;
   size_t blank_bytes() const override { return options_.blank_bytes; }
@@ -95,7 +97,7 @@ class SimHostTier final : public HostTier {
   const SimHostTierOptions options_;
   std::map<ArenaId, std::shared_ptr<SimArena>> arenas_;
   ArenaId last_slab_id_ = 0;
-  ArenaId last_block_id_ = kLastSlabId;
+  ArenaId last_block_id_ = kFirstBlockId - 1;
   size_t arena_bytes_ = 0;
   size_t blanks_ = 0;  // Only their number: a blank has no contents.
   size_t blank_target_ = 0;

@@ -75,7 +75,7 @@ class TableOn {
 
   // The line of a linked page.
   std::optional<uint64_t> Find(const PageName& name) const {
-    const uint64_t space = shm::PackPair(name.space_slot, name.space_epoch);
+    const uint64_t space = shm::SpaceWord(name.space_slot, name.space_epoch, name.place);
     const uint64_t home = Home(name);
     for (uint64_t distance = 0; distance < shm::kMaxProbe; ++distance) {
       const uint64_t line = (home + distance) & (capacity_ - 1);
@@ -109,7 +109,8 @@ class TableOn {
     constexpr auto kRelease = std::memory_order_release;
     for (int word = 0; word < 4; ++word)
       Atomics::Store(e.key[word], name.key.Word(word), kRelease);
-    Atomics::Store(e.space, shm::PackPair(name.space_slot, name.space_epoch), kRelease);
+    Atomics::Store(e.space, shm::SpaceWord(name.space_slot, name.space_epoch, name.place),
+                   kRelease);
     Atomics::Store(e.part_bytes, shm::PackPair(name.part, page.bytes), kRelease);
     Atomics::Store(e.tokens_passed,
                    shm::PackPair(shm::PackTokens(page.valid_tokens, page.tier),
@@ -129,7 +130,8 @@ class TableOn {
   LinkedPage At(uint64_t line) const {
     const shm::Entry& e = entry(line);
     LinkedPage page;
-    page.name.space_slot = shm::LowOf(Read(e.space));
+    page.name.space_slot = shm::SlotOfSpaceWord(Read(e.space));
+    page.name.place = shm::PlaceOfSpaceWord(Read(e.space));
     page.name.space_epoch = shm::HighOf(Read(e.space));
     page.name.part = shm::LowOf(Read(e.part_bytes));
     page.name.key = DigestOf(e.key);
@@ -155,8 +157,9 @@ class TableOn {
   }
 
   uint64_t Home(const PageName& name) const {
-    return shm::HomeLine(name.key.Word(0), shm::PackPair(name.space_slot, name.space_epoch),
-                         name.part, capacity_);
+    return shm::HomeLine(name.key.Word(0),
+                         shm::SpaceWord(name.space_slot, name.space_epoch, name.place), name.part,
+                         capacity_);
   }
   // Every line from `home` up to `line` is passed over by one page more or less. Before the handle
   // is stored and after it is gone: a page that stays linked can always be reached.

@@ -1,0 +1,22 @@
+// OfDevice: what the engine has of one GPU, joined from its parts: the budget and its arenas.
+#pragma once
+
+#include <memory>
+
+#include "daemon/engine/device/device_arenas.h"
+#include "daemon/engine/engine_options.h"
+#include "daemon/policy/policy.h"
+
+namespace terrace {
+
+struct OfDevice {
+  OfDevice(DevicePart part, uint32_t device, const Clock& clock, DeviceArenaNumbers& numbers)
+      : policy(std::move(part.policy)),
+        arenas(part.options,
+               {.device = device, .tier = part.tier, .clock = &clock, .numbers = &numbers}) {}
+
+  const std::unique_ptr<Policy> policy;
+  DeviceArenas arenas;
+};
+
+}  // namespace terrace
