@@ -73,6 +73,8 @@ std::string Show(uint64_t value) {
 std::string Show(const std::string& value) {
   return value + ";";
 }
+template <class T>
+std::string Show(const std::vector<T>& values);
 template <class M>
   requires requires(const M& m) { M::Fields(m); }
 std::string Show(const M& message) {
