@@ -20,11 +20,11 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "base/fd_message.h"
 #include "base/hex.h"
 #include "tests/device/gpu_fixture.h"
 #include "tests/device/implementations.h"
@@ -66,17 +66,11 @@ Status Import(Gpu& gpu, GpuBench& bench, const std::string& verb, int fd, uint64
 Status SendFd(int socket, int fd) {
   char byte = 0;
   iovec data{.iov_base = &byte, .iov_len = 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof fd)] = {};
   msghdr message{};
   message.msg_iov = &data;
   message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof fd);
-  std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  FdMessage<1> control;
+  control.Attach({&fd, 1}, message);
   return ::sendmsg(socket, &message, 0) == 1 ? Status() : SystemError("sendmsg", errno);
 }
 

@@ -212,20 +212,32 @@ TEST_F(PromoteTest, AClientHoldsNoMoreThanItMayPin) {
 
 class SmallBudget : public PromoteTest {
  protected:
-  // Of three pages.
-  SmallBudget() {
+  SmallBudget() : modest(OfThreePages()), theirs(modest.Open()) {}
+  StoringClient OfThreePages() {
     EngineOptions options = StoreWorld::Options();
     options.max_pinned_bytes = 3 * kPage;
     TERRACE_CHECK(engine().SetClientLimits(options).ok());
+    return StoringClient(w);
   }
+  uint32_t Pin(uint64_t key) { return modest.channel.Pin(modest.Find(theirs, key).value()); }
+  // Two pages were pinned when pins were looked for last, and are not any more.
+  void PinAndUnpinTwo() {
+    modest.PutChain(theirs, 0, 2);
+    const uint32_t one = Pin(0);
+    const uint32_t two = Pin(1);
+    w.EvictAll();  // A scan.
+    modest.channel.Unpin(one);
+    modest.channel.Unpin(two);
+  }
+
+  StoringClient modest;
+  const SpaceGiven theirs;
 };
 
 TEST_F(SmallBudget, WhatIsPinnedIsNotThereForHolds) {
-  StoringClient modest(w);
-  const SpaceGiven theirs = modest.Open();
   modest.PutChain(theirs, 0, 2);
-  modest.channel.Pin(modest.Find(theirs, 0).value());
-  modest.channel.Pin(modest.Find(theirs, 1).value());
+  Pin(0);
+  Pin(1);
   w.EvictAll();  // A scan.
   const auto fetch = modest.Prefetch(theirs, 4, 3);
   w.store.RunPending();
@@ -233,14 +245,7 @@ TEST_F(SmallBudget, WhatIsPinnedIsNotThereForHolds) {
 }
 
 TEST_F(SmallBudget, PinsThatAreGoneRefuseNothing) {
-  StoringClient modest(w);
-  const SpaceGiven theirs = modest.Open();
-  modest.PutChain(theirs, 0, 2);
-  const uint32_t one = modest.channel.Pin(modest.Find(theirs, 0).value());
-  const uint32_t two = modest.channel.Pin(modest.Find(theirs, 1).value());
-  w.EvictAll();  // A scan.
-  modest.channel.Unpin(one);
-  modest.channel.Unpin(two);
+  PinAndUnpinTwo();
   w.world.clock.Advance(kNsPerSecond);
   const auto fetch = modest.Prefetch(theirs, 4, 3);
   w.store.RunPending();
@@ -248,28 +253,19 @@ TEST_F(SmallBudget, PinsThatAreGoneRefuseNothing) {
 }
 
 TEST_F(SmallBudget, ScansForPrefetchesAreRationed) {
-  StoringClient modest(w);
-  const SpaceGiven theirs = modest.Open();
-  modest.PutChain(theirs, 0, 2);
-  const uint32_t one = modest.channel.Pin(modest.Find(theirs, 0).value());
-  const uint32_t two = modest.channel.Pin(modest.Find(theirs, 1).value());
-  w.EvictAll();  // A scan.
-  modest.channel.Unpin(one);
-  modest.channel.Unpin(two);
+  PinAndUnpinTwo();
   const auto at_once = modest.Prefetch(theirs, 4, 3);
   w.store.RunPending();
   EXPECT_THAT(at_once->codes(), ElementsAre(Code::kOk, Code::kExhausted, Code::kExhausted));
 }
 
 TEST_F(SmallBudget, WhoIsFoundOverItsBudgetByAPrefetchIsCut) {
-  StoringClient modest(w);
-  const SpaceGiven theirs = modest.Open();
   modest.PutChain(theirs, 0, 4);
-  modest.channel.Pin(modest.Find(theirs, 0).value());
+  Pin(0);
   w.EvictAll();  // A scan.
   modest.PutChain(theirs, 0, 4);
   for (uint64_t key = 0; key < 4; ++key)
-    modest.channel.Pin(modest.Find(theirs, key).value());
+    Pin(key);
   w.world.clock.Advance(kNsPerSecond);
   const auto fetch = modest.Prefetch(theirs, 4, 3);
   ASSERT_TRUE(fetch->answer.has_value());
@@ -333,15 +329,13 @@ TEST_F(PromoteTest, HoldsAndPinsAreTogetherNoMoreThanAClientMayPin) {
 }
 
 TEST_F(SmallBudget, HoldsGiveWayToPins) {
-  StoringClient modest(w);
-  const SpaceGiven theirs = modest.Open();
   modest.Prefetch(theirs, 4, 1, {.deadline_ms = 500});
   modest.Prefetch(theirs, 5, 2, {.deadline_ms = 100});
   w.store.RunPending();
   EXPECT_EQ(w.Figures().holds, 3u);
   modest.PutChain(theirs, 0, 2);
-  modest.channel.Pin(modest.Find(theirs, 0).value());
-  modest.channel.Pin(modest.Find(theirs, 1).value());
+  Pin(0);
+  Pin(1);
   w.EvictAll();
   EXPECT_EQ(w.Figures().held_bytes, kPage);
   EXPECT_TRUE(modest.Reads(theirs, 4)) << "the others' time was over first";

@@ -27,13 +27,26 @@ PromoteSpec OfSpace(const Digest& space) {
 
 class PromotionTest : public testing::Test {
  protected:
+  explicit PromotionTest(const EngineOptions& options = StoreWorld::Options())
+      : w(options), client(w), space(client.Open()) {}
   ~PromotionTest() override { EXPECT_EQ(w.world.engine->CheckInvariants(), Status()); }
   Engine& engine() { return *w.world.engine; }
   // Pages in the store alone.
-  void Store(StoringClient& client, const SpaceGiven& space, uint64_t first, uint64_t count) {
-    client.PutChain(space, first, count);
+  void Store(StoringClient& whose, const SpaceGiven& where, uint64_t first, uint64_t count) {
+    whose.PutChain(where, first, count);
     w.world.Settle();
     w.EvictAll();
+  }
+  void Store(uint64_t first, uint64_t count) { Store(client, space, first, count); }
+  // Some in the store alone, others in memory too.
+  void StoreAndKeep(uint64_t stored, uint64_t kept) {
+    Store(0, stored);
+    client.PutChain(space, 100, kept);
+    w.world.Settle();
+  }
+  void ExpectInMemory(uint64_t first, uint64_t count) {
+    for (uint64_t key = first; key < first + count; ++key)
+      EXPECT_TRUE(client.Reads(space, key)) << key;
   }
   using Answer = std::optional<Result<Promoted>>;
   std::shared_ptr<Answer> Promote(const PromoteSpec& spec = {}) {
@@ -51,29 +64,24 @@ class PromotionTest : public testing::Test {
   }
 
   StoreWorld w;
+  StoringClient client;
+  const SpaceGiven space;
   std::vector<std::pair<uint64_t, uint64_t>> told;
 };
 
 TEST_F(PromotionTest, PagesComeBackWithTheirBytes) {
-  StoringClient client(w);
-  const SpaceGiven space = client.Open();
-  Store(client, space, 0, 6);
+  Store(0, 6);
   const Promoted promoted = Ended();
   EXPECT_EQ(promoted.pages, 6u);
   EXPECT_EQ(promoted.bytes, 6 * kPage);
-  for (uint64_t key = 0; key < 6; ++key)
-    EXPECT_TRUE(client.Reads(space, key)) << key;
+  ExpectInMemory(0, 6);
   ASSERT_FALSE(told.empty());
   EXPECT_EQ(told.back().first, 6 * kPage);
   EXPECT_GE(told.back().second, told.back().first);
 }
 
 TEST_F(PromotionTest, NothingLeavesMemoryForThem) {
-  StoringClient client(w);
-  const SpaceGiven space = client.Open();
-  Store(client, space, 0, 12);
-  client.PutChain(space, 100, 10);
-  w.world.Settle();
+  StoreAndKeep(12, 10);
   const uint64_t evicted = engine().Summary().evicted_pages;
   const uint64_t before = engine().Summary().pages;
   const Promoted promoted = Ended();
@@ -81,16 +89,11 @@ TEST_F(PromotionTest, NothingLeavesMemoryForThem) {
   EXPECT_EQ(engine().Summary().pages, before + promoted.pages);
   EXPECT_GT(promoted.pages, 0u);
   EXPECT_LE(before + promoted.pages, kRoom);
-  for (uint64_t key = 100; key < 110; ++key)
-    EXPECT_TRUE(client.Reads(space, key)) << key;
+  ExpectInMemory(100, 10);
 }
 
 TEST_F(PromotionTest, UntilTheyAreReadTheyLeaveBeforeOthers) {
-  StoringClient client(w);
-  const SpaceGiven space = client.Open();
-  Store(client, space, 0, 4);
-  client.PutChain(space, 100, 4);
-  w.world.Settle();
+  StoreAndKeep(4, 4);
   EXPECT_EQ(Ended().pages, 4u);
   client.channel.Touch(client.Find(space, 1).value());
   (void)engine().Turn();
@@ -98,17 +101,12 @@ TEST_F(PromotionTest, UntilTheyAreReadTheyLeaveBeforeOthers) {
   EXPECT_TRUE(client.Reads(space, 1));
   for (const uint64_t key : {0, 2, 3})
     EXPECT_FALSE(client.Reads(space, key)) << key;
-  for (uint64_t key = 100; key < 104; ++key)
-    EXPECT_TRUE(client.Reads(space, key)) << key;
+  ExpectInMemory(100, 4);
 }
 
 // What a client waits for by then is what it asked for.
 TEST_F(PromotionTest, OneThatAClientWaitsForIsAsIfItHadAsked) {
-  StoringClient client(w);
-  const SpaceGiven space = client.Open();
-  Store(client, space, 0, 2);
-  client.PutChain(space, 100, 1);
-  w.world.Settle();
+  StoreAndKeep(2, 1);
   const auto promoted = Promote();
   (void)engine().Turn();  // The reads are under way.
   const auto fetch = client.Prefetch(space, 0, 1, {.deadline_ms = 1});
@@ -121,10 +119,8 @@ TEST_F(PromotionTest, OneThatAClientWaitsForIsAsIfItHadAsked) {
 }
 
 TEST_F(PromotionTest, ThoseUsedLastComeFirst) {
-  StoringClient client(w);
-  const SpaceGiven space = client.Open();
-  Store(client, space, 0, 4);
-  Store(client, space, 4, 4);
+  Store(0, 4);
+  Store(4, 4);
   client.Prefetch(space, 1, 1);  // A use.
   w.world.Settle();
   w.EvictAll();
@@ -136,19 +132,15 @@ TEST_F(PromotionTest, ThoseUsedLastComeFirst) {
 }
 
 TEST_F(PromotionTest, NoMoreThanAskedFor) {
-  StoringClient client(w);
-  const SpaceGiven space = client.Open();
-  Store(client, space, 0, 8);
+  Store(0, 8);
   EXPECT_EQ(Ended(UpTo(2 * kPage + kPage / 2)).pages, 2u);
   EXPECT_EQ(Ended(UpTo(kPage - 1)).pages, 0u);
 }
 
 TEST_F(PromotionTest, OfTheSpaceOrTenantThatWasNamed) {
-  StoringClient client(w);
   StoringClient other(w, "u");
-  const SpaceGiven space = client.Open();
   const SpaceGiven theirs = other.Open();
-  Store(client, space, 0, 2);
+  Store(0, 2);
   Store(other, theirs, 0, 3);
   EXPECT_EQ(Ended(OfTenant("u")).pages, 3u);
   EXPECT_FALSE(client.Reads(space, 0));
@@ -158,7 +150,6 @@ TEST_F(PromotionTest, OfTheSpaceOrTenantThatWasNamed) {
 }
 
 TEST_F(PromotionTest, WhoNamesWhatIsNotThereIsTold) {
-  StoringClient client(w);
   const auto no_tenant = Promote(OfTenant("nobody"));
   ASSERT_TRUE(no_tenant->has_value());
   EXPECT_EQ((*no_tenant)->error().code(), Code::kNotFound);
@@ -168,9 +159,7 @@ TEST_F(PromotionTest, WhoNamesWhatIsNotThereIsTold) {
 }
 
 TEST_F(PromotionTest, OneAtATime) {
-  StoringClient client(w);
-  const SpaceGiven space = client.Open();
-  Store(client, space, 0, 2);
+  Store(0, 2);
   const auto first = Promote();
   const auto second = Promote();
   ASSERT_TRUE(second->has_value());
@@ -181,9 +170,7 @@ TEST_F(PromotionTest, OneAtATime) {
 }
 
 TEST_F(PromotionTest, ADamagedPageIsErasedAndTheOthersCome) {
-  StoringClient client(w);
-  const SpaceGiven space = client.Open();
-  Store(client, space, 0, 4);
+  Store(0, 4);
   w.store.Corrupt(client.NameOf(space, 2), ReadFault::kData);
   EXPECT_EQ(Ended().pages, 3u);
   w.world.Settle();
@@ -192,9 +179,7 @@ TEST_F(PromotionTest, ADamagedPageIsErasedAndTheOthersCome) {
 }
 
 TEST_F(PromotionTest, APageThatWasDroppedMeanwhileStaysAway) {
-  StoringClient client(w);
-  const SpaceGiven space = client.Open();
-  Store(client, space, 0, 2);
+  Store(0, 2);
   const auto promoted = Promote();
   (void)engine().Turn();  // The reads are under way.
   EXPECT_EQ(client.Drop(space, 1), 1u);
@@ -205,9 +190,7 @@ TEST_F(PromotionTest, APageThatWasDroppedMeanwhileStaysAway) {
 }
 
 TEST_F(PromotionTest, WhatIsInMemoryIsPassedOver) {
-  StoringClient client(w);
-  const SpaceGiven space = client.Open();
-  Store(client, space, 0, 4);
+  Store(0, 4);
   client.Prefetch(space, 0, 4);
   w.world.Settle();
   EXPECT_EQ(Ended().pages, 0u);
@@ -215,13 +198,8 @@ TEST_F(PromotionTest, WhatIsInMemoryIsPassedOver) {
 
 // Nobody has opened the space since the start.
 TEST_F(PromotionTest, ASpaceThatNobodyHasOpenIsPromotedToo) {
-  SpaceGiven space;
-  {
-    StoringClient client(w);
-    space = client.Open();
-    Store(client, space, 0, 4);
-    engine().ClientGone(client.given.id);
-  }
+  Store(0, 4);
+  engine().ClientGone(client.given.id);
   EXPECT_EQ(Ended().pages, 4u);
   StoringClient again(w);
   const SpaceGiven reopened = again.Open();
@@ -230,80 +208,62 @@ TEST_F(PromotionTest, ASpaceThatNobodyHasOpenIsPromotedToo) {
     EXPECT_TRUE(again.Reads(reopened, key)) << key;
 }
 
-class PromotionBesideReadersTest : public testing::Test {
+class PromotionBesideReadersTest : public PromotionTest {
  protected:
+  PromotionBesideReadersTest() : PromotionTest(TwoPagesAtATime()) {}
   static EngineOptions TwoPagesAtATime() {
     EngineOptions options = StoreWorld::Options();
     options.store.max_reading_pages = 2;
     options.store.read_deadline_ms = 120'000;
     return options;
   }
-  StoreWorld w{TwoPagesAtATime()};
 };
 
 TEST_F(PromotionBesideReadersTest, ItWaitsForThemWithoutWorkAndEndsAfterAWhile) {
-  StoringClient client(w);
-  const SpaceGiven space = client.Open();
-  client.PutChain(space, 0, 4);
-  w.world.Settle();
-  w.EvictAll();
+  Store(0, 4);
   // A client reads half of what may be read, and its device takes its time.
   client.Prefetch(space, 0, 1, {.deadline_ms = 60'000});
-  while (w.world.engine->Turn()) {
+  while (engine().Turn()) {
   }
-  std::optional<Result<Promoted>> promoted;
-  w.world.engine->Promote({}, {}, [&](Result<Promoted> answer) { promoted = std::move(answer); });
+  const auto promoted = Promote();
   for (int second = 0; second < 29; ++second) {
-    EXPECT_FALSE(w.world.engine->Turn()) << "it asks for the next turn at once";
+    EXPECT_FALSE(engine().Turn()) << "it asks for the next turn at once";
     w.world.clock.Advance(kNsPerSecond);
   }
-  EXPECT_FALSE(promoted.has_value());
+  EXPECT_FALSE(promoted->has_value());
   w.world.clock.Advance(2 * kNsPerSecond);
-  (void)w.world.engine->Turn();
-  ASSERT_TRUE(promoted.has_value());
-  EXPECT_EQ((**promoted).pages, 0u);
+  (void)engine().Turn();
+  ASSERT_TRUE(promoted->has_value());
+  EXPECT_EQ((***promoted).pages, 0u);
   w.world.Settle();
 }
 
 TEST_F(PromotionBesideReadersTest, HalfOfWhatMayBeReadIsLeftToThem) {
-  StoringClient client(w);
-  const SpaceGiven space = client.Open();
-  client.PutChain(space, 0, 4);
-  w.world.Settle();
-  w.EvictAll();
-  std::optional<Result<Promoted>> promoted;
-  w.world.engine->Promote({}, {}, [&](Result<Promoted> answer) { promoted = std::move(answer); });
-  (void)w.world.engine->Turn();
+  Store(0, 4);
+  const auto promoted = Promote();
+  (void)engine().Turn();
   EXPECT_EQ(w.Figures().reading_pages, 1u);
   client.Prefetch(space, 3, 1);
   w.world.Settle();
-  ASSERT_TRUE(promoted.has_value());
-  for (uint64_t key = 0; key < 4; ++key)
-    EXPECT_TRUE(client.Reads(space, key)) << key;
+  ASSERT_TRUE(promoted->has_value());
+  ExpectInMemory(0, 4);
 }
 
 TEST_F(PromotionBesideReadersTest, ItGoesOnWhenTheyHaveDone) {
-  StoringClient client(w);
-  const SpaceGiven space = client.Open();
-  client.PutChain(space, 0, 4);
-  w.world.Settle();
-  w.EvictAll();
+  Store(0, 4);
   client.Prefetch(space, 0, 1, {.deadline_ms = 60'000});
-  std::optional<Result<Promoted>> promoted;
-  w.world.engine->Promote({}, {}, [&](Result<Promoted> answer) { promoted = std::move(answer); });
-  (void)w.world.engine->Turn();
+  const auto promoted = Promote();
+  (void)engine().Turn();
   w.world.clock.Advance(29 * kNsPerSecond);
-  (void)w.world.engine->Turn();
+  (void)engine().Turn();
   w.world.Settle();
-  ASSERT_TRUE(promoted.has_value());
-  EXPECT_EQ((**promoted).pages, 3u);
+  ASSERT_TRUE(promoted->has_value());
+  EXPECT_EQ((***promoted).pages, 3u);
   EXPECT_TRUE(client.Reads(space, 3));
 }
 
 TEST_F(PromotionTest, ADeviceThatHangsEndsItAfterAWhile) {
-  StoringClient client(w);
-  const SpaceGiven space = client.Open();
-  Store(client, space, 0, 2);
+  Store(0, 2);
   const auto promoted = Promote();
   (void)engine().Turn();
   w.world.clock.Advance(31 * kNsPerSecond);

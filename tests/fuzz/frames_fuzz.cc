@@ -7,10 +7,12 @@
 #include <fcntl.h>
 #include <sys/socket.h>
 
+#include <array>
 #include <vector>
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/fd_message.h"
 #include "base/worker_pool.h"
 #include "daemon/policy/policy.h"
 #include "daemon/service/memfd/memfd_directory.h"
@@ -151,15 +153,8 @@ void SendWithDescriptors(int socket, const std::string& bytes) {
   msghdr message{};
   message.msg_iov = &vector;
   message.msg_iovlen = 1;
-  alignas(cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))];
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  cmsghdr* item = CMSG_FIRSTHDR(&message);
-  item->cmsg_level = SOL_SOCKET;
-  item->cmsg_type = SCM_RIGHTS;
-  item->cmsg_len = CMSG_LEN(2 * sizeof(int));
-  const int fds[] = {null.get(), null.get()};
-  std::memcpy(CMSG_DATA(item), fds, sizeof fds);
+  FdMessage<2> control;
+  control.Attach(std::array{null.get(), null.get()}, message);
   (void)::sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 

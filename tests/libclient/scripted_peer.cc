@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "base/fd_message.h"
 #include "proto/shared_memory.h"
 
 namespace terrace::client {
@@ -102,19 +103,11 @@ void ScriptedPeer::SendError(uint64_t request, uint32_t code, const std::string&
 void ScriptedPeer::SendRaw(const std::string& bytes, const std::vector<int>& fds) {
   MutexLock lock(mu_);
   iovec part{const_cast<char*>(bytes.data()), bytes.size()};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 16)] = {};
   msghdr message{};
   message.msg_iov = &part;
   message.msg_iovlen = 1;
-  if (!fds.empty()) {
-    message.msg_control = control;
-    message.msg_controllen = CMSG_SPACE(fds.size() * sizeof(int));
-    cmsghdr* item = CMSG_FIRSTHDR(&message);
-    item->cmsg_level = SOL_SOCKET;
-    item->cmsg_type = SCM_RIGHTS;
-    item->cmsg_len = CMSG_LEN(fds.size() * sizeof(int));
-    std::memcpy(CMSG_DATA(item), fds.data(), fds.size() * sizeof(int));
-  }
+  FdMessage<16> control;
+  control.Attach(fds, message);
   static_cast<void>(::sendmsg(connection_->fd(), &message, MSG_NOSIGNAL));
 }
 

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "base/fd_message.h"
 #include "base/unique_fd.h"
 #include "proto/frame.h"
 #include "proto/wire.pb.h"
@@ -67,16 +68,8 @@ class WireClient {
       msghdr message{};
       message.msg_iov = &vector;
       message.msg_iovlen = 1;
-      alignas(cmsghdr) char control[CMSG_SPACE(wire::kMaxFds * sizeof(int))];
-      if (sent == 0 && !fds.empty()) {
-        message.msg_control = control;
-        message.msg_controllen = CMSG_SPACE(fds.size() * sizeof(int));
-        cmsghdr* item = CMSG_FIRSTHDR(&message);
-        item->cmsg_level = SOL_SOCKET;
-        item->cmsg_type = SCM_RIGHTS;
-        item->cmsg_len = CMSG_LEN(fds.size() * sizeof(int));
-        std::memcpy(CMSG_DATA(item), fds.data(), fds.size() * sizeof(int));
-      }
+      FdMessage<wire::kMaxFds> control;
+      if (sent == 0) control.Attach(fds, message);
       const ssize_t count = ::sendmsg(fd(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
       if (count > 0) {
         sent += static_cast<size_t>(count);

@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <future>
 #include <optional>
 
 #include "kernels/crc32c.h"
@@ -14,6 +15,7 @@
 namespace terrace {
 namespace {
 
+using testing::ElementsAre;
 using testing::HasSubstr;
 
 constexpr uint64_t kMiB = 1u << 20;
@@ -54,6 +56,13 @@ class BlockReaderTest : public DiskFixture {
     for (size_t at = 0; at < bytes.size(); at += kCheckedBytes)
       crcs.push_back(Crc32c(bytes.subspan(at, std::min<size_t>(kCheckedBytes, bytes.size() - at))));
     return crcs;
+  }
+  // The page cache has the file of the last OpenCold. False where the kernel does not tell.
+  bool WarmCache() const {
+    std::ifstream file(path_, std::ios::binary);
+    const std::string all((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+    const UniqueFd fd(open(path_.c_str(), O_RDONLY | O_CLOEXEC));
+    return IsCached(fd.get(), 0, all.size());
   }
   static std::vector<std::string> SomeTensors() {
     return {RandomText(3 * kMiB + 77, 1), RandomText(5, 2),   RandomText(300'001, 3), "",
@@ -120,12 +129,7 @@ TEST_P(BlockReaderTest, WithoutMemoryForBuffersReadsFailAndLaterOnesTryAgain) {
 TEST_P(BlockReaderTest, WhatThePageCacheHasIsTakenFromThere) {
   const std::vector<std::string> tensors = SomeTensors();
   const auto source = OpenCold("m", tensors);
-  std::ifstream file(path_, std::ios::binary);
-  const std::string all((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  const UniqueFd fd(open(path_.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!IsCached(fd.get(), 0, all.size())) {
-    GTEST_SKIP() << "the kernel does not tell what is cached";
-  }
+  if (!WarmCache()) GTEST_SKIP() << "the kernel does not tell what is cached";
   Laid laid = LayOut(tensors);
   const auto read = opener_.ReadBlock(*source, laid.Read());
   ASSERT_TRUE(read.has_value()) << read.error().ToString();
@@ -133,6 +137,53 @@ TEST_P(BlockReaderTest, WhatThePageCacheHasIsTakenFromThere) {
   EXPECT_EQ(read->crcs, CrcsOf(laid.expected));
   EXPECT_EQ(read->direct_bytes, 0u);
   EXPECT_GT(read->cached_bytes, 0u);
+}
+
+// Else who reads from the device would wait for all that others find in the page cache, for work of
+// theirs is looked for first.
+TEST_P(BlockReaderTest, CachedChunksLeaveWhatTheDeviceBroughtItsTurn) {
+  SourceOpener one({.name = "test", .threads = 1});
+  one.Begin(disk_.get(), {});
+  const std::vector<std::string> cold_tensors = {RandomText(kMiB, 1)};
+  (void)OpenCold("cold", cold_tensors);
+  const auto cold = *one.OpenPaths({path_});
+  DropFromCache(path_);
+  // The end of the file is not asked for: it would be read when nothing else is to be done.
+  const std::vector<std::string> cached_tensors = {RandomText(8 * kMiB, 2)};
+  (void)OpenCold("cached", {cached_tensors[0], RandomText(8192, 3)});
+  const auto cached = *one.OpenPaths({path_});
+  if (!WarmCache()) GTEST_SKIP() << "the kernel does not tell what is cached";
+
+  Laid from_device = LayOut(cold_tensors);
+  Laid from_cache = LayOut(cached_tensors);
+  std::vector<std::string> order;
+  std::promise<void> waits;
+  std::promise<void> go;
+  faulty_->Add({.fault = IoFault::kHang, .verb = IoVerb::kRead});
+  cold->Read(from_device.Read(), [&](const Result<BlockBytes>& read) {
+    order.push_back("cold");
+    EXPECT_GT(read->direct_bytes, 0u);
+  });
+  // The only worker waits while the device answers and the other read begins.
+  ASSERT_TRUE(one.pool()
+                  .Submit([&waits, gone = go.get_future().share()] {
+                    waits.set_value();
+                    gone.wait();
+                  })
+                  .ok());
+  waits.get_future().wait();
+  faulty_->ClearRules();
+  faulty_->Release();
+  ASSERT_TRUE(one.executor().RunUntil([&] { return one.pool().queued() == 1; }));
+  cached->Read(from_cache.Read(), [&](const Result<BlockBytes>& read) {
+    order.push_back("cached");
+    EXPECT_EQ(read->direct_bytes, 0u);
+  });
+  go.set_value();
+  ASSERT_TRUE(one.executor().RunUntil([&] { return order.size() == 2; }));
+  EXPECT_THAT(order, ElementsAre("cold", "cached"));
+  EXPECT_TRUE(from_device.memory == from_device.expected);
+  EXPECT_TRUE(from_cache.memory == from_cache.expected);
 }
 
 TEST_P(BlockReaderTest, ManyBlocksAtOnceShareTheBuffers) {

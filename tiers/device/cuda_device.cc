@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <unordered_map>
 #include <utility>
 
 #include "base/mutex.h"
@@ -15,6 +14,7 @@
 #include "tiers/device/cuda_context.h"
 #include "tiers/device/cuda_driver.h"
 #include "tiers/device/gpu_addresses.h"
+#include "tiers/device/gpu_handles.h"
 
 namespace terrace {
 namespace {
@@ -108,16 +108,15 @@ class CudaGpu final : public Gpu {
   Result<UniqueFd> ExportSlab(GpuSlab slab) override {
     RETURN_IF_ERROR(context_->Enter());
     MutexLock lock(mu_);
-    const auto found = slabs_.find(slab);
-    if (found == slabs_.end()) return Refused("slab: there is no such slab");
+    ASSIGN_OR_RETURN(const Slab exported, slabs_.Find(slab));
     int fd = -1;
-    RETURN_IF_ERROR(context_->Tell(
-        "cuMemExportToShareableHandle",
-        driver_.cuMemExportToShareableHandle(&fd, found->second.handle,
-                                             CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0)));
-    UniqueFd exported(fd);
+    RETURN_IF_ERROR(
+        context_->Tell("cuMemExportToShareableHandle",
+                       driver_.cuMemExportToShareableHandle(
+                           &fd, exported.handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0)));
+    UniqueFd own(fd);
     if (::fcntl(fd, F_SETFD, FD_CLOEXEC) != 0) return SystemError("descriptor of a slab", errno);
-    return exported;
+    return own;
   }
 
   Result<GpuSlab> ImportSlab(int fd, uint64_t bytes) override {
@@ -137,10 +136,7 @@ class CudaGpu final : public Gpu {
     Slab released;
     {
       MutexLock lock(mu_);
-      const auto found = slabs_.find(slab);
-      if (found == slabs_.end()) return Refused("slab: there is no such slab");
-      released = found->second;
-      slabs_.erase(found);
+      ASSIGN_OR_RETURN(released, slabs_.Take(slab));
     }
     // Slow while the device is busy, so under no mutex.
     return context_->Tell("cuMemRelease", driver_.cuMemRelease(released.handle));
@@ -167,13 +163,11 @@ class CudaGpu final : public Gpu {
   Status MapSlab(GpuAddress at, GpuSlab slab) override {
     RETURN_IF_ERROR(context_->Enter());
     MutexLock lock(mu_);
-    const auto found = slabs_.find(slab);
-    if (found == slabs_.end()) return Refused("slab: there is no such slab");
-    const uint64_t bytes = found->second.bytes;
-    RETURN_IF_ERROR(addresses_.CheckMap(at, bytes));
+    ASSIGN_OR_RETURN(const Slab mapped, slabs_.Find(slab));
+    RETURN_IF_ERROR(addresses_.CheckMap(at, mapped.bytes));
     RETURN_IF_ERROR(
-        context_->Tell("cuMemMap", driver_.cuMemMap(at, bytes, 0, found->second.handle, 0)));
-    addresses_.AddMapping(at, bytes);
+        context_->Tell("cuMemMap", driver_.cuMemMap(at, mapped.bytes, 0, mapped.handle, 0)));
+    addresses_.AddMapping(at, mapped.bytes);
     return {};
   }
 
@@ -280,9 +274,7 @@ class CudaGpu final : public Gpu {
     }
     addresses_.AdmitHost(memory, access, facts_.registration_bytes);
     MutexLock lock(mu_);
-    const HostRegion region{++last_id_};
-    regions_.emplace(region, memory);
-    return region;
+    return regions_.Add(memory);
   }
 
   Status UnregisterHost(HostRegion region) override {
@@ -290,10 +282,7 @@ class CudaGpu final : public Gpu {
     std::span<uint8_t> memory;
     {
       MutexLock lock(mu_);
-      const auto found = regions_.find(region);
-      if (found == regions_.end()) return Refused("region: there is no such region");
-      memory = found->second;
-      regions_.erase(found);
+      ASSIGN_OR_RETURN(memory, regions_.Take(region));
     }
     const Status unpinned = Unpin(memory, memory.size());
     addresses_.RemoveHost(memory);
@@ -304,32 +293,30 @@ class CudaGpu final : public Gpu {
   Result<GpuStream> CreateStream() override {
     ASSIGN_OR_RETURN(std::shared_ptr<CudaStream> stream, CudaStream::Create(context_));
     MutexLock lock(mu_);
-    const GpuStream id{++last_id_};
-    streams_.emplace(id, std::move(stream));
-    return id;
+    return streams_.Add(std::move(stream));
   }
 
   Status DestroyStream(GpuStream stream) override {
-    ASSIGN_OR_RETURN(const std::shared_ptr<CudaStream> found, EnterStream(stream));
+    RETURN_IF_ERROR(context_->Enter());
+    std::shared_ptr<CudaStream> destroyed;
     {
       MutexLock lock(mu_);
-      streams_.erase(stream);
+      ASSIGN_OR_RETURN(destroyed, streams_.Take(stream));
     }
-    return context_->Tell("cuStreamSynchronize", driver_.cuStreamSynchronize(found->get()));
+    return context_->Tell("cuStreamSynchronize", driver_.cuStreamSynchronize(destroyed->get()));
   }
 
   Result<GpuEvent> CreateEvent() override {
     ASSIGN_OR_RETURN(std::shared_ptr<CudaEvent> event, CudaEvent::Create(context_));
     MutexLock lock(mu_);
-    const GpuEvent id{++last_id_};
-    events_.emplace(id, std::move(event));
-    return id;
+    return events_.Add(std::move(event));
   }
 
   Status DestroyEvent(GpuEvent event) override {
-    ASSIGN_OR_RETURN(const std::shared_ptr<CudaEvent> found, EnterEvent(event));
+    RETURN_IF_ERROR(context_->Enter());
+    std::shared_ptr<CudaEvent> destroyed;  // Without the mutex.
     MutexLock lock(mu_);
-    events_.erase(event);
+    ASSIGN_OR_RETURN(destroyed, events_.Take(event));
     return {};
   }
 
@@ -408,25 +395,19 @@ class CudaGpu final : public Gpu {
 
   GpuSlab Keep(CUmemGenericAllocationHandle handle, uint64_t bytes) {
     MutexLock lock(mu_);
-    const GpuSlab slab{++last_id_};
-    slabs_.emplace(slab, Slab{.handle = handle, .bytes = bytes});
-    return slab;
+    return slabs_.Add({.handle = handle, .bytes = bytes});
   }
 
   Result<std::shared_ptr<CudaStream>> EnterStream(GpuStream stream) {
     RETURN_IF_ERROR(context_->Enter());
     MutexLock lock(mu_);
-    const auto found = streams_.find(stream);
-    if (found == streams_.end()) return Refused("stream: there is no such stream");
-    return found->second;
+    return streams_.Find(stream);
   }
 
   Result<std::shared_ptr<CudaEvent>> EnterEvent(GpuEvent event) {
     RETURN_IF_ERROR(context_->Enter());
     MutexLock lock(mu_);
-    const auto found = events_.find(event);
-    if (found == events_.end()) return Refused("event: there is no such event");
-    return found->second;
+    return events_.Find(event);
   }
 
   // The pieces that begin before `end`.
@@ -486,11 +467,10 @@ class CudaGpu final : public Gpu {
 
   // Held while the driver changes a mapping, for two changes of one place must not cross.
   Mutex mu_;
-  uint64_t last_id_ GUARDED_BY(mu_) = 0;
-  std::unordered_map<GpuSlab, Slab> slabs_ GUARDED_BY(mu_);
-  std::unordered_map<HostRegion, std::span<uint8_t>> regions_ GUARDED_BY(mu_);
-  std::unordered_map<GpuStream, std::shared_ptr<CudaStream>> streams_ GUARDED_BY(mu_);
-  std::unordered_map<GpuEvent, std::shared_ptr<CudaEvent>> events_ GUARDED_BY(mu_);
+  GpuHandles<GpuSlab, Slab> slabs_ GUARDED_BY(mu_){"slab"};
+  GpuHandles<HostRegion, std::span<uint8_t>> regions_ GUARDED_BY(mu_){"region"};
+  GpuHandles<GpuStream, std::shared_ptr<CudaStream>> streams_ GUARDED_BY(mu_){"stream"};
+  GpuHandles<GpuEvent, std::shared_ptr<CudaEvent>> events_ GUARDED_BY(mu_){"event"};
 };
 
 }  // namespace

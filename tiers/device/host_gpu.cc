@@ -10,11 +10,11 @@
 #include <cerrno>
 #include <cstring>
 #include <map>
-#include <unordered_map>
 #include <utility>
 
 #include "base/mutex.h"
 #include "tiers/device/gpu_addresses.h"
+#include "tiers/device/gpu_handles.h"
 #include "tiers/device/host_memory.h"
 #include "tiers/device/host_stream.h"
 
@@ -92,10 +92,7 @@ class HostGpu final : public Gpu {
   Status ReleaseSlab(GpuSlab slab) override {
     std::shared_ptr<HostMemory> released;
     MutexLock lock(mu_);
-    const auto found = slabs_.find(slab);
-    if (found == slabs_.end()) return Refused("slab: there is no such slab");
-    released = std::move(found->second);
-    slabs_.erase(found);
+    ASSIGN_OR_RETURN(released, slabs_.Take(slab));
     return {};
   }
 
@@ -204,17 +201,13 @@ class HostGpu final : public Gpu {
     }
     addresses_.AdmitHost(memory, access, options_.registration_bytes);
     MutexLock lock(mu_);
-    const HostRegion region{++last_id_};
-    regions_.emplace(region, memory);
-    return region;
+    return regions_.Add(memory);
   }
 
   Status UnregisterHost(HostRegion region) override {
     MutexLock lock(mu_);
-    const auto found = regions_.find(region);
-    if (found == regions_.end()) return Refused("region: there is no such region");
-    addresses_.RemoveHost(found->second);
-    regions_.erase(found);
+    ASSIGN_OR_RETURN(const std::span<uint8_t> memory, regions_.Take(region));
+    addresses_.RemoveHost(memory);
     return {};
   }
 
@@ -222,32 +215,27 @@ class HostGpu final : public Gpu {
   Result<GpuStream> CreateStream() override {
     ASSIGN_OR_RETURN(std::shared_ptr<HostStream> stream, HostStream::Start());
     MutexLock lock(mu_);
-    const GpuStream id{++last_id_};
-    streams_.emplace(id, std::move(stream));
-    return id;
+    return streams_.Add(std::move(stream));
   }
 
   Status DestroyStream(GpuStream stream) override {
-    ASSIGN_OR_RETURN(const std::shared_ptr<HostStream> found, FindStream(stream));
+    std::shared_ptr<HostStream> destroyed;
     {
       MutexLock lock(mu_);
-      streams_.erase(stream);
+      ASSIGN_OR_RETURN(destroyed, streams_.Take(stream));
     }
-    found->Stop();
+    destroyed->Stop();
     return {};
   }
 
   Result<GpuEvent> CreateEvent() override {
     MutexLock lock(mu_);
-    const GpuEvent event{++last_id_};
-    events_.emplace(event, nullptr);
-    return event;
+    return events_.Add(nullptr);
   }
 
   Status DestroyEvent(GpuEvent event) override {
     MutexLock lock(mu_);
-    if (events_.erase(event) == 0) return Refused("event: there is no such event");
-    return {};
+    return events_.Take(event).status();
   }
 
   Status RecordEvent(GpuEvent event, GpuStream stream) override {
@@ -255,7 +243,7 @@ class HostGpu final : public Gpu {
     const auto mark = std::make_shared<HostMark>();
     RETURN_IF_ERROR(Push(stream, [mark] { mark->Reach(); }));
     MutexLock lock(mu_);
-    if (const auto found = events_.find(event); found != events_.end()) found->second = mark;
+    (void)events_.Replace(event, mark);  // It may be destroyed meanwhile.
     return {};
   }
 
@@ -309,31 +297,23 @@ class HostGpu final : public Gpu {
  private:
   GpuSlab Keep(std::shared_ptr<HostMemory> memory) {
     MutexLock lock(mu_);
-    const GpuSlab slab{++last_id_};
-    slabs_.emplace(slab, std::move(memory));
-    return slab;
+    return slabs_.Add(std::move(memory));
   }
 
   Result<std::shared_ptr<HostMemory>> FindSlab(GpuSlab slab) {
     MutexLock lock(mu_);
-    const auto found = slabs_.find(slab);
-    if (found == slabs_.end()) return Refused("slab: there is no such slab");
-    return found->second;
+    return slabs_.Find(slab);
   }
 
   Result<std::shared_ptr<HostStream>> FindStream(GpuStream stream) {
     MutexLock lock(mu_);
-    const auto found = streams_.find(stream);
-    if (found == streams_.end()) return Refused("stream: there is no such stream");
-    return found->second;
+    return streams_.Find(stream);
   }
 
   // Null: it was never recorded.
   Result<std::shared_ptr<HostMark>> FindEvent(GpuEvent event) {
     MutexLock lock(mu_);
-    const auto found = events_.find(event);
-    if (found == events_.end()) return Refused("event: there is no such event");
-    return found->second;
+    return events_.Find(event);
   }
 
   Result<GpuAddress> Place(const std::shared_ptr<HostMemory>& memory, bool opened) {
@@ -383,14 +363,13 @@ class HostGpu final : public Gpu {
   GpuAddresses addresses_;  // Changed under mu_, but for host memory.
 
   Mutex mu_;  // What it is held over makes no I/O: a mapping is changed in microseconds.
-  uint64_t last_id_ GUARDED_BY(mu_) = 0;
-  std::unordered_map<GpuSlab, std::shared_ptr<HostMemory>> slabs_ GUARDED_BY(mu_);
+  GpuHandles<GpuSlab, std::shared_ptr<HostMemory>> slabs_ GUARDED_BY(mu_){"slab"};
   // By address, those of allocations too.
   std::map<GpuAddress, std::unique_ptr<HostRange>> ranges_ GUARDED_BY(mu_);
   std::map<GpuAddress, std::shared_ptr<HostMemory>> mappings_ GUARDED_BY(mu_);
-  std::unordered_map<HostRegion, std::span<uint8_t>> regions_ GUARDED_BY(mu_);
-  std::unordered_map<GpuStream, std::shared_ptr<HostStream>> streams_ GUARDED_BY(mu_);
-  std::unordered_map<GpuEvent, std::shared_ptr<HostMark>> events_ GUARDED_BY(mu_);
+  GpuHandles<HostRegion, std::span<uint8_t>> regions_ GUARDED_BY(mu_){"region"};
+  GpuHandles<GpuStream, std::shared_ptr<HostStream>> streams_ GUARDED_BY(mu_){"stream"};
+  GpuHandles<GpuEvent, std::shared_ptr<HostMark>> events_ GUARDED_BY(mu_){"event"};
 };
 
 class HostGpus final : public Gpus {

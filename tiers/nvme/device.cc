@@ -135,6 +135,10 @@ std::vector<PlaceId> Device::Allocate(uint64_t slot_bytes, size_t count) {
   return places;
 }
 
+void Device::Free(const Place& place) {
+  if (space_.IsTaken(place)) space_.Free(place, clock_.Now());
+}
+
 std::shared_ptr<OpenFile> Device::FileOf(uint32_t number) const {
   const auto found = files_.find(number);
   return found == files_.end() ? nullptr : found->second;
@@ -502,6 +506,16 @@ DeviceReport Device::Report() const {
   report.in_flight = reads_.under_way + writes_.under_way;
   report.waiting = reads_.waiting.size() + writes_.waiting.size();
   return report;
+}
+
+Device* DeviceOf(const Devices& devices, PlaceId place) {
+  const size_t device = FromPlaceId(place).device;
+  return device < devices.size() ? devices[device].get() : nullptr;
+}
+
+void PumpAll(const Devices& devices) {
+  for (const auto& device : devices)
+    device->Pump();
 }
 
 }  // namespace terrace::nvme

@@ -62,6 +62,9 @@ class Device {
   SlotSpace& space() { return space_; }
   const SlotSpace& space() const { return space_; }
   std::vector<PlaceId> Allocate(uint64_t slot_bytes, size_t count);
+  // Nothing where it is not taken: a page of a device that was off at the start has no slot in the
+  // books.
+  void Free(const Place& place);
   // Null: not there.
   std::shared_ptr<OpenFile> FileOf(uint32_t number) const;
 
@@ -142,5 +145,11 @@ class Device {
   DeviceReport counts_;
   std::unique_ptr<WorkerPool> thread_;
 };
+
+// Those of a store, by number.
+using Devices = std::vector<std::unique_ptr<Device>>;
+// Null: the place is of none of them.
+Device* DeviceOf(const Devices& devices, PlaceId place);
+void PumpAll(const Devices& devices);
 
 }  // namespace terrace::nvme

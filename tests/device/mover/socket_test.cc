@@ -2,12 +2,11 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
-#include <cstring>
 #include <vector>
+
+#include "tests/device/mover/raw_packet.h"
 
 namespace terrace {
 namespace {
@@ -24,26 +23,6 @@ class MoverSocketTest : public testing::Test {
   void CloseMover() {
     auto [daemon, mover] = *std::move(sockets_);
     sockets_.emplace(std::move(daemon), MoverSocket(UniqueFd()));
-  }
-  // Past MoverSocket, with that many copies of a descriptor.
-  void SendRaw(size_t bytes, size_t descriptors) {
-    std::vector<uint8_t> packet(bytes, 1);
-    const std::vector<int> fds(descriptors, daemon().fd());
-    iovec data{.iov_base = packet.data(), .iov_len = bytes};
-    alignas(cmsghdr) char control[CMSG_SPACE(16 * sizeof(int))] = {};
-    msghdr message{};
-    message.msg_iov = &data;
-    message.msg_iovlen = 1;
-    if (descriptors > 0) {
-      message.msg_control = control;
-      message.msg_controllen = CMSG_SPACE(descriptors * sizeof(int));
-      cmsghdr* header = CMSG_FIRSTHDR(&message);
-      header->cmsg_level = SOL_SOCKET;
-      header->cmsg_type = SCM_RIGHTS;
-      header->cmsg_len = CMSG_LEN(descriptors * sizeof(int));
-      std::memcpy(CMSG_DATA(header), fds.data(), descriptors * sizeof(int));
-    }
-    ASSERT_EQ(::sendmsg(daemon().fd(), &message, 0), static_cast<ssize_t>(bytes));
   }
   static int LowestFreeDescriptor() {
     const UniqueFd fd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
@@ -91,10 +70,10 @@ TEST_F(MoverSocketTest, ADescriptorComesWithItsPacketAndClosesOnExec) {
 
 TEST_F(MoverSocketTest, WhatIsTooMuchIsRefusedAndLeavesNoDescriptors) {
   const int lowest = LowestFreeDescriptor();
-  SendRaw(kMostMoverBytes + 1, 0);
-  SendRaw(10, 2);
-  SendRaw(10, 9);
-  SendRaw(kMostMoverBytes + 1, 1);
+  ASSERT_TRUE(SendRaw(daemon(), kMostMoverBytes + 1, 0));
+  ASSERT_TRUE(SendRaw(daemon(), 10, 2));
+  ASSERT_TRUE(SendRaw(daemon(), 10, 9));
+  ASSERT_TRUE(SendRaw(daemon(), kMostMoverBytes + 1, 1));
   for (int i = 0; i < 4; ++i)
     EXPECT_EQ(mover().Receive().status().code(), Code::kInvalidArgument) << i;
   EXPECT_EQ(LowestFreeDescriptor(), lowest);

@@ -12,7 +12,6 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -20,6 +19,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "tests/device/mover/raw_packet.h"
 #include "tiers/device/host_gpu.h"
 #include "tiers/device/mover/messages.h"
 #include "tiers/device/mover/program.h"
@@ -91,26 +91,6 @@ MoverMessage AwaitRequest(const MoverSocket& socket) {
   }
 }
 
-void SendRaw(const MoverSocket& socket, size_t bytes, size_t descriptors) {
-  std::vector<uint8_t> packet(bytes, 1);
-  const std::vector<int> fds(descriptors, socket.fd());
-  iovec data{.iov_base = packet.data(), .iov_len = bytes};
-  alignas(cmsghdr) char control[CMSG_SPACE(16 * sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  if (descriptors > 0) {
-    message.msg_control = control;
-    message.msg_controllen = CMSG_SPACE(descriptors * sizeof(int));
-    cmsghdr* header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(descriptors * sizeof(int));
-    std::memcpy(CMSG_DATA(header), fds.data(), descriptors * sizeof(int));
-  }
-  (void)::sendmsg(socket.fd(), &message, MSG_NOSIGNAL);
-}
-
 void Lie(const std::string& name, const MoverSocket& socket, const GpuUuid& uuid) {
   if (name == "uuid") {
     (void)socket.Send(Ready(GpuUuid()));
@@ -119,10 +99,10 @@ void Lie(const std::string& name, const MoverSocket& socket, const GpuUuid& uuid
   } else {
     (void)socket.Send(Ready(uuid));
     const MoverMessage request = AwaitRequest(socket);
-    if (name == "rubbish") SendRaw(socket, 100, 0);
-    if (name == "short") SendRaw(socket, 3, 0);
-    if (name == "long") SendRaw(socket, kMostMoverBytes + 1, 0);
-    if (name == "descriptors") SendRaw(socket, 100, 5);
+    if (name == "rubbish") (void)SendRaw(socket, 100, 0);
+    if (name == "short") (void)SendRaw(socket, 3, 0);
+    if (name == "long") (void)SendRaw(socket, kMostMoverBytes + 1, 0);
+    if (name == "descriptors") (void)SendRaw(socket, 100, 5);
     if (name == "no-request") (void)socket.Send(Answer(request.request + 77));
     if (name == "ready-again") (void)socket.Send(Ready(uuid));
     if (name == "daemon's") {

@@ -157,6 +157,13 @@ void PlaceFields(Archive& archive, const char* arena, const char* offset, Place&
   archive.Field(offset, place.offset);
 }
 
+// Of what is made, mapped, copied or cleared: never none.
+template <typename Archive, typename Number>
+void BytesField(Archive& archive, Number& bytes) {
+  archive.Field("bytes", bytes);
+  archive.Require("bytes", bytes > 0, "is 0");
+}
+
 template <typename T, typename U>
 concept Is = std::is_same_v<std::remove_const_t<T>, U>;
 
@@ -164,22 +171,19 @@ template <typename Archive, typename T>
   requires Is<T, MoverCreate> || Is<T, MoverImport> || Is<T, MoverAllocate>
 void Fields(Archive& archive, T& body) {
   archive.Field("arena", body.arena);
-  archive.Field("bytes", body.bytes);
-  archive.Require("bytes", body.bytes > 0, "is 0");
+  BytesField(archive, body.bytes);
 }
 template <typename Archive, Is<MoverOpen> T>
 void Fields(Archive& archive, T& body) {
   archive.Field("arena", body.arena);
-  archive.Field("bytes", body.bytes);
+  BytesField(archive, body.bytes);
   archive.Field("handle", body.handle);
-  archive.Require("bytes", body.bytes > 0, "is 0");
 }
 template <typename Archive, Is<MoverHost> T>
 void Fields(Archive& archive, T& body) {
   archive.Field("arena", body.arena);
-  archive.Field("bytes", body.bytes);
+  BytesField(archive, body.bytes);
   archive.Field("writable", body.writable);
-  archive.Require("bytes", body.bytes > 0, "is 0");
 }
 template <typename Archive, Is<MoverRelease> T>
 void Fields(Archive& archive, T& body) {
@@ -191,15 +195,13 @@ void Fields(Archive& archive, T& body) {
   archive.List("copies", body.copies, kMostDeviceCopies, [&](auto& copy) {
     PlaceFields(archive, "dst.arena", "dst.offset", copy.dst);
     PlaceFields(archive, "src.arena", "src.offset", copy.src);
-    archive.Field("bytes", copy.bytes);
-    archive.Require("bytes", copy.bytes > 0, "is 0");
+    BytesField(archive, copy.bytes);
   });
 }
 template <typename Archive, Is<MoverClear> T>
 void Fields(Archive& archive, T& body) {
   PlaceFields(archive, "at.arena", "at.offset", body.at);
-  archive.Field("bytes", body.bytes);
-  archive.Require("bytes", body.bytes > 0, "is 0");
+  BytesField(archive, body.bytes);
 }
 template <typename Archive, Is<MoverPages> T>
 void Fields(Archive& archive, T& body) {

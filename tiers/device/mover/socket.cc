@@ -6,6 +6,8 @@
 #include <cstring>
 #include <string>
 
+#include "base/fd_message.h"
+
 namespace terrace {
 namespace {
 
@@ -40,19 +42,11 @@ Result<std::pair<MoverSocket, MoverSocket>> MoverSocket::Pair() {
 
 Status MoverSocket::Send(std::span<const uint8_t> packet, int fd) const {
   iovec data{.iov_base = const_cast<uint8_t*>(packet.data()), .iov_len = packet.size()};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof fd)] = {};
   msghdr message{};
   message.msg_iov = &data;
   message.msg_iovlen = 1;
-  if (fd >= 0) {
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    cmsghdr* header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof fd);
-    std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  }
+  FdMessage<1> control;
+  if (fd >= 0) control.Attach({&fd, 1}, message);
   ssize_t sent = -1;
   do {
     sent = ::sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
