@@ -693,12 +693,14 @@ CUresult cuDriverGetVersion(int* version) {
   return CUDA_SUCCESS;
 }
 
-// As cuda.h documents it: the newest signature that is not newer than `version`.
+// As cuda.h documents it: the newest signature that is not newer than `version`. What a driver does
+// when it is asked for more than it has, documentation before 13.0 leaves open; this one gives the
+// newest that it has.
 CUresult cuGetProcAddress_v2(const char* name, void** function, int version, cuuint64_t,
                              CUdriverProcAddressQueryResult* found) {
   const std::lock_guard lock(terrace::Driver().mu);
   *function = nullptr;
-  if (version > terrace::Driver().version) return CUDA_ERROR_INVALID_VALUE;
+  version = std::min(version, terrace::Driver().version);
   *found = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
   for (const terrace::EntryPoint& point : terrace::EntryPoints()) {
     if (std::string_view(point.name) != name) continue;
