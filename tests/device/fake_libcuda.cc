@@ -428,6 +428,16 @@ CUresult IpcCloseMemHandle(CUdeviceptr at) {
   return TakeAway(at, true);
 }
 
+// Of events this driver has no handles.
+CUresult IpcGetEventHandle(CUipcEventHandle*, CUevent) {
+  BEGIN("cuIpcGetEventHandle");
+  return CUDA_ERROR_NOT_SUPPORTED;
+}
+CUresult IpcOpenEventHandle(CUevent*, CUipcEventHandle) {
+  BEGIN("cuIpcOpenEventHandle");
+  return CUDA_ERROR_NOT_SUPPORTED;
+}
+
 CUresult MemHostRegister(void* memory, size_t bytes, unsigned flags) {
   BEGIN("cuMemHostRegister");
   const bool read_only = (flags & CU_MEMHOSTREGISTER_READ_ONLY) != 0;
@@ -649,6 +659,8 @@ const std::vector<EntryPoint>& EntryPoints() {
       Entry("cuIpcGetMemHandle", 4010, IpcGetMemHandle),
       Entry("cuIpcOpenMemHandle", 11000, IpcOpenMemHandle),
       Entry("cuIpcCloseMemHandle", 4010, IpcCloseMemHandle),
+      Entry("cuIpcGetEventHandle", 4010, IpcGetEventHandle),
+      Entry("cuIpcOpenEventHandle", 4010, IpcOpenEventHandle),
       Entry("cuMemHostRegister", 6050, MemHostRegister),
       Entry("cuMemHostUnregister", 4000, MemHostUnregister),
       Entry("cuStreamCreate", 2000, StreamCreate),
