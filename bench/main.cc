@@ -36,6 +36,7 @@ struct Suite {
   const char* name;
   const char* description;
   Result<Figures> (*run)(const SuiteOptions&);
+  bool on_device = false;  // Takes --device.
 };
 constexpr Suite kSuites[] = {
     {"hit", "A lookup of a resident page, against a bare table", RunHit},
@@ -54,6 +55,12 @@ constexpr Suite kSuites[] = {
     {"restart", "SIGKILL with 1,000,000 stored pages, to the first hit", RunRestart},
     {"verify", "What checking the bytes of stored pages costs", RunVerify},
     {"metrics", "Scrapes of 32 tenants with 1,000 spaces under load", RunMetrics},
+    {"gpu-copy", "Pages and blocks to and from a GPU, against plain pinned copies", RunGpuCopy,
+     true},
+    {"gpu-gather", "Gather and scatter of KV blocks, against a copy within the device",
+     RunGpuGather, true},
+    {"overlap", "From a file to a GPU, against the slower of reading and copying", RunOverlap,
+     true},
 };
 
 void AddSuites(CLI::App& app, Arguments& arguments) {
@@ -62,6 +69,11 @@ void AddSuites(CLI::App& app, Arguments& arguments) {
     verb->fallthrough();
     verb->add_flag("--quick", arguments.suite.quick,
                    "A hundredth of the work: to see that it runs, the figures mean nothing");
+    if (suite.on_device) {
+      verb->add_option("--device", arguments.suite.device,
+                       "host (the processor: no thresholds), cuda, or cuda:UUID")
+          ->capture_default_str();
+    }
     if (std::string_view(suite.name) == "hit") {
       verb->add_option("--clients", arguments.hit_clients,
                        "So many processes at once instead, and fewer for comparison")

@@ -11,9 +11,10 @@
 namespace terrace::bench {
 
 struct SuiteOptions {
-  std::string terraced;  // Empty: the one that belongs to this program.
-  uint32_t clients = 4;  // RunHitClients: up to so many at once.
-  bool quick = false;    // About a hundredth of the work, for tests: the figures mean nothing.
+  std::string terraced;         // Empty: the one that belongs to this program.
+  uint32_t clients = 4;         // RunHitClients: up to so many at once.
+  std::string device = "host";  // Of the suites on GPUs: host, cuda or cuda:UUID.
+  bool quick = false;  // About a hundredth of the work, for tests: the figures mean nothing.
 };
 
 Result<Figures> RunHit(const SuiteOptions& options);
@@ -33,5 +34,9 @@ Result<Figures> RunSpill(const SuiteOptions& options);
 Result<Figures> RunPromote(const SuiteOptions& options);
 Result<Figures> RunRestart(const SuiteOptions& options);
 Result<Figures> RunVerify(const SuiteOptions& options);
+// On a GPU; these start no daemon, but a terrace-mover.
+Result<Figures> RunGpuCopy(const SuiteOptions& options);
+Result<Figures> RunGpuGather(const SuiteOptions& options);
+Result<Figures> RunOverlap(const SuiteOptions& options);
 
 }  // namespace terrace::bench

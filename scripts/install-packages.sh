@@ -9,6 +9,7 @@ packages="
   librocksdb-dev liburing-dev libisal-dev libspdlog-dev libfmt-dev libtomlplusplus-dev libcli11-dev nlohmann-json3-dev
   libgtest-dev libgmock-dev
   systemd libseccomp-dev prometheus-cpp-dev prometheus
+  patchelf
 "
 
 missing=

@@ -80,7 +80,10 @@ INSTANTIATE_TEST_SUITE_P(
         SuiteCase{{"promote"}, {"promote_over_raw", "added_us"}},
         SuiteCase{{"restart"}, {"restart_seconds", "pages_found", "bytes_per_indexed_page"}},
         SuiteCase{{"verify"}, {"verify_cost"}},
-        SuiteCase{{"metrics"}, {"scrape_ms", "loop_ms_p99", "ping_us_p99"}}),
+        SuiteCase{{"metrics"}, {"scrape_ms", "loop_ms_p99", "ping_us_p99"}},
+        SuiteCase{{"gpu-copy"}, {"h2d_over_plain", "d2h_over_plain", "staged_h2d_gb_s_pages"}},
+        SuiteCase{{"gpu-gather"}, {"gather_over_copy", "scatter_over_copy"}},
+        SuiteCase{{"overlap"}, {"total_over_slower_stage", "read_gb_s", "copy_gb_s"}}),
     [](const auto& tested) {
       const auto& arguments = tested.param.arguments;
       std::string name = arguments.front();
@@ -111,6 +114,12 @@ TEST(SuiteCounts, AKilledDaemonFindsEveryPage) {
 }
 TEST(SuiteCounts, ABatchIsTwoMessages) {
   EXPECT_EQ(FiguresOf({"put", "--quick"})["figures"]["messages_per_batch"], 2);
+}
+TEST(SuiteCounts, AHostsDeviceHasNoThresholdsAndAGpuThatIsNotThereIsNoDevice) {
+  EXPECT_EQ(FiguresOf({"gpu-gather", "--quick"})["figures"]["has_thresholds"], 0);
+  const ProgramOutput wrong = RunBench({"gpu-gather", "--quick", "--device", "cpu"});
+  EXPECT_EQ(wrong.exit_code, 1);
+  EXPECT_THAT(wrong.standard_error, HasSubstr("'cpu' is not host, cuda or cuda:UUID"));
 }
 TEST(SuiteCounts, AnAttachIsTwoRoundTrips) {
   EXPECT_EQ(FiguresOf({"attach", "--quick"})["figures"]["round_trips"], 2);

@@ -143,15 +143,24 @@ class GpuConformance : public testing::TestWithParam<std::string> {
  private:
   Peer Spawn(const std::string& verb, const std::string& argument, uint64_t bytes, uint64_t seed,
              const posix_spawn_file_actions_t* actions) {
-    std::vector<std::string> words = {
-        DEVICE_PEER,           GetParam(),          gpu_->facts().uuid.Text(), verb, argument,
-        std::to_string(bytes), std::to_string(seed)};
+    // Beside this program, wherever both are put.
+    char self[4096] = {};
+    EXPECT_GT(::readlink("/proc/self/exe", self, sizeof self - 1), 0);
+    const std::string path(self);
+    const std::string program = path.substr(0, path.rfind('/') + 1) + "device_peer";
+    std::vector<std::string> words = {program,
+                                      GetParam(),
+                                      gpu_->facts().uuid.Text(),
+                                      verb,
+                                      argument,
+                                      std::to_string(bytes),
+                                      std::to_string(seed)};
     std::vector<char*> argv;
     for (std::string& word : words)
       argv.push_back(word.data());
     argv.push_back(nullptr);
     pid_t process = -1;
-    EXPECT_EQ(::posix_spawn(&process, DEVICE_PEER, actions, nullptr, argv.data(), environ), 0);
+    EXPECT_EQ(::posix_spawn(&process, program.c_str(), actions, nullptr, argv.data(), environ), 0);
     return Peer(process);
   }
 };

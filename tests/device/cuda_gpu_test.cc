@@ -147,6 +147,10 @@ TEST_F(CudaGpuTest, ADriverThatFindsNoGpuSaysSo) {
   const Status status = OpenGpus().status();
   EXPECT_THAT(status.message(), HasSubstr("the CUDA driver finds no GPU"));
   EXPECT_TRUE(status.code() == Code::kNotFound || status.code() == Code::kPermissionDenied);
+  // What it says where a file of the device may not be opened; there is no context yet.
+  driver_.FakeCudaFail("cuInit", 0, CUDA_ERROR_UNKNOWN);
+  const Code unknown = OpenGpus().status().code();
+  EXPECT_TRUE(unknown == Code::kUnavailable || unknown == Code::kPermissionDenied);
   driver_.FakeCudaFail("cuInit", 0, CUDA_ERROR_SYSTEM_DRIVER_MISMATCH);
   EXPECT_EQ(OpenGpus().status().code(), Code::kMismatch);
 }

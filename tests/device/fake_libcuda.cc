@@ -428,6 +428,16 @@ CUresult IpcCloseMemHandle(CUdeviceptr at) {
   return TakeAway(at, true);
 }
 
+// Of events this driver has no handles.
+CUresult IpcGetEventHandle(CUipcEventHandle*, CUevent) {
+  BEGIN("cuIpcGetEventHandle");
+  return CUDA_ERROR_NOT_SUPPORTED;
+}
+CUresult IpcOpenEventHandle(CUevent*, CUipcEventHandle) {
+  BEGIN("cuIpcOpenEventHandle");
+  return CUDA_ERROR_NOT_SUPPORTED;
+}
+
 CUresult MemHostRegister(void* memory, size_t bytes, unsigned flags) {
   BEGIN("cuMemHostRegister");
   const bool read_only = (flags & CU_MEMHOSTREGISTER_READ_ONLY) != 0;
@@ -649,6 +659,8 @@ const std::vector<EntryPoint>& EntryPoints() {
       Entry("cuIpcGetMemHandle", 4010, IpcGetMemHandle),
       Entry("cuIpcOpenMemHandle", 11000, IpcOpenMemHandle),
       Entry("cuIpcCloseMemHandle", 4010, IpcCloseMemHandle),
+      Entry("cuIpcGetEventHandle", 4010, IpcGetEventHandle),
+      Entry("cuIpcOpenEventHandle", 4010, IpcOpenEventHandle),
       Entry("cuMemHostRegister", 6050, MemHostRegister),
       Entry("cuMemHostUnregister", 4000, MemHostUnregister),
       Entry("cuStreamCreate", 2000, StreamCreate),
@@ -693,12 +705,14 @@ CUresult cuDriverGetVersion(int* version) {
   return CUDA_SUCCESS;
 }
 
-// As cuda.h documents it: the newest signature that is not newer than `version`.
+// As cuda.h documents it: the newest signature that is not newer than `version`. What a driver does
+// when it is asked for more than it has, documentation before 13.0 leaves open; this one gives the
+// newest that it has.
 CUresult cuGetProcAddress_v2(const char* name, void** function, int version, cuuint64_t,
                              CUdriverProcAddressQueryResult* found) {
   const std::lock_guard lock(terrace::Driver().mu);
   *function = nullptr;
-  if (version > terrace::Driver().version) return CUDA_ERROR_INVALID_VALUE;
+  version = std::min(version, terrace::Driver().version);
   *found = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
   for (const terrace::EntryPoint& point : terrace::EntryPoints()) {
     if (std::string_view(point.name) != name) continue;

@@ -229,16 +229,11 @@ class CudaGpu final : public Gpu {
       return Refused("handle: of this process itself, or of another PID namespace");
     }
     RETURN_IF_ERROR(context_->Tell("cuIpcOpenMemHandle", opened));
-    CUdeviceptr base = 0;
-    size_t there = 0;
-    Status sized =
-        context_->Tell("cuMemGetAddressRange", driver_.cuMemGetAddressRange(&base, &there, at));
-    if (sized.ok() && there < bytes) {
-      sized = Refused("bytes: " + std::to_string(bytes) + ", and it has " + std::to_string(there));
-    }
-    if (!sized.ok()) {
+    MutexLock lock(mu_);
+    Status sound = CheckOpened(at, bytes);
+    if (!sound.ok()) {
       (void)driver_.cuIpcCloseMemHandle(at);
-      return sized;
+      return sound;
     }
     addresses_.AddAllocation(at, bytes, true);
     return GpuAddress{at};
@@ -391,6 +386,20 @@ class CudaGpu final : public Gpu {
     }
     RETURN_IF_ERROR(addresses_.CheckGranules("bytes", bytes));
     return context_->Enter();
+  }
+
+  Status CheckOpened(CUdeviceptr at, uint64_t bytes) REQUIRES(mu_) {
+    // The driver gives the same address a second time, and counts.
+    if (addresses_.CheckAllocation(at, true).ok()) {
+      return Refused("handle: is open already, at " + AddressText(at));
+    }
+    CUdeviceptr base = 0;
+    size_t whole = 0;
+    RETURN_IF_ERROR(
+        context_->Tell("cuMemGetAddressRange", driver_.cuMemGetAddressRange(&base, &whole, at)));
+    const uint64_t there = whole - std::min<uint64_t>(whole, at - base);
+    if (there >= bytes) return {};
+    return Refused("bytes: " + std::to_string(bytes) + ", and it has " + std::to_string(there));
   }
 
   GpuSlab Keep(CUmemGenericAllocationHandle handle, uint64_t bytes) {

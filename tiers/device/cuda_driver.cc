@@ -10,6 +10,7 @@ namespace terrace {
 namespace {
 
 constexpr int kOldestDriver = 12000;  // The first with cuGetProcAddress as it is since.
+constexpr int kBatch13000 = 13000;
 constexpr const char* kDeviceFiles[] = {"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0"};
 
 using GetProcAddress = CUresult (*)(const char* name, void** function, int version,
@@ -76,15 +77,15 @@ Code CodeOf(CUresult result) {
   }
 }
 
-// The driver says "no device" also where it may not open what is there.
-Status WhyNoDevice() {
+// Ok where every device file that is there may be opened.
+Status MayOpenDevices() {
   for (const char* file : kDeviceFiles) {
     if (::access(file, F_OK) == 0 && ::access(file, R_OK | W_OK) != 0) {
       return {Code::kPermissionDenied,
               std::string("the CUDA driver finds no GPU: ") + file + ": " + std::strerror(errno)};
     }
   }
-  return {Code::kNotFound, "the CUDA driver finds no GPU"};
+  return {};
 }
 
 std::string VersionText(int version) {
@@ -121,14 +122,27 @@ Result<std::shared_ptr<const CudaDriver>> CudaDriver::Load(const std::string& li
   }
   TERRACE_CUDA_FUNCTIONS(TERRACE_CUDA_FIND)
 #undef TERRACE_CUDA_FIND
-  driver->batch_13000_ = reinterpret_cast<Batch13000>(find("cuMemcpyBatchAsync", 13000));
+  // Not every driver before 13.0 refuses to be asked for what is newer than itself, and the one
+  // that answers gives the signature that it has.
+  if (driver->version_ >= kBatch13000) {
+    driver->batch_13000_ = reinterpret_cast<Batch13000>(find("cuMemcpyBatchAsync", kBatch13000));
+  }
   if (driver->batch_13000_ == nullptr) {
     driver->batch_12080_ = reinterpret_cast<Batch12080>(find("cuMemcpyBatchAsync", 12080));
   }
 
   const CUresult result = driver->cuInit(0);
-  if (result == CUDA_ERROR_NO_DEVICE) return WhyNoDevice();
-  RETURN_IF_ERROR(driver->Tell("cuInit", result));
+  // What it says of a file that it may not open depends on the file: "no device", or "unknown".
+  if (result != CUDA_SUCCESS) RETURN_IF_ERROR(MayOpenDevices());
+  if (result == CUDA_ERROR_NO_DEVICE) {
+    return Status(Code::kNotFound, "the CUDA driver finds no GPU");
+  }
+  Status initialised = driver->Tell("cuInit", result);
+  // There is no context yet that could be dead.
+  if (initialised.code() == Code::kStale) {
+    return Status(Code::kUnavailable, initialised.message());
+  }
+  RETURN_IF_ERROR(std::move(initialised));
   return std::shared_ptr<const CudaDriver>(driver);
 }
 

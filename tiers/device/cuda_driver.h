@@ -49,6 +49,8 @@ namespace terrace {
   X(cuIpcGetMemHandle, 4010)               \
   X(cuIpcOpenMemHandle, 11000)             \
   X(cuIpcCloseMemHandle, 4010)             \
+  X(cuIpcGetEventHandle, 4010)             \
+  X(cuIpcOpenEventHandle, 4010)            \
   X(cuMemHostRegister, 6050)               \
   X(cuMemHostUnregister, 4000)             \
   X(cuStreamCreate, 2000)                  \

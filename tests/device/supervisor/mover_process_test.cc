@@ -142,7 +142,7 @@ TEST(MoverArguments, WhatIsWrongIsNamed) {
   refused({device, "--socket=3", "--host-bytes=99999999999999999999"}, "--host-bytes");
   refused({"--device=GPU-1"}, "no UUID");
   refused({device, "--kind=tpu"}, "--kind");
-  refused({device, "--socket=3", "--registration-bytes=0"}, "--registration-bytes");
+  refused({device, "--socket=3", "--registration-bytes=100"}, "--registration-bytes");
   refused({device, "--frobnicate=3"}, "--frobnicate");
   refused({device, "--socket"}, "has no value");
 }

@@ -118,7 +118,7 @@ std::optional<MoverArenas::Piece> MoverArenas::BeginPiece(ArenaId arena) {
   if (found == arenas_.end() || found->second.release || found->second.ended) return std::nullopt;
   Arena& host = found->second;
   const uint64_t at = RegisteredBytes(host);
-  if (at == host.bytes) return std::nullopt;
+  if (at == host.bytes || piece_bytes_ == 0) return std::nullopt;
   ++host.in_use;
   return Piece{.memory = host.mapping.bytes().subspan(at, std::min(piece_bytes_, host.bytes - at)),
                .access = host.writable ? GpuAccess::kReadWrite : GpuAccess::kRead};

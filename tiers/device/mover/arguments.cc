@@ -58,7 +58,7 @@ Result<MoverArguments> ParseMoverArguments(std::span<char* const> arguments) {
   if (parsed.socket < 0) return Refused("--socket", "is missing");
   constexpr uint64_t kPage = 4096;
   const uint64_t piece = parsed.options.registration_bytes;
-  if (piece == 0 || piece % kPage != 0) {
+  if (piece % kPage != 0) {
     return Refused("--registration-bytes", "is not a multiple of 4096");
   }
   return parsed;

@@ -28,7 +28,8 @@ struct MoverOptions {
   size_t in_flight = 256;  // Requests that are not answered: beyond it they are `exhausted`.
   size_t arenas = 65'536;  // Likewise.
   MoverStagingOptions staging;
-  // Registered by one call: a multiple of 4096, and as the driver takes it at most.
+  // Registered by one call: a multiple of 4096, and as the driver takes it at most. 0: nothing is
+  // registered but the staging ring, and every copy is staged.
   uint64_t registration_bytes = uint64_t{1} << 30;
 };
 
