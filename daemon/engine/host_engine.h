@@ -4,7 +4,8 @@
 //   Catalog     tenants, their directories, spaces
 //   Clients     who is served, budgets
 //   GrantTable  slots being written
-//   HostMemory  the budget, slabs and blocks
+//   Slabs       the slots of every tier, and their books
+//   HostMemory  the budget of host memory, its slabs and blocks
 //   Residents   what is linked or loaded, in the policy's order
 //   Pins        scans, limbo, clients over budget
 //   Evictor     one pass of eviction
@@ -153,6 +154,8 @@ class HostEngine final : public Engine {
   bool ExpireDue();
   Status CheckGrants() const;
   Status CheckFigures() const;
+  Status CheckDirectories() const;
+  Status CheckTransfers() const;
 
   EngineOptions options_;
   const Clock& clock_;
@@ -163,6 +166,7 @@ class HostEngine final : public Engine {
   Catalog catalog_;
   terrace::Clients clients_;
   GrantTable grants_;
+  Slabs slabs_;
   HostMemory memory_;
   Residents residents_;
   Pins pins_;

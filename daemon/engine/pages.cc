@@ -126,7 +126,7 @@ Code HostEngine::CommitOne(Client& client, uint64_t id, uint32_t valid_tokens) {
     if (store_ != nullptr) store_->Committed(slot);
     return code;
   }
-  memory_.Free(slot);
+  slabs_.Free(slot);
   return code;
 }
 
@@ -137,7 +137,7 @@ Status HostEngine::Abort(ClientId id, std::span<const uint64_t> grants) {
   }
   RETURN_IF_ERROR(CheckBatch(grants.size()));
   for (const uint64_t grant : grants) {
-    if (grants_.Find(id, grant) != nullptr) memory_.Free(EndGrant(*client, grant));
+    if (grants_.Find(id, grant) != nullptr) slabs_.Free(EndGrant(*client, grant));
   }
   return {};
 }
@@ -155,7 +155,7 @@ SlotRef HostEngine::EndGrant(Client& client, uint64_t id) {
 
 void HostEngine::ExpireGrant(Client& client, uint64_t id) {
   grants_.Expire(client.given.id, id);
-  memory_.SetState(grants_.Find(client.given.id, id)->slot, SlotState::kAbandoned);
+  slabs_.SetState(grants_.Find(client.given.id, id)->slot, SlotState::kAbandoned);
   ++CountsOf(client).expired_grants;
   ++abandoned_grants_;
 }
@@ -181,7 +181,7 @@ Result<uint32_t> HostEngine::Drop(ClientId id, uint32_t slot, uint32_t epoch, ui
     const bool stored = store_ != nullptr && store_->Drop(*space, part, key);
     if (page || stored) ++dropped;
     if (!page) continue;
-    const std::optional<SlotRef> place = memory_.FindSlot(tenant, shm::ExtentOf(page->handle));
+    const std::optional<SlotRef> place = slabs_.FindSlot(tenant, shm::ExtentOf(page->handle));
     TERRACE_CHECK(place.has_value());
     residents_.Unlink(*place);
     // Freed by the next scan, of which a turn or an eviction makes one, unless somebody reads it.
@@ -199,7 +199,7 @@ Evicted HostEngine::Evict(uint64_t bytes, uint64_t limit) {
 
 std::optional<ArenaFacts> HostEngine::FindArena(ClientId id, ArenaId arena) const {
   const auto client = clients_.all().find(id);
-  const Slab* slab = memory_.Find(arena);
+  const Slab* slab = slabs_.Find(arena);
   if (client == clients_.all().end() || slab == nullptr ||
       slab->tenant() != client->second.spec.tenant) {
     return std::nullopt;

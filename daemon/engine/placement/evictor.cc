@@ -71,7 +71,7 @@ Verdict Evictor::OfferBlock(ArenaId arena) {
   if (blocks_.Held(arena)) return Verdict::kInUse;
   if (goal_.own_only || goal_.unstored == Unstored::kKeep) return Verdict::kSkip;
   chosen_blocks_.push_back(arena);
-  freed_bytes_ += memory_.BlockBytes(arena).value_or(0);
+  freed_bytes_ += residents_.BlockBytes(arena);
   return Verdict::kTake;
 }
 
@@ -218,14 +218,14 @@ EvictionDone Evictor::CarryOut() {
       continue;
     }
     if (store_ != nullptr && !store_->Has(slot)) store_->Lost(slot);
-    memory_.Free(slot);
+    slabs_.Free(slot);
     ++done.pages;
     done.bytes += slot.slab->shape().page_bytes;
     evicted_of_[slot.slab->tenant()][reason].Add(slot.slab->shape().page_bytes);
   }
   evicted_pages_ += done.pages;
   for (const ArenaId arena : chosen_blocks_) {
-    const uint64_t bytes = memory_.BlockBytes(arena).value_or(0);
+    const uint64_t bytes = residents_.BlockBytes(arena);
     blocks_.Evict(arena);
     ++done.blocks;
     done.bytes += bytes;
