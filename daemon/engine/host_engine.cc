@@ -150,6 +150,8 @@ void HostEngine::ClientGone(ClientId id) {
   clients_.Remove(id);
   weights_.ClientGone(id);
   if (store_ != nullptr) store_->ClientGone(id);
+  for (const std::unique_ptr<OfDevice>& device : devices_)
+    device->arenas.ClientGone(id);
 }
 
 // ---- Spaces
@@ -343,6 +345,7 @@ bool HostEngine::Turn() {
   pins_.TurnLimbo();
   std::vector<Placement::Gone> gone;
   more |= placement_.Turn(&gone);
+  more |= TurnDevices(&gone);
   more |= weights_.Turn();
   if (store_ != nullptr) more |= store_->Turn();
   std::map<TenantId, std::vector<ArenaId>> gone_of;
@@ -352,6 +355,7 @@ bool HostEngine::Turn() {
   more |= ExpireDue();
   for (const auto& [tenant, arenas] : gone_of)
     events_.ArenasGone(tenant, arenas);
+  TellUnmapWanted();
   for (const auto& [client, why] : pins_.TakeCut()) {
     AbandonGrants(client);
     if (store_ != nullptr) store_->ClientGone(client);

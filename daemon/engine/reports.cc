@@ -152,7 +152,11 @@ Status HostEngine::CheckInvariants() const {
   }
   RETURN_IF_ERROR(CheckDirectories());
   RETURN_IF_ERROR(CheckTransfers());
-  if (pins_.limbo_pages() != Of(books.slots, SlotState::kLimbo)) {
+  RETURN_IF_ERROR(CheckDevices());
+  uint64_t limbo = Of(books.slots, SlotState::kLimbo);
+  for (const std::unique_ptr<OfDevice>& device : devices_)
+    limbo += Of(device->pages->books().slots, SlotState::kLimbo);
+  if (pins_.limbo_pages() != limbo) {
     return Status(Code::kInternal, "pages in limbo are not the slots in limbo");
   }
   return CheckFigures();
@@ -165,7 +169,10 @@ Status HostEngine::CheckTransfers() const {
     for (uint32_t i = 0; i < slab.shape().slots; ++i)
       transfers += slab.slot(i).transfers;
   });
-  if (transfers == (store_ == nullptr ? 0 : store_->transfers())) return {};
+  uint64_t moved = store_ == nullptr ? 0 : store_->transfers();
+  for (const std::unique_ptr<OfDevice>& device : devices_)
+    moved += device->pages->transfers();
+  if (transfers == moved) return {};
   return Status(Code::kInternal, "slots in transfer are not the pages read and written");
 }
 
@@ -218,7 +225,12 @@ Status HostEngine::CheckFigures() const {
 }
 
 Status HostEngine::CheckGrants() const {
-  const HostBooks& books = memory_.books();
+  const auto writing = [](const SlabBooks& books) {
+    return Of(books.slots, SlotState::kGranted) + Of(books.slots, SlotState::kAbandoned);
+  };
+  uint64_t slots = writing(memory_.books());
+  for (const std::unique_ptr<OfDevice>& device : devices_)
+    slots += writing(device->pages->books());
   std::map<ClientId, std::pair<uint32_t, uint64_t>> of_client;
   uint64_t expired = 0;
   for (const auto& [key, grant] : grants_.all()) {
@@ -231,9 +243,7 @@ Status HostEngine::CheckGrants() const {
     bytes += grant.slot.slab->shape().page_bytes;
     if (grant.expired) ++expired;
   }
-  if (grants_.all().size() !=
-          Of(books.slots, SlotState::kGranted) + Of(books.slots, SlotState::kAbandoned) ||
-      expired != abandoned_grants_) {
+  if (grants_.all().size() != slots || expired != abandoned_grants_) {
     return Status(Code::kInternal, "grants are not the slots that are granted or abandoned");
   }
   for (const auto& [id, client] : clients_.all()) {

@@ -98,6 +98,8 @@ class Evictor {
   void SetStore(StoredCopies* store) { store_ = store; }
 
   EvictionDone Pass(const EvictionGoal& goal);
+  // Likewise, over the pages of one slab.
+  EvictionDone Empty(Slab& slab, EvictionReason reason, Unstored unstored);
 
   // Pages that the last pass left for a later one because they are being written to the store.
   uint64_t deferred_pages() const { return deferred_pages_; }
@@ -113,6 +115,7 @@ class Evictor {
   const ByReason& evicted_blocks() const { return evicted_blocks_; }
 
  private:
+  void Begin(const EvictionGoal& goal);
   Policy::Verdict Offer(ItemId id);
   Policy::Verdict OfferBlock(ArenaId arena);
   Policy::Verdict OfferPage(SlotRef slot);

@@ -8,14 +8,10 @@
 namespace terrace {
 
 ItemId Residents::NewItem(const Item& item, const ItemTraits& traits) {
-  ItemId id = static_cast<ItemId>(items_.size());
-  if (free_.empty()) {
-    items_.push_back(item);
-  } else {
-    id = free_.back();
-    free_.pop_back();
-    items_[id] = item;
-  }
+  const ItemId id = numbers_.Take();
+  if (id >= items_.size()) items_.resize(id + 1);
+  items_[id] = item;
+  ++count_;
   policy_.Insert(id, traits, clock_.Now());
   return id;
 }
@@ -23,7 +19,8 @@ ItemId Residents::NewItem(const Item& item, const ItemTraits& traits) {
 void Residents::EraseItem(ItemId id) {
   policy_.Erase(id);
   items_[id] = {};
-  free_.push_back(id);
+  numbers_.GiveBack(id);
+  --count_;
 }
 
 Status Residents::Link(SlotRef slot, const PageName& name, const PageFacts& facts) {

@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "daemon/engine/catalog.h"
+#include "daemon/engine/device/item_numbers.h"
 #include "daemon/engine/placement/slabs.h"
 #include "daemon/policy/policy.h"
 
@@ -20,9 +21,16 @@ namespace terrace {
 
 class Residents {
  public:
-  // `place`: 0 for host memory, n for that of device n.
-  Residents(Catalog& catalog, Slabs& slabs, Policy& policy, const Clock& clock, uint32_t place = 0)
-      : catalog_(catalog), slabs_(slabs), policy_(policy), clock_(clock), place_(place) {}
+  // `place`: 0 for host memory, n for that of device n. `numbers`: where others too have items in
+  // the policy.
+  Residents(Catalog& catalog, Slabs& slabs, Policy& policy, const Clock& clock, uint32_t place = 0,
+            ItemNumbers* numbers = nullptr)
+      : catalog_(catalog),
+        slabs_(slabs),
+        policy_(policy),
+        clock_(clock),
+        place_(place),
+        numbers_(numbers == nullptr ? own_numbers_ : *numbers) {}
 
   // An item is a page (slot.slab is not null) or a block.
   struct Item {
@@ -30,8 +38,13 @@ class Residents {
     ArenaId block = 0;
     uint64_t block_bytes = 0;
   };
-  const Item& item(ItemId id) const { return items_[id]; }
-  uint64_t count() const { return items_.size() - free_.size(); }
+  // Null for an item of somebody else.
+  const Item* item(ItemId id) const {
+    if (id >= items_.size()) return nullptr;
+    const Item& item = items_[id];
+    return item.slot.slab == nullptr && item.block == 0 ? nullptr : &item;
+  }
+  uint64_t count() const { return count_; }
   Policy& policy() { return policy_; }
 
   // Puts a busy slot into the directory under its next sequence. On failure the slot is as it was:
@@ -68,7 +81,9 @@ class Residents {
   const Clock& clock_;
   const uint32_t place_;
   std::vector<Item> items_;
-  std::vector<ItemId> free_;
+  uint64_t count_ = 0;
+  ItemNumbers own_numbers_;
+  ItemNumbers& numbers_;
   std::unordered_map<ArenaId, ItemId> blocks_;
 };
 

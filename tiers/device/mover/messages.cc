@@ -179,6 +179,7 @@ void Fields(Archive& archive, T& body) {
   archive.Field("arena", body.arena);
   archive.Field("bytes", body.bytes);
   archive.Field("writable", body.writable);
+  archive.Field("registered", body.registered);
   archive.Require("bytes", body.bytes > 0, "is 0");
 }
 template <typename Archive, Is<MoverRelease> T>
