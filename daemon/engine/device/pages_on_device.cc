@@ -17,8 +17,9 @@ constexpr MonotonicNs kIdleNs = 30 * kNsPerSecond;
 constexpr MonotonicNs kDemotionStallNs = 30 * kNsPerSecond;
 constexpr uint64_t kDemotedAStep = 256;
 constexpr uint64_t kDemotedLooks = 16384;
-// Evicted at once at least, for the two scans that a pass costs.
+// Evicted at once, for the two scans that a pass costs, but not more than a part of what is there.
 constexpr uint64_t kBatchPages = 16;
+constexpr uint64_t kBatchShare = 16;
 // Of what a class has, kept ready ahead of demand.
 constexpr uint64_t kReserveShare = 8;
 
@@ -93,8 +94,9 @@ bool PagesOnDevice::Provide(SlabClass& of, uint64_t slots, EvictionReason reason
   }
   if (ComingSlots(of) >= slots) return true;
   const uint64_t missing = slots - ComingSlots(of);
+  const uint64_t share = of.slots[static_cast<size_t>(SlotState::kLinked)] / kBatchShare + 1;
   EvictionGoal goal{.of = &of,
-                    .wanted = std::max(missing, std::min(kBatchPages, of.slabs * kBatchPages)),
+                    .wanted = std::max(missing, std::min(kBatchPages, share)),
                     .own_only = true,
                     .reason = reason,
                     .unstored = Unstored::kKeep};
