@@ -49,6 +49,12 @@ struct DeviceCopy {
 };
 inline constexpr size_t kMostDeviceCopies = 2048;
 
+// Of a host arena. What is not registered is copied by way of staging.
+enum class Registration : uint8_t {
+  kInBackground,  // Whole: holes in it are filled by that.
+  kNever,         // For memory that its owner punches.
+};
+
 // Between an engine's blocks and pages, within the device: kernels/paged_copy.h, with places for
 // addresses.
 struct DevicePages {
@@ -138,10 +144,9 @@ class DeviceTier {
   virtual void Open(ArenaId arena, uint64_t bytes, const DeviceHandle& handle, MonotonicNs deadline,
                     Done done) = 0;
   // A host arena by a descriptor of its file, which nobody truncates. It can be copied from at
-  // once, and into with kReadWrite; it is registered in the background, whole: holes in it are
-  // filled by that. A multiple of 4096 bytes.
+  // once, and into with kReadWrite. A multiple of 4096 bytes.
   virtual void AddHost(ArenaId arena, uint64_t bytes, UniqueFd file, Protection protection,
-                       MonotonicNs deadline, Done done) = 0;
+                       Registration registration, MonotonicNs deadline, Done done) = 0;
   // Of any of these, when nothing that names it is under way. When `done` says ok no process has
   // anything of it: what is in host memory may be punched, and memory of the device is free when
   // others have closed and unmapped theirs.

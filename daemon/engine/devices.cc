@@ -17,6 +17,7 @@ void HostEngine::MakeDevices(EngineParts& parts) {
     const auto number = static_cast<uint32_t>(devices_.size() + 1);
     devices_.push_back(
         std::make_unique<OfDevice>(std::move(part), number, clock_, device_numbers_));
+    MakeDevicePages(*devices_.back());
   }
 }
 
@@ -41,17 +42,6 @@ void HostEngine::AttachOnDevice(ClientId, uint32_t, const std::string&, const st
   done(NotYet());
 }
 
-Result<DeviceMemory> HostEngine::GiveDeviceArena(ClientId, ArenaId) {
-  return NotYet();
-}
-
-void HostEngine::LetGoArenas(ClientId, std::span<const ArenaId>) {}
-
-void HostEngine::DemoteDevice(uint32_t, uint64_t, Progress,
-                              std::function<void(Result<Demoted>)> done) {
-  done(NotYet());
-}
-
 void HostEngine::AddPool(ClientId, PoolSpec, std::function<void(Result<uint64_t>)> done) {
   done(NotYet());
 }
@@ -70,8 +60,6 @@ void HostEngine::FetchIntoPool(ClientId, const PoolPages&,
   done(NotYet());
 }
 
-void HostEngine::DeviceArenaLost(ArenaId) {}
-
 std::vector<GpuReport> HostEngine::Devices() const {
   std::vector<GpuReport> reports;
   for (const std::unique_ptr<OfDevice>& device : devices_) {
@@ -81,6 +69,7 @@ std::vector<GpuReport> HostEngine::Devices() const {
     report.bytes = device->arenas.bytes();
     report.zombie_arenas = device->arenas.zombie_arenas();
     report.unmap_requests = device->arenas.unmap_requests();
+    device->pages->AddFigures(&report);
     report.policy = device->policy->name();
     report.tier = device->arenas.tier().Report();
     reports.push_back(std::move(report));

@@ -72,10 +72,10 @@ HostEngine::HostEngine(const EngineOptions& options, EngineParts parts, EngineEv
                .slab_bytes = options.slab_bytes,
                .huge_page_bytes = options.huge_page_bytes,
                .pretouch_bytes = options.pretouch_bytes},
-              host_),
-      residents_(catalog_, memory_, *policy_, clock_),
-      pins_(catalog_, memory_, clients_, clock_),
-      evictor_(memory_, residents_, pins_, weight_blocks_, clock_),
+              host_, slabs_),
+      residents_(catalog_, slabs_, *policy_, clock_),
+      pins_(catalog_, slabs_, clients_, clock_),
+      evictor_(slabs_, residents_, pins_, weight_blocks_, clock_),
       placement_(catalog_, memory_, residents_, pins_, evictor_, clock_),
       blocks_(memory_, residents_, placement_),
       weights_({.block_bytes = options.block_bytes},
@@ -108,8 +108,8 @@ void HostEngine::MakeStore(EngineParts& parts) {
                                                                         .evictor = evictor_,
                                                                         .clock = clock_});
   evictor_.SetStore(&store_->copies());
-  pins_.SetWatcher(store_.get());
-  placement_.SetWatcher(store_.get());
+  pins_.AddWatcher(*store_);
+  placement_.AddWatcher(*store_);
 }
 
 // ---- Tenants and clients
@@ -145,11 +145,13 @@ void HostEngine::ClientGone(ClientId id) {
   Tenant& tenant = catalog_.At(client->spec.tenant);
   tenant.index->RemoveChannel(id);
   for (const uint64_t grant : grants_.IdsOf(id))
-    memory_.Free(EndGrant(*client, grant));
+    slabs_.Free(EndGrant(*client, grant));
   catalog_.ClientGone(tenant, id);
   clients_.Remove(id);
   weights_.ClientGone(id);
   if (store_ != nullptr) store_->ClientGone(id);
+  for (const std::unique_ptr<OfDevice>& device : devices_)
+    device->arenas.ClientGone(id);
 }
 
 // ---- Spaces
@@ -220,8 +222,8 @@ Status HostEngine::Restore() {
   if (!restored.ok()) {
     restore_problems_.push_back("the store is not used: " + restored.message());
     evictor_.SetStore(nullptr);
-    pins_.SetWatcher(nullptr);
-    placement_.SetWatcher(nullptr);
+    pins_.RemoveWatcher(*store_);
+    placement_.RemoveWatcher(*store_);
     store_.reset();
   }
   return {};
@@ -343,6 +345,7 @@ bool HostEngine::Turn() {
   pins_.TurnLimbo();
   std::vector<Placement::Gone> gone;
   more |= placement_.Turn(&gone);
+  more |= TurnDevices(&gone);
   more |= weights_.Turn();
   if (store_ != nullptr) more |= store_->Turn();
   std::map<TenantId, std::vector<ArenaId>> gone_of;
@@ -352,6 +355,7 @@ bool HostEngine::Turn() {
   more |= ExpireDue();
   for (const auto& [tenant, arenas] : gone_of)
     events_.ArenasGone(tenant, arenas);
+  TellUnmapWanted();
   for (const auto& [client, why] : pins_.TakeCut()) {
     AbandonGrants(client);
     if (store_ != nullptr) store_->ClientGone(client);

@@ -4,7 +4,8 @@
 //   Catalog     tenants, their directories, spaces
 //   Clients     who is served, budgets
 //   GrantTable  slots being written
-//   HostMemory  the budget, slabs and blocks
+//   Slabs       the slots of every tier, and their books
+//   HostMemory  the budget of host memory, its slabs and blocks
 //   Residents   what is linked or loaded, in the policy's order
 //   Pins        scans, limbo, clients over budget
 //   Evictor     one pass of eviction
@@ -14,6 +15,7 @@
 //   StoreTier   what is stored below memory, and the ways there and back; where there is a store
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -141,6 +143,14 @@ class HostEngine final : public Engine {
   void MakeStore(EngineParts& parts);
   void MakeDevices(EngineParts& parts);
   Result<OfDevice*> DeviceOf(uint32_t device);
+  void MakeDevicePages(OfDevice& device);
+  // Slots for a grant; `more`: of those that are missing some are on their way.
+  Result<PagesOnDevice::Slots> SlotsFor(TenantId tenant, uint32_t device, uint32_t page_bytes,
+                                        uint64_t count);
+  Residents& ResidentsOf(SlotRef slot);
+  void DropFrom(TenantId tenant, const PageName& name, bool* dropped);
+  bool TurnDevices(std::vector<Placement::Gone>* gone);
+  void TellUnmapWanted();
   Code CommitOne(Client& client, uint64_t id, uint32_t valid_tokens);
   PageCounts& CountsOf(const Client& client) { return catalog_.At(client.spec.tenant).counts; }
   void AddPageFigures(std::vector<TenantFigures>* tenants) const;
@@ -153,6 +163,9 @@ class HostEngine final : public Engine {
   bool ExpireDue();
   Status CheckGrants() const;
   Status CheckFigures() const;
+  Status CheckDirectories() const;
+  Status CheckTransfers() const;
+  Status CheckDevices() const;
 
   EngineOptions options_;
   const Clock& clock_;
@@ -163,6 +176,7 @@ class HostEngine final : public Engine {
   Catalog catalog_;
   terrace::Clients clients_;
   GrantTable grants_;
+  Slabs slabs_;
   HostMemory memory_;
   Residents residents_;
   Pins pins_;
@@ -174,6 +188,8 @@ class HostEngine final : public Engine {
   AccessLists access_;
   std::vector<std::unique_ptr<OfDevice>> devices_;  // Number 1 comes first.
   DeviceArenaNumbers device_numbers_;
+  // Slabs that were lost, to be told to clients that were given them: by client and device.
+  std::map<std::pair<ClientId, uint32_t>, std::vector<ArenaId>> lost_slabs_;
   std::unique_ptr<StoreTier> store_;  // Null: there is none.
   uint64_t abandoned_grants_ = 0;     // Now.
   std::vector<std::string> restore_problems_;

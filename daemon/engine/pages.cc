@@ -31,7 +31,7 @@ Status HostEngine::Grant(ClientId id, const GrantSpec& spec, std::vector<GrantGi
   RETURN_IF_ERROR(CheckBatch(spec.keys.size()));
   ASSIGN_OR_RETURN(const Space* space, OpenedSpace(*client, spec.slot, spec.epoch));
   ASSIGN_OR_RETURN(const uint32_t bytes, PartBytes(space->spec.layout, spec.part));
-  ASSIGN_OR_RETURN(SlabClass * of, memory_.ClassOf(client->spec.tenant, bytes));
+  if (spec.device != 0) RETURN_IF_ERROR(DeviceOf(spec.device).status());
   TenantIndex& index = *catalog_.At(client->spec.tenant).index;
 
   // Keys that are there already need no slot; the client's budget bounds the others.
@@ -39,7 +39,7 @@ Status HostEngine::Grant(ClientId id, const GrantSpec& spec, std::vector<GrantGi
   std::vector<size_t> wanting;
   const uint32_t budget = client->given.max_grants - client->grants;
   for (size_t i = 0; i < given->size(); ++i) {
-    const PageName name{spec.slot, spec.epoch, spec.part, spec.keys[i]};
+    const PageName name{spec.slot, spec.epoch, spec.part, spec.keys[i], spec.device};
     if (index.Find(name)) {
       (*given)[i].code = Code::kAlreadyExists;
     } else if (wanting.size() == budget) {
@@ -52,23 +52,33 @@ Status HostEngine::Grant(ClientId id, const GrantSpec& spec, std::vector<GrantGi
   const uint32_t asked_ms = spec.deadline_ms == 0 ? options_.grant_deadline_ms : spec.deadline_ms;
   const MonotonicNs deadline =
       clock_.Now() + std::min(asked_ms, options_.grant_deadline_max_ms) * kNsPerMs;
-  const std::vector<SlotRef> slots = placement_.Allocate(*of, wanting.size());
+  Result<PagesOnDevice::Slots> got =
+      SlotsFor(client->spec.tenant, spec.device, bytes, wanting.size());
+  if (!got) {
+    given->clear();
+    return std::move(got).error();
+  }
+  const std::vector<SlotRef>& slots = got->slots;
+  // Memory for the others is on its way: they are asked for again.
+  if (got->more) given->resize(wanting[slots.size()]);
   for (size_t n = 0; n < wanting.size(); ++n) {
+    if (wanting[n] >= given->size()) break;
     GrantGiven& answer = (*given)[wanting[n]];
     if (n >= slots.size()) {
       answer.code = Code::kExhausted;
       ++CountsOf(*client).failed_allocations;
       continue;
     }
-    answer.grant = grants_.Add({.client = id,
-                                .slot = slots[n],
-                                .name = {spec.slot, spec.epoch, spec.part, spec.keys[wanting[n]]},
-                                .page_tokens = space->spec.layout.page_tokens,
-                                .position = PositionOf(spec, wanting[n]),
-                                .parent = ParentOf(spec, wanting[n]),
-                                .generation_index = space->generation_index,
-                                .generation = index.generation(space->generation_index),
-                                .deadline = deadline});
+    answer.grant =
+        grants_.Add({.client = id,
+                     .slot = slots[n],
+                     .name = {spec.slot, spec.epoch, spec.part, spec.keys[wanting[n]], spec.device},
+                     .page_tokens = space->spec.layout.page_tokens,
+                     .position = PositionOf(spec, wanting[n]),
+                     .parent = ParentOf(spec, wanting[n]),
+                     .generation_index = space->generation_index,
+                     .generation = index.generation(space->generation_index),
+                     .deadline = deadline});
     answer.handle = shm::MakeHandle(slots[n].slab->arena(), slots[n].index, 0);
     ++client->grants;
     client->granted_bytes += bytes;
@@ -112,7 +122,9 @@ Code HostEngine::CommitOne(Client& client, uint64_t id, uint32_t valid_tokens) {
   Tenant& tenant = catalog_.At(client.spec.tenant);
   const PageName name = grant->name;
   const bool stale = tenant.FindSpace(name.space_slot, name.space_epoch) == nullptr ||
-                     tenant.index->generation(grant->generation_index) != grant->generation;
+                     tenant.index->generation(grant->generation_index) != grant->generation ||
+                     // Only a slab that was lost is closed while somebody writes it.
+                     grant->slot.slab->closed();
   const PageFacts facts = {.valid_tokens = valid_tokens == 0 ? grant->page_tokens : valid_tokens,
                            .position = grant->position,
                            .generation = grant->generation,
@@ -120,13 +132,14 @@ Code HostEngine::CommitOne(Client& client, uint64_t id, uint32_t valid_tokens) {
                            .parent = grant->parent};
   // The writer has said that it is done: whatever becomes of the page, the grant ends here.
   const SlotRef slot = EndGrant(client, id);
-  const Code code = stale ? Code::kStale : residents_.Link(slot, name, facts).code();
+  const Code code = stale ? Code::kStale : ResidentsOf(slot).Link(slot, name, facts).code();
   if (code == Code::kOk) {
     tenant.counts.committed.Add(slot.slab->shape().page_bytes);
-    if (store_ != nullptr) store_->Committed(slot);
+    // From a device it comes to the store by way of host memory.
+    if (store_ != nullptr && name.place == 0) store_->Committed(slot);
     return code;
   }
-  memory_.Free(slot);
+  slabs_.Free(slot);
   return code;
 }
 
@@ -137,7 +150,7 @@ Status HostEngine::Abort(ClientId id, std::span<const uint64_t> grants) {
   }
   RETURN_IF_ERROR(CheckBatch(grants.size()));
   for (const uint64_t grant : grants) {
-    if (grants_.Find(id, grant) != nullptr) memory_.Free(EndGrant(*client, grant));
+    if (grants_.Find(id, grant) != nullptr) slabs_.Free(EndGrant(*client, grant));
   }
   return {};
 }
@@ -155,7 +168,7 @@ SlotRef HostEngine::EndGrant(Client& client, uint64_t id) {
 
 void HostEngine::ExpireGrant(Client& client, uint64_t id) {
   grants_.Expire(client.given.id, id);
-  memory_.SetState(grants_.Find(client.given.id, id)->slot, SlotState::kAbandoned);
+  slabs_.SetState(grants_.Find(client.given.id, id)->slot, SlotState::kAbandoned);
   ++CountsOf(client).expired_grants;
   ++abandoned_grants_;
 }
@@ -176,20 +189,25 @@ Result<uint32_t> HostEngine::Drop(ClientId id, uint32_t slot, uint32_t epoch, ui
   const TenantId tenant = client->spec.tenant;
   uint32_t dropped = 0;
   for (const Digest& key : keys) {
-    const std::optional<LinkedPage> page =
-        catalog_.At(tenant).index->Find({slot, epoch, part, key});
-    const bool stored = store_ != nullptr && store_->Drop(*space, part, key);
-    if (page || stored) ++dropped;
-    if (!page) continue;
-    const std::optional<SlotRef> place = memory_.FindSlot(tenant, shm::ExtentOf(page->handle));
-    TERRACE_CHECK(place.has_value());
-    residents_.Unlink(*place);
-    // Freed by the next scan, of which a turn or an eviction makes one, unless somebody reads it.
-    pins_.AddLimbo(*place);
-    if (store_ != nullptr) store_->DroppedFromMemory(*place);
+    bool any = store_ != nullptr && store_->Drop(*space, part, key);
+    for (uint32_t place = 0; place <= devices_.size(); ++place)
+      DropFrom(tenant, {slot, epoch, part, key, place}, &any);
+    if (any) ++dropped;
   }
   CountsOf(*client).dropped += dropped;
   return dropped;
+}
+
+void HostEngine::DropFrom(TenantId tenant, const PageName& name, bool* dropped) {
+  const std::optional<LinkedPage> page = catalog_.At(tenant).index->Find(name);
+  if (!page) return;
+  *dropped = true;
+  const std::optional<SlotRef> slot = slabs_.FindSlot(tenant, shm::ExtentOf(page->handle));
+  TERRACE_CHECK(slot.has_value());
+  ResidentsOf(*slot).Unlink(*slot);
+  // Freed by the next scan, of which a turn or an eviction makes one, unless somebody reads it.
+  pins_.AddLimbo(*slot);
+  if (store_ != nullptr && name.place == 0) store_->DroppedFromMemory(*slot);
 }
 
 Evicted HostEngine::Evict(uint64_t bytes, uint64_t limit) {
@@ -199,13 +217,15 @@ Evicted HostEngine::Evict(uint64_t bytes, uint64_t limit) {
 
 std::optional<ArenaFacts> HostEngine::FindArena(ClientId id, ArenaId arena) const {
   const auto client = clients_.all().find(id);
-  const Slab* slab = memory_.Find(arena);
+  const Slab* slab = slabs_.Find(arena);
   if (client == clients_.all().end() || slab == nullptr ||
       slab->tenant() != client->second.spec.tenant) {
     return std::nullopt;
   }
-  return ArenaFacts{
-      .id = arena, .bytes = slab->shape().arena_bytes, .page_bytes = slab->shape().page_bytes};
+  return ArenaFacts{.id = arena,
+                    .bytes = slab->shape().arena_bytes,
+                    .page_bytes = slab->shape().page_bytes,
+                    .device = slab->owner()->place};
 }
 
 }  // namespace terrace

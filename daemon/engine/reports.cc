@@ -150,10 +150,53 @@ Status HostEngine::CheckInvariants() const {
   if (weights_.totals().resident_bytes != books.block_bytes) {
     return Status(Code::kInternal, "weights have other bytes resident than the budget is charged");
   }
-  if (pins_.limbo_pages() != Of(books.slots, SlotState::kLimbo)) {
+  RETURN_IF_ERROR(CheckDirectories());
+  RETURN_IF_ERROR(CheckTransfers());
+  RETURN_IF_ERROR(CheckDevices());
+  uint64_t limbo = Of(books.slots, SlotState::kLimbo);
+  for (const std::unique_ptr<OfDevice>& device : devices_)
+    limbo += Of(device->pages->books().slots, SlotState::kLimbo);
+  if (pins_.limbo_pages() != limbo) {
     return Status(Code::kInternal, "pages in limbo are not the slots in limbo");
   }
   return CheckFigures();
+}
+
+// Slots in transfer are those that somebody moves.
+Status HostEngine::CheckTransfers() const {
+  uint64_t transfers = 0;
+  slabs_.Visit(0, [&](Slab& slab) {
+    for (uint32_t i = 0; i < slab.shape().slots; ++i)
+      transfers += slab.slot(i).transfers;
+  });
+  uint64_t moved = store_ == nullptr ? 0 : store_->transfers();
+  for (const std::unique_ptr<OfDevice>& device : devices_)
+    moved += device->pages->transfers();
+  if (transfers == moved) return {};
+  return Status(Code::kInternal, "slots in transfer are not the pages read and written");
+}
+
+// A linked slot is in its tenant's directory (Residents); nothing else is.
+Status HostEngine::CheckDirectories() const {
+  std::map<TenantId, uint64_t> linked;
+  for (uint32_t place = 0; place <= devices_.size(); ++place) {
+    slabs_.Visit(place, [&](Slab& slab) {
+      for (uint32_t i = 0; i < slab.shape().slots; ++i)
+        linked[slab.tenant()] += slab.slot(i).state == SlotState::kLinked ? 1 : 0;
+    });
+  }
+  for (const auto& tenant : catalog_.tenants()) {
+    uint64_t in_spaces = 0;
+    for (const auto& [slot, space] : tenant->spaces)
+      in_spaces += tenant->index->linked_in_space(slot);
+    if (tenant->index->linked() != linked[tenant->id] || in_spaces != linked[tenant->id]) {
+      return Status(Code::kInternal, "tenant " + tenant->name + ": directory has " +
+                                         std::to_string(tenant->index->linked()) +
+                                         " pages, its spaces " + std::to_string(in_spaces) +
+                                         ", slots " + std::to_string(linked[tenant->id]));
+    }
+  }
+  return {};
 }
 
 // What is told by tenant and state adds up to what is used.
@@ -182,7 +225,12 @@ Status HostEngine::CheckFigures() const {
 }
 
 Status HostEngine::CheckGrants() const {
-  const HostBooks& books = memory_.books();
+  const auto writing = [](const SlabBooks& books) {
+    return Of(books.slots, SlotState::kGranted) + Of(books.slots, SlotState::kAbandoned);
+  };
+  uint64_t slots = writing(memory_.books());
+  for (const std::unique_ptr<OfDevice>& device : devices_)
+    slots += writing(device->pages->books());
   std::map<ClientId, std::pair<uint32_t, uint64_t>> of_client;
   uint64_t expired = 0;
   for (const auto& [key, grant] : grants_.all()) {
@@ -195,9 +243,7 @@ Status HostEngine::CheckGrants() const {
     bytes += grant.slot.slab->shape().page_bytes;
     if (grant.expired) ++expired;
   }
-  if (grants_.all().size() !=
-          Of(books.slots, SlotState::kGranted) + Of(books.slots, SlotState::kAbandoned) ||
-      expired != abandoned_grants_) {
+  if (grants_.all().size() != slots || expired != abandoned_grants_) {
     return Status(Code::kInternal, "grants are not the slots that are granted or abandoned");
   }
   for (const auto& [id, client] : clients_.all()) {

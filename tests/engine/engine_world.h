@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -120,10 +121,14 @@ struct EngineWorld {
   static constexpr uint32_t kPage = 16384;
 
   // `given_store` outlives the world.
-  explicit EngineWorld(EngineOptions given = SmallOptions(), SimPageStore* given_store = nullptr)
+  // `add_parts` is asked at each start for what else there is.
+  using AddParts = std::function<void(EngineParts&)>;
+  explicit EngineWorld(EngineOptions given = SmallOptions(), SimPageStore* given_store = nullptr,
+                       AddParts more = {})
       : options(given),
-        tier({.blank_bytes = 1u << 20, .blanks_per_step = 1}),
-        page_store(given_store) {
+        tier({.blank_bytes = 1u << 20, .blanks_per_step = 1, .descriptors = more != nullptr}),
+        page_store(given_store),
+        add_parts(std::move(more)) {
     Start();
   }
 
@@ -156,6 +161,7 @@ struct EngineWorld {
     parts.journal = &journal;
     parts.directory_memory = &directories;
     parts.host_policy = std::make_unique<CountingPolicy>(&walks);
+    if (add_parts) add_parts(parts);
     Result<std::unique_ptr<Engine>> made = MakeEngine(options, std::move(parts), events);
     TERRACE_CHECK(made.has_value());
     engine = *std::move(made);
@@ -177,6 +183,7 @@ struct EngineWorld {
   ManualClock clock;
   SimHostTier tier;
   SimPageStore* const page_store;
+  const AddParts add_parts;
   SimWeightSources sources;
   SimJournal journal;
   PlainDirectory directories;

@@ -50,21 +50,22 @@ TEST(SlabShapeTest, APageLargerThanASlabHasASlabOfItsOwn) {
 
 TEST(HostMemoryTest, SlotWithoutFurtherSequenceNumbersIsRetired) {
   SimHostTier tier;
+  Slabs slabs;
   HostMemory memory({.capacity_bytes = 4 * kPage,
                      .slab_bytes = 2 * kPage,
                      .huge_page_bytes = kPage,
                      .pretouch_bytes = 0},
-                    tier);
+                    tier, slabs);
   SlabClass* of = *memory.ClassOf(1, kPage);
   ASSERT_TRUE(memory.Extend(*of));
-  const SlotRef slot = memory.Take(*of).value();
+  const SlotRef slot = slabs.Take(*of).value();
   slot->sequence = shm::kMaxSequence;
-  memory.Free(slot);
+  slabs.Free(slot);
   EXPECT_EQ(slot->state, SlotState::kRetired);
   ASSERT_TRUE(memory.Extend(*of));
-  const SlotRef next = memory.Take(*of).value();
+  const SlotRef next = slabs.Take(*of).value();
   EXPECT_NE(next.index, slot.index);
-  EXPECT_FALSE(memory.Take(*of).has_value());
+  EXPECT_FALSE(slabs.Take(*of).has_value());
   EXPECT_EQ(memory.Punch(*of, UINT64_MAX), kPage) << "its memory goes back";
   EXPECT_EQ(memory.CheckInvariants(), Status());
 }
@@ -73,8 +74,9 @@ TEST(HostMemoryTest, ABlankBeyondTheBudgetThatCannotBeEmptiedIsReleased) {
   SimHostTier tier({.blank_bytes = kMiB});
   tier.SetReserve(kMiB);
   ASSERT_EQ(tier.MakeBlanks(), 1u);
-  HostMemory memory({.capacity_bytes = kMiB / 2, .slab_bytes = kMiB, .huge_page_bytes = 4096},
-                    tier);
+  Slabs slabs;
+  HostMemory memory({.capacity_bytes = kMiB / 2, .slab_bytes = kMiB, .huge_page_bytes = 4096}, tier,
+                    slabs);
   SlabClass* of = *memory.ClassOf(1, kPage);
   tier.punch_faults.FailAfter(0, Status(Code::kInternal, "no"));
   EXPECT_FALSE(memory.Extend(*of));
@@ -85,9 +87,10 @@ TEST(HostMemoryTest, ABlankBeyondTheBudgetThatCannotBeEmptiedIsReleased) {
 
 TEST(HostMemoryTest, PageSizesOfATenantAreBounded) {
   SimHostTier tier;
+  Slabs slabs;
   HostMemory memory(
       {.capacity_bytes = 1 << 30, .slab_bytes = 4096, .huge_page_bytes = 4096, .pretouch_bytes = 0},
-      tier);
+      tier, slabs);
   SlabClass* first = *memory.ClassOf(1, 64);
   ASSERT_TRUE(memory.Extend(*first));
   for (uint32_t i = 2; i <= HostMemory::kMaxClasses; ++i) {

@@ -96,7 +96,7 @@ void SimDeviceTier::Open(ArenaId id, uint64_t bytes, const DeviceHandle&, Monoto
 }
 
 void SimDeviceTier::AddHost(ArenaId id, uint64_t bytes, UniqueFd, Protection protection,
-                            MonotonicNs, Done done) {
+                            Registration, MonotonicNs, Done done) {
   TERRACE_CHECK(bytes > 0 && bytes % 4096 == 0 && host_bytes_(id).size() >= bytes);
   Add(id, bytes, true, protection, host_faults, std::move(done));
 }

@@ -33,7 +33,7 @@ class SimDeviceTier final : public DeviceTier {
   void Open(ArenaId arena, uint64_t bytes, const DeviceHandle& handle, MonotonicNs deadline,
             Done done) override;
   void AddHost(ArenaId arena, uint64_t bytes, UniqueFd file, Protection protection,
-               MonotonicNs deadline, Done done) override;
+               Registration registration, MonotonicNs deadline, Done done) override;
   void Release(ArenaId arena, MonotonicNs deadline, Done done) override;
   void Copy(std::vector<DeviceCopy> copies, bool complete, MonotonicNs deadline,
             Done done) override;

@@ -158,6 +158,15 @@ bool DeviceArenas::Mapped(ArenaId id) const {
   return found != arenas_.end() && !found->second.given.empty();
 }
 
+std::vector<ClientId> DeviceArenas::GivenTo(ArenaId id) const {
+  std::vector<ClientId> clients;
+  const auto found = arenas_.find(id);
+  if (found == arenas_.end()) return clients;
+  for (const auto& [client, times] : found->second.given)
+    clients.push_back(client);
+  return clients;
+}
+
 void DeviceArenas::Lost(ArenaId id) {
   const auto found = arenas_.find(id);
   if (found == arenas_.end()) return;

@@ -89,6 +89,7 @@ class DeviceArenas {
   void LetGo(ArenaId arena, ClientId client);
   void ClientGone(ClientId client);
   bool Mapped(ArenaId arena) const;
+  std::vector<ClientId> GivenTo(ArenaId arena) const;
 
   // Its memory is gone, by the tier's word: it stays charged until Release, which asks nobody.
   void Lost(ArenaId arena);

@@ -1,9 +1,12 @@
-// OfDevice: what the engine has of one GPU, joined from its parts: the budget and its arenas.
+// OfDevice: what the engine has of one GPU, joined from its parts: the budget and its arenas, and
+// the pages in them.
 #pragma once
 
 #include <memory>
 
 #include "daemon/engine/device/device_arenas.h"
+#include "daemon/engine/device/item_numbers.h"
+#include "daemon/engine/device/pages_on_device.h"
 #include "daemon/engine/engine_options.h"
 #include "daemon/policy/policy.h"
 
@@ -16,7 +19,9 @@ struct OfDevice {
                {.device = device, .tier = part.tier, .clock = &clock, .numbers = &numbers}) {}
 
   const std::unique_ptr<Policy> policy;
+  ItemNumbers items;  // Of the policy.
   DeviceArenas arenas;
+  std::unique_ptr<PagesOnDevice> pages;
 };
 
 }  // namespace terrace

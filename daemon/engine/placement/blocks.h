@@ -27,7 +27,9 @@ class Blocks final : public BlockMemory {
     return memory_.CreateBlock(bytes);
   }
   uint64_t capacity_bytes() const override { return memory_.capacity(); }
-  void BlockReady(ArenaId arena) override { residents_.AddBlock(arena); }
+  void BlockReady(ArenaId arena) override {
+    residents_.AddBlock(arena, *memory_.BlockBytes(arena));
+  }
   void TouchBlock(ArenaId arena) override { residents_.TouchBlock(arena); }
   void ReleaseBlock(ArenaId arena) override {
     residents_.RemoveBlock(arena);

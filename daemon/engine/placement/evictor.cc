@@ -14,7 +14,7 @@ constexpr size_t kPassedOver = 256;
 
 }  // namespace
 
-EvictionDone Evictor::Pass(const EvictionGoal& goal) {
+void Evictor::Begin(const EvictionGoal& goal) {
   goal_ = goal;
   chosen_pages_.clear();
   chosen_blocks_.clear();
@@ -28,6 +28,19 @@ EvictionDone Evictor::Pass(const EvictionGoal& goal) {
   deferred_bytes_ = 0;
   looked_ = 0;
   refused_ = false;
+}
+
+EvictionDone Evictor::Empty(Slab& slab, EvictionReason reason, Unstored unstored) {
+  Begin({.wanted = UINT64_MAX, .any_page = true, .reason = reason, .unstored = unstored});
+  for (uint32_t i = 0; i < slab.shape().slots; ++i) {
+    if (slab.slot(i).state != SlotState::kLinked) continue;
+    if (OfferPage({&slab, i}) == Verdict::kStop) break;
+  }
+  return CarryOut();
+}
+
+EvictionDone Evictor::Pass(const EvictionGoal& goal) {
+  Begin(goal);
   if (Satisfied()) return {};
   // Each item is offered at most once, so the walk is bounded by what is resident; what is in use
   // goes to the newest end, so that the next walk meets others first.
@@ -63,15 +76,16 @@ bool Evictor::Useful() const {
 Verdict Evictor::Offer(ItemId id) {
   if (Satisfied()) return Verdict::kStop;
   ++looked_;
-  const Residents::Item& item = residents_.item(id);
-  return item.slot.slab == nullptr ? OfferBlock(item.block) : OfferPage(item.slot);
+  const Residents::Item* item = residents_.item(id);
+  if (item == nullptr) return Verdict::kSkip;
+  return item->slot.slab == nullptr ? OfferBlock(item->block) : OfferPage(item->slot);
 }
 
 Verdict Evictor::OfferBlock(ArenaId arena) {
   if (blocks_.Held(arena)) return Verdict::kInUse;
   if (goal_.own_only || goal_.unstored == Unstored::kKeep) return Verdict::kSkip;
   chosen_blocks_.push_back(arena);
-  freed_bytes_ += memory_.BlockBytes(arena).value_or(0);
+  freed_bytes_ += residents_.BlockBytes(arena);
   return Verdict::kTake;
 }
 
@@ -218,14 +232,14 @@ EvictionDone Evictor::CarryOut() {
       continue;
     }
     if (store_ != nullptr && !store_->Has(slot)) store_->Lost(slot);
-    memory_.Free(slot);
+    slabs_.Free(slot);
     ++done.pages;
     done.bytes += slot.slab->shape().page_bytes;
     evicted_of_[slot.slab->tenant()][reason].Add(slot.slab->shape().page_bytes);
   }
   evicted_pages_ += done.pages;
   for (const ArenaId arena : chosen_blocks_) {
-    const uint64_t bytes = memory_.BlockBytes(arena).value_or(0);
+    const uint64_t bytes = residents_.BlockBytes(arena);
     blocks_.Evict(arena);
     ++done.blocks;
     done.bytes += bytes;

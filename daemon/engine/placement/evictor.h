@@ -1,4 +1,4 @@
-// Evictor: takes pages and blocks out of host memory that nobody holds.
+// Evictor: takes pages and blocks out of the memory of one tier that nobody holds.
 //
 // One pass: read the pins; let the policy name victims, of which pinned ones are in use; unlink the
 // victims; read the pins again; what was pinned meanwhile is linked again under its slot's next
@@ -15,9 +15,9 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "daemon/engine/placement/host_memory.h"
 #include "daemon/engine/placement/pins.h"
 #include "daemon/engine/placement/residents.h"
+#include "daemon/engine/placement/slabs.h"
 
 namespace terrace {
 
@@ -26,7 +26,7 @@ class BlockOwner {
  public:
   virtual ~BlockOwner() = default;
   virtual bool Held(ArenaId arena) const = 0;
-  // It is not held. HostMemory and Residents know nothing of it afterwards.
+  // It is not held. Its memory's owner and Residents know nothing of it afterwards.
   virtual void Evict(ArenaId arena) = 0;
 };
 
@@ -92,13 +92,14 @@ struct EvictionDone {
 
 class Evictor {
  public:
-  Evictor(HostMemory& memory, Residents& residents, Pins& pins, BlockOwner& blocks,
-          const Clock& clock)
-      : memory_(memory), residents_(residents), pins_(pins), blocks_(blocks), clock_(clock) {}
+  Evictor(Slabs& slabs, Residents& residents, Pins& pins, BlockOwner& blocks, const Clock& clock)
+      : slabs_(slabs), residents_(residents), pins_(pins), blocks_(blocks), clock_(clock) {}
   // Null: there is no store.
   void SetStore(StoredCopies* store) { store_ = store; }
 
   EvictionDone Pass(const EvictionGoal& goal);
+  // Likewise, over the pages of one slab.
+  EvictionDone Empty(Slab& slab, EvictionReason reason, Unstored unstored);
 
   // Pages that the last pass left for a later one because they are being written to the store.
   uint64_t deferred_pages() const { return deferred_pages_; }
@@ -114,6 +115,7 @@ class Evictor {
   const ByReason& evicted_blocks() const { return evicted_blocks_; }
 
  private:
+  void Begin(const EvictionGoal& goal);
   Policy::Verdict Offer(ItemId id);
   Policy::Verdict OfferBlock(ArenaId arena);
   Policy::Verdict OfferPage(SlotRef slot);
@@ -137,7 +139,7 @@ class Evictor {
   void TakePage(SlotRef slot);
   EvictionDone CarryOut();
 
-  HostMemory& memory_;
+  Slabs& slabs_;
   Residents& residents_;
   Pins& pins_;
   BlockOwner& blocks_;

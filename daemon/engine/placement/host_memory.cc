@@ -7,8 +7,8 @@
 
 namespace terrace {
 
-HostMemory::HostMemory(const HostMemoryOptions& options, HostTier& tier)
-    : options_(options), tier_(tier) {}
+HostMemory::HostMemory(const HostMemoryOptions& options, HostTier& tier, Slabs& slabs)
+    : options_(options), tier_(tier), slabs_(slabs) {}
 
 // ---- Classes and slabs
 
@@ -27,18 +27,8 @@ Result<SlabClass*> HostMemory::ClassOf(uint32_t tenant, uint32_t page_bytes) {
     classes_.erase(unused);
   }
   auto made = std::make_unique<SlabClass>(
-      tenant, SlabShape::Of(page_bytes, options_.slab_bytes, options_.huge_page_bytes));
-  return classes_.emplace(ClassKey{tenant, page_bytes}, std::move(made)).first->second.get();
-}
-
-std::optional<SlotRef> HostMemory::FindSlot(uint32_t tenant, uint64_t extent) const {
-  const auto arena = static_cast<ArenaId>(extent >> shm::kSlotBits);
-  const auto index = static_cast<uint32_t>(extent & (shm::kMaxSlots - 1));
-  Slab* slab = Find(arena);
-  if (slab == nullptr || slab->tenant() != tenant || index >= slab->shape().slots) {
-    return std::nullopt;
-  }
-  return SlotRef{slab, index};
+      tenant, SlabShape::Of(page_bytes, options_.slab_bytes, options_.huge_page_bytes), books_);
+  return classes_.emplace(Slabs::ClassKey{tenant, page_bytes}, std::move(made)).first->second.get();
 }
 
 Result<Slab*> HostMemory::CreateSlab(SlabClass& of) {
@@ -49,7 +39,7 @@ Result<Slab*> HostMemory::CreateSlab(SlabClass& of) {
     tier_.SetReserve(0);
   }
   ASSIGN_OR_RETURN(const HostTier::Created created, tier_.Create(bytes, ArenaUse::kSlab));
-  if (created.id >= shm::kMaxArenas) {
+  if (created.id > kLastSlabId) {
     tier_.Release(created.id);
     return Status(Code::kExhausted, "host memory: arena ids are used up; restart the daemon");
   }
@@ -62,18 +52,7 @@ Result<Slab*> HostMemory::CreateSlab(SlabClass& of) {
     }
     resident = false;
   }
-  if (created.id >= by_arena_.size()) by_arena_.resize(created.id + 1);
-  by_arena_[created.id] = std::make_unique<Slab>(created.id, of.tenant, &of, of.shape, resident);
-  Slab* slab = by_arena_[created.id].get();
-  ++of.slabs;
-  of.ready_slots += slab->ready();
-  books_.slots[static_cast<int>(SlotState::kEmpty)] += of.shape.slots;
-  books_.bytes[static_cast<int>(SlotState::kEmpty)] +=
-      uint64_t{of.shape.slots} * of.shape.page_bytes;
-  books_.slab_bytes += slab->resident_bytes();
-  of.slots[static_cast<int>(SlotState::kEmpty)] += of.shape.slots;
-  of.resident_bytes += slab->resident_bytes();
-  UpdateSets(*slab);
+  Slab* slab = slabs_.Add(created.id, of, resident);
   TrimReserve(0);
   return slab;
 }
@@ -90,53 +69,9 @@ std::vector<Slab*> HostMemory::VacantSlabs() const {
 
 void HostMemory::ReleaseSlab(Slab* slab) {
   TERRACE_CHECK(slab->resident_grains() == 0);
-  SlabClass& of = *slab->owner();
-  of.with_ready.Remove(slab);
-  of.with_hollow.Remove(slab);
-  of.with_idle.Remove(slab);
-  --of.slabs;
-  for (uint32_t i = 0; i < slab->shape().slots; ++i) {
-    const int state = static_cast<int>(slab->slot(i).state);
-    --books_.slots[state];
-    --of.slots[state];
-    books_.bytes[state] -= of.shape.page_bytes;
-  }
   const ArenaId arena = slab->arena();
-  by_arena_[arena].reset();
+  slabs_.Remove(slab);
   tier_.Release(arena);
-}
-
-// ---- Slots
-
-std::optional<SlotRef> HostMemory::Take(SlabClass& of) {
-  if (of.with_ready.empty()) return std::nullopt;
-  Slab* slab = of.with_ready.slabs().back();
-  const std::optional<uint32_t> index = slab->FindReady();
-  TERRACE_CHECK(index.has_value());
-  const SlotRef slot{slab, *index};
-  SetState(slot, SlotState::kGranted);
-  return slot;
-}
-
-void HostMemory::SetState(SlotRef slot, SlotState state) {
-  Slab& slab = *slot.slab;
-  SlabClass& of = *slab.owner();
-  const auto count = [&](SlotState of_state, int sign) {
-    books_.slots[static_cast<int>(of_state)] += sign;
-    of.slots[static_cast<int>(of_state)] += sign;
-    books_.bytes[static_cast<int>(of_state)] += sign * int64_t{of.shape.page_bytes};
-  };
-  count(slot->state, -1);
-  count(state, 1);
-  const uint32_t ready = slab.ready();
-  slab.SetState(slot.index, state);
-  of.ready_slots += slab.ready() - uint64_t{ready};
-  UpdateSets(slab);
-}
-
-void HostMemory::Free(SlotRef slot) {
-  TERRACE_CHECK(slot->transfers == 0 && slot->holds == 0);
-  SetState(slot, slot->sequence == shm::kMaxSequence ? SlotState::kRetired : SlotState::kEmpty);
 }
 
 // ---- Memory
@@ -171,8 +106,7 @@ Status HostMemory::PopulateGrains(Slab& slab, uint32_t first, uint32_t end) {
     return populated;
   }
   for (uint32_t grain = first; grain < end; ++grain)
-    SetResident(slab, grain, true);
-  UpdateSets(slab);
+    slabs_.SetResident(slab, grain, true);
   return {};
 }
 
@@ -182,10 +116,9 @@ Status HostMemory::PopulateGrains(Slab& slab, uint32_t first, uint32_t end) {
 void HostMemory::BookLost(Slab& slab, uint32_t first, uint32_t end) {
   for (uint32_t grain = first; grain < end; ++grain) {
     for (uint32_t i = grain * slab.shape().grain_slots; i < slab.SlotsEnd(grain); ++i)
-      SetState({&slab, i}, SlotState::kRetired);
-    SetResident(slab, grain, true);
+      slabs_.SetState({&slab, i}, SlotState::kRetired);
+    slabs_.SetResident(slab, grain, true);
   }
-  UpdateSets(slab);
 }
 
 uint64_t HostMemory::Punch(SlabClass& of, uint64_t bytes) {
@@ -221,7 +154,6 @@ uint64_t HostMemory::PunchSlab(Slab& slab, uint64_t bytes, uint32_t unit_grains)
       first = stop + 1;
     }
   }
-  UpdateSets(slab);
   return punched;
 }
 
@@ -230,28 +162,12 @@ uint64_t HostMemory::PunchGrains(Slab& slab, uint32_t first, uint32_t end) {
   // On failure the memory stays where it is and in the books.
   if (!tier_.Punch(extent).ok()) return 0;
   for (uint32_t grain = first; grain < end; ++grain) {
-    SetResident(slab, grain, false);
+    slabs_.SetResident(slab, grain, false);
     for (uint32_t i = grain * slab.shape().grain_slots; i < slab.SlotsEnd(grain); ++i) {
-      if (slab.slot(i).state == SlotState::kRetired) Free({&slab, i});  // Of BookLost.
+      if (slab.slot(i).state == SlotState::kRetired) slabs_.Free({&slab, i});  // Of BookLost.
     }
   }
   return extent.bytes;
-}
-
-void HostMemory::SetResident(Slab& slab, uint32_t grain, bool resident) {
-  const uint64_t ready = slab.ready();
-  slab.SetResident(grain, resident);
-  slab.owner()->ready_slots += slab.ready() - ready;
-  const uint64_t bytes = slab.shape().BytesOf(grain, 1);
-  books_.slab_bytes += resident ? bytes : -bytes;
-  slab.owner()->resident_bytes += resident ? bytes : -bytes;
-}
-
-void HostMemory::UpdateSets(Slab& slab) {
-  SlabClass& of = *slab.owner();
-  of.with_ready.Update(&slab);
-  of.with_hollow.Update(&slab);
-  of.with_idle.Update(&slab);
 }
 
 Result<HostTier::Created> HostMemory::CreateBlock(size_t bytes) {
@@ -309,55 +225,12 @@ void HostMemory::RepeatReserve() {
 }
 
 Status HostMemory::CheckInvariants() const {
-  HostBooks sum;
-  struct OfClass {
-    uint64_t ready = 0;
-    uint64_t slots[kSlotStates] = {};
-    uint64_t resident_bytes = 0;
-  };
-  std::map<const SlabClass*, OfClass> of_class;
-  for (const auto& slab : by_arena_) {
-    if (slab == nullptr) continue;
-    uint32_t slab_ready = 0;
-    OfClass& own = of_class[slab->owner()];
-    for (uint32_t i = 0; i < slab->shape().slots; ++i) {
-      const Slot& slot = slab->slot(i);
-      const bool resident = slab->resident(slab->GrainOf(i));
-      ++sum.slots[static_cast<int>(slot.state)];
-      ++own.slots[static_cast<int>(slot.state)];
-      sum.bytes[static_cast<int>(slot.state)] += slab->shape().page_bytes;
-      if (slot.state == SlotState::kEmpty && resident) ++slab_ready;
-      if (IsBusy(slot.state) && !resident) {
-        return Status(Code::kInternal, "a slot with a page has no memory");
-      }
-      if (slot.victim) return Status(Code::kInternal, "a slot is still marked as a victim");
-    }
-    if (slab_ready != slab->ready()) return Status(Code::kInternal, "a slab's ready slots differ");
-    own.ready += slab_ready;
-    own.resident_bytes += slab->resident_bytes();
-    sum.slab_bytes += slab->resident_bytes();
-  }
+  RETURN_IF_ERROR(slabs_.CheckBooks(0, books_, classes_));
+  uint64_t block_bytes = 0;
   for (const auto& [arena, bytes] : blocks_)
-    sum.block_bytes += bytes;
-  for (int state = 0; state < kSlotStates; ++state) {
-    if (sum.slots[state] != books_.slots[state] || sum.bytes[state] != books_.bytes[state]) {
-      return Status(Code::kInternal, "slots of state " + std::to_string(state) + ": " +
-                                         std::to_string(sum.slots[state]) + " counted, " +
-                                         std::to_string(books_.slots[state]) + " in the books");
-    }
-  }
-  if (sum.slab_bytes != books_.slab_bytes) {
-    return Status(Code::kInternal, "resident bytes of slabs differ from the books");
-  }
-  if (sum.block_bytes != books_.block_bytes) {
+    block_bytes += bytes;
+  if (block_bytes != books_.block_bytes) {
     return Status(Code::kInternal, "bytes of blocks differ from the books");
-  }
-  for (const auto& [key, of] : classes_) {
-    const OfClass& counted = of_class[of.get()];
-    if (counted.ready != of->ready_slots || counted.resident_bytes != of->resident_bytes ||
-        !std::equal(std::begin(counted.slots), std::end(counted.slots), std::begin(of->slots))) {
-      return Status(Code::kInternal, "a class's slots or resident bytes differ");
-    }
   }
   return {};
 }

@@ -34,7 +34,8 @@ void Pins::Scan(TenantId id) {
     if (Client* client = clients_.Find(client_id)) {
       client->pins = holding.pins;
       client->pinned_bytes = holding.bytes;
-      if (watcher_ != nullptr) watcher_->Scanned(*client);
+      for (PageWatcher* watcher : watchers_)
+        watcher->Scanned(*client);
     }
   }
   FreeLimbo(of);
@@ -55,10 +56,10 @@ std::map<ClientId, Pins::Holding> Pins::ReadPins(Tenant& tenant) {
         for (size_t i = 0; i < extents.size(); ++i) {
           // Pins lie anywhere in memory: what is stamped next is fetched meanwhile.
           if (i + kPrefetchAhead < extents.size()) {
-            const auto ahead = memory_.FindSlot(tenant.id, extents[i + kPrefetchAhead]);
+            const auto ahead = slabs_.FindSlot(tenant.id, extents[i + kPrefetchAhead]);
             if (ahead) ahead->slab->PrefetchStamp(ahead->index);
           }
-          const std::optional<SlotRef> slot = memory_.FindSlot(tenant.id, extents[i]);
+          const std::optional<SlotRef> slot = slabs_.FindSlot(tenant.id, extents[i]);
           if (slot && slot->slab->Stamp(slot->index, next_stamp_)) {
             holding->bytes += slot->slab->shape().page_bytes;
           }
@@ -108,7 +109,7 @@ void Pins::AddLimbo(SlotRef slot) {
 void Pins::FreeLimbo(OfTenant& of) {
   std::erase_if(of.limbo, [&](const SlotRef& slot) {
     if (Pinned(slot) || slot->transfers > 0 || slot->holds > 0) return false;
-    memory_.Free(slot);
+    slabs_.Free(slot);
     return true;
   });
 }

@@ -17,7 +17,7 @@
 #include "base/status.h"
 #include "daemon/engine/catalog.h"
 #include "daemon/engine/clients.h"
-#include "daemon/engine/placement/host_memory.h"
+#include "daemon/engine/placement/slabs.h"
 
 namespace terrace {
 
@@ -33,11 +33,11 @@ class PageWatcher {
 
 class Pins {
  public:
-  Pins(Catalog& catalog, HostMemory& memory, Clients& clients, const Clock& clock)
-      : catalog_(catalog), memory_(memory), clients_(clients), clock_(clock) {}
+  Pins(Catalog& catalog, Slabs& slabs, Clients& clients, const Clock& clock)
+      : catalog_(catalog), slabs_(slabs), clients_(clients), clock_(clock) {}
 
-  // Null: nobody.
-  void SetWatcher(PageWatcher* watcher) { watcher_ = watcher; }
+  void AddWatcher(PageWatcher& watcher) { watchers_.push_back(&watcher); }
+  void RemoveWatcher(PageWatcher& watcher) { std::erase(watchers_, &watcher); }
 
   void Scan(TenantId tenant);
   // Unless the last scan was so short a time ago that scans would cost too much.
@@ -84,10 +84,10 @@ class Pins {
   void FreeLimbo(OfTenant& of);
 
   Catalog& catalog_;
-  HostMemory& memory_;
+  Slabs& slabs_;
   Clients& clients_;
   const Clock& clock_;
-  PageWatcher* watcher_ = nullptr;
+  std::vector<PageWatcher*> watchers_;
   std::vector<OfTenant> tenants_;  // By id.
   uint64_t next_stamp_ = 1;
   std::vector<std::pair<ClientId, Status>> cut_;

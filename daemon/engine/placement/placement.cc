@@ -47,7 +47,7 @@ std::vector<SlotRef> Placement::Allocate(SlabClass& of, uint64_t count) {
   // No eviction makes room for a page that is larger than everything.
   const bool fits = of.shape.BytesOf(0, 1) <= memory_.capacity();
   for (int passes = 0; slots.size() < count;) {
-    if (const std::optional<SlotRef> slot = memory_.Take(of)) {
+    if (const std::optional<SlotRef> slot = memory_.slabs().Take(of)) {
       slots.push_back(*slot);
       continue;
     }
@@ -62,7 +62,7 @@ std::vector<SlotRef> Placement::Allocate(SlabClass& of, uint64_t count) {
 }
 
 std::optional<SlotRef> Placement::TakeFree(SlabClass& of) {
-  if (of.ready_slots > ReserveOf(of)) return memory_.Take(of);
+  if (of.ready_slots > ReserveOf(of)) return memory_.slabs().Take(of);
   // What is taken of the reserve is made up for by eviction, so there has to be room for that too.
   uint64_t kept = of.shape.BytesOf(0, 1);
   for (const auto& [key, each] : memory_.classes()) {
@@ -70,7 +70,7 @@ std::optional<SlotRef> Placement::TakeFree(SlabClass& of) {
     kept += (reserve - std::min(reserve, each->ready_slots)) * each->shape.page_bytes;
   }
   if (memory_.room() < kept || !memory_.Extend(of)) return std::nullopt;
-  return memory_.Take(of);
+  return memory_.slabs().Take(of);
 }
 
 bool Placement::Reclaim(SlabClass& of, uint64_t slots, bool tier_refuses, EvictionReason reason) {
@@ -227,7 +227,8 @@ void Placement::DrainRingsOf(TenantId id, ClientId client) {
 void Placement::NoteRead(Tenant& tenant, const TenantIndex::RingVisit& visit) {
   const bool hit = visit.kind == shm::RingKind::kTouch;
   if (hit) residents_.Touch(tenant.id, visit.handle);
-  if (watcher_ != nullptr) watcher_->Told(tenant.id, visit);
+  for (PageWatcher* watcher : watchers_)
+    watcher->Told(tenant.id, visit);
   if (visit.space_slot >= tenant.reads.size()) return;
   SpaceReads& reads = tenant.reads[visit.space_slot];
   ++(hit ? reads.hits : reads.misses);

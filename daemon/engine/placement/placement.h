@@ -32,8 +32,8 @@ class Placement {
         evictor_(evictor),
         clock_(clock) {}
 
-  // Null: nobody.
-  void SetWatcher(PageWatcher* watcher) { watcher_ = watcher; }
+  void AddWatcher(PageWatcher& watcher) { watchers_.push_back(&watcher); }
+  void RemoveWatcher(PageWatcher& watcher) { std::erase(watchers_, &watcher); }
 
   // Up to `count` slots, in state kGranted; fewer when no more can be had.
   std::vector<SlotRef> Allocate(SlabClass& of, uint64_t count);
@@ -87,7 +87,7 @@ class Placement {
   Pins& pins_;
   Evictor& evictor_;
   const Clock& clock_;
-  PageWatcher* watcher_ = nullptr;
+  std::vector<PageWatcher*> watchers_;
   MonotonicNs decayed_at_ = 0;
   MonotonicNs vacant_looked_at_ = 0;
   MonotonicNs reserve_futile_until_ = 0;  // Or

@@ -8,14 +8,10 @@
 namespace terrace {
 
 ItemId Residents::NewItem(const Item& item, const ItemTraits& traits) {
-  ItemId id = static_cast<ItemId>(items_.size());
-  if (free_.empty()) {
-    items_.push_back(item);
-  } else {
-    id = free_.back();
-    free_.pop_back();
-    items_[id] = item;
-  }
+  const ItemId id = numbers_.Take();
+  if (id >= items_.size()) items_.resize(id + 1);
+  items_[id] = item;
+  ++count_;
   policy_.Insert(id, traits, clock_.Now());
   return id;
 }
@@ -23,7 +19,8 @@ ItemId Residents::NewItem(const Item& item, const ItemTraits& traits) {
 void Residents::EraseItem(ItemId id) {
   policy_.Erase(id);
   items_[id] = {};
-  free_.push_back(id);
+  numbers_.GiveBack(id);
+  --count_;
 }
 
 Status Residents::Link(SlotRef slot, const PageName& name, const PageFacts& facts) {
@@ -44,17 +41,18 @@ Status Residents::LinkAs(SlotRef slot, const PageName& name, const PageFacts& fa
   const uint32_t bytes = slot.slab->shape().page_bytes;
   // The number is used up even if linking fails: no handle may ever appear twice.
   ++slot->sequence;
-  RETURN_IF_ERROR(tenant.index->Link({.name = name,
-                                      .handle = slot.slab->HandleOf(slot.index),
-                                      .bytes = bytes,
-                                      .valid_tokens = facts.valid_tokens,
-                                      .tier = shm::Tier::kHost}));
+  RETURN_IF_ERROR(
+      tenant.index->Link({.name = name,
+                          .handle = slot.slab->HandleOf(slot.index),
+                          .bytes = bytes,
+                          .valid_tokens = facts.valid_tokens,
+                          .tier = place_ == 0 ? shm::Tier::kHost : shm::Tier::kDevice}));
   slot->name = name;
   slot->facts = facts;
   slot->read = false;
   slot->queued = false;
   slot->unspilled = false;
-  memory_.SetState(slot, SlotState::kLinked);
+  slabs_.SetState(slot, SlotState::kLinked);
   slot->item = NewItem({.slot = slot},
                        {.item_class = ItemClass::kKv, .bytes = bytes, .asked_for = asked_for});
   if (Space* space = tenant.FindSpace(name.space_slot, name.space_epoch)) {
@@ -76,7 +74,7 @@ void Residents::Unlink(SlotRef slot) {
   TERRACE_CHECK(slot->state == SlotState::kLinked);
   Tenant& tenant = catalog_.At(slot.slab->tenant());
   TERRACE_CHECK(tenant.index->Unlink(slot->name, slot.slab->HandleOf(slot.index)));
-  memory_.SetState(slot, SlotState::kLimbo);
+  slabs_.SetState(slot, SlotState::kLimbo);
   EraseItem(slot->item);
   if (Space* space = tenant.FindSpace(slot->name.space_slot, slot->name.space_epoch)) {
     space->linked_bytes -= slot.slab->shape().page_bytes;
@@ -84,8 +82,8 @@ void Residents::Unlink(SlotRef slot) {
 }
 
 void Residents::Touch(TenantId tenant, shm::Handle handle) {
-  const std::optional<SlotRef> slot = memory_.FindSlot(tenant, shm::ExtentOf(handle));
-  if (!slot || (*slot)->state != SlotState::kLinked ||
+  const std::optional<SlotRef> slot = slabs_.FindSlot(tenant, shm::ExtentOf(handle));
+  if (!slot || slot->slab->owner()->place != place_ || (*slot)->state != SlotState::kLinked ||
       (*slot)->sequence != shm::SequenceOf(handle)) {
     return;
   }
@@ -95,11 +93,10 @@ void Residents::Touch(TenantId tenant, shm::Handle handle) {
   ++catalog_.At(tenant).counts.reused;
 }
 
-void Residents::AddBlock(ArenaId arena) {
-  const std::optional<uint64_t> bytes = memory_.BlockBytes(arena);
-  TERRACE_CHECK(bytes.has_value() && !blocks_.contains(arena));
-  blocks_[arena] =
-      NewItem({.slot = {}, .block = arena}, {.item_class = ItemClass::kWeights, .bytes = *bytes});
+void Residents::AddBlock(ArenaId arena, uint64_t bytes) {
+  TERRACE_CHECK(!blocks_.contains(arena));
+  blocks_[arena] = NewItem({.slot = {}, .block = arena, .block_bytes = bytes},
+                           {.item_class = ItemClass::kWeights, .bytes = bytes});
 }
 
 void Residents::TouchBlock(ArenaId arena) {
@@ -115,35 +112,23 @@ void Residents::RemoveBlock(ArenaId arena) {
 }
 
 Status Residents::CheckInvariants() const {
-  std::map<TenantId, uint64_t> linked;
   uint64_t pages = 0;
-  for (const auto& slab : memory_.slabs_by_arena()) {
-    if (slab == nullptr) continue;
-    for (uint32_t i = 0; i < slab->shape().slots; ++i) {
-      const Slot& slot = slab->slot(i);
+  const char* wrong = nullptr;
+  slabs_.Visit(place_, [&](Slab& slab) {
+    for (uint32_t i = 0; i < slab.shape().slots; ++i) {
+      const Slot& slot = slab.slot(i);
       if (slot.state != SlotState::kLinked) continue;
       ++pages;
-      ++linked[slab->tenant()];
-      const std::optional<LinkedPage> page = catalog_.At(slab->tenant()).index->Find(slot.name);
-      if (!page || page->handle != slab->HandleOf(i)) {
-        return Status(Code::kInternal, "a linked slot is not in the directory");
+      const std::optional<LinkedPage> page = catalog_.At(slab.tenant()).index->Find(slot.name);
+      if (slot.name.place != place_ || !page || page->handle != slab.HandleOf(i)) {
+        wrong = "a linked slot is not in the directory";
       }
-      if (items_[slot.item].slot.slab != slab.get() || items_[slot.item].slot.index != i) {
-        return Status(Code::kInternal, "a linked slot's item is another's");
+      if (items_[slot.item].slot.slab != &slab || items_[slot.item].slot.index != i) {
+        wrong = "a linked slot's item is another's";
       }
     }
-  }
-  for (const auto& tenant : catalog_.tenants()) {
-    uint64_t in_spaces = 0;
-    for (const auto& [slot, space] : tenant->spaces)
-      in_spaces += tenant->index->linked_in_space(slot);
-    if (tenant->index->linked() != linked[tenant->id] || in_spaces != linked[tenant->id]) {
-      return Status(Code::kInternal, "tenant " + tenant->name + ": directory has " +
-                                         std::to_string(tenant->index->linked()) +
-                                         " pages, its spaces " + std::to_string(in_spaces) +
-                                         ", slots " + std::to_string(linked[tenant->id]));
-    }
-  }
+  });
+  if (wrong != nullptr) return Status(Code::kInternal, wrong);
   if (pages + blocks_.size() != count()) {
     return Status(Code::kInternal, "policy items are not the pages and blocks");
   }

@@ -85,10 +85,17 @@ void Slab::SetResident(uint32_t grain, bool resident) {
 void Slab::UpdateReady(uint32_t slot) {
   uint64_t& word = ready_bits_[slot / 64];
   const uint64_t bit = uint64_t{1} << slot % 64;
-  const bool ready = slots_[slot].state == SlotState::kEmpty && resident_[GrainOf(slot)];
+  const bool ready =
+      slots_[slot].state == SlotState::kEmpty && resident_[GrainOf(slot)] && !closed_;
   if (ready == ((word & bit) != 0)) return;
   word ^= bit;
   ready_ += ready ? 1 : -1;
+}
+
+void Slab::Close() {
+  closed_ = true;
+  for (uint32_t slot = 0; slot < shape_.slots; ++slot)
+    UpdateReady(slot);
 }
 
 std::optional<uint32_t> Slab::FindReady() {

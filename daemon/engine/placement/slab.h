@@ -100,6 +100,9 @@ class Slab {
     return shm::MakeHandle(arena_, index, slots_[index].sequence);
   }
   void SetState(uint32_t index, SlotState state);
+  // From here on none of its slots is ready.
+  void Close();
+  bool closed() const { return closed_; }
   // An empty slot with memory; it stays so until SetState.
   std::optional<uint32_t> FindReady();
   uint32_t ready() const { return ready_; }
@@ -146,6 +149,7 @@ class Slab {
   std::vector<uint64_t> ready_bits_;
   std::vector<uint32_t> busy_;  // Busy slots of each grain.
   std::vector<bool> resident_;  // Of each grain.
+  bool closed_ = false;
   uint32_t ready_ = 0;
   uint32_t ready_cursor_ = 0;   // The word of ready_bits_ where the last search ended.
   uint32_t hollow_cursor_ = 0;  // The grain where the last search ended.

@@ -151,7 +151,7 @@ std::optional<Code> Promote::WithoutRead(const Tenant& tenant, const Space& spac
   const PageName name{request.space_slot, request.space_epoch, request.part, key};
   if (const auto page = tenant.index->Find(name)) {
     const std::optional<SlotRef> slot =
-        parts_.memory.FindSlot(request.tenant, shm::ExtentOf(page->handle));
+        parts_.memory.slabs().FindSlot(request.tenant, shm::ExtentOf(page->handle));
     TERRACE_CHECK(slot.has_value());
     if (!holds_.Hold(request.client, *slot, request.deadline)) return Code::kExhausted;
     ++found_in_memory_;
@@ -221,12 +221,12 @@ void Promote::Read(RequestId id, Request& request,
     ids.push_back(record);
   }
   for (; used < slots.size(); ++used)
-    parts_.memory.Free(slots[used]);
+    parts_.memory.slabs().Free(slots[used]);
   if (!ids.empty()) Send(std::move(ids));
 }
 
 Promote::Flight& Promote::Begin(SlotRef slot, const StoredItem& page) {
-  parts_.memory.SetState(slot, SlotState::kFilling);
+  parts_.memory.slabs().SetState(slot, SlotState::kFilling);
   ++slot->transfers;
   parts_.stored.BeginRead(page.id);
   reading_bytes_ += parts_.stored.at(page.id).bytes;
@@ -327,7 +327,7 @@ void Promote::Ended(Batch& batch, ItemId id) {
   if (flight.fault == ReadFault::kNone && !flight.answered) code = Land(batch, id, flight);
   if (flight.slot->state == SlotState::kFilling) {
     holds_.Forget(flight.slot);
-    parts_.memory.Free(flight.slot);
+    parts_.memory.slabs().Free(flight.slot);
   }
   if (flight.raised != nullptr) {
     --flight.raised->under_way;
@@ -371,7 +371,7 @@ Code Promote::Land(const Batch& batch, ItemId id, Flight& flight) {
   // Somebody committed it meanwhile: that page is the one that is held.
   const auto page = tenant.index->Find(flight.name);
   TERRACE_CHECK(page.has_value());
-  const auto there = parts_.memory.FindSlot(flight.tenant, shm::ExtentOf(page->handle));
+  const auto there = parts_.memory.slabs().FindSlot(flight.tenant, shm::ExtentOf(page->handle));
   TERRACE_CHECK(there.has_value());
   holds_.Move(flight.slot, *there);
   return Code::kOk;

@@ -163,7 +163,7 @@ void Spill::Wait(Place item, SlotRef slot, Waiter waiter) {
 
 Spill::Waiters Spill::TakeWaiters(Place item) {
   if (item->waiters.empty()) return {};
-  const std::optional<SlotRef> slot = parts_.memory.FindSlot(item->tenant, item->extent);
+  const std::optional<SlotRef> slot = parts_.memory.slabs().FindSlot(item->tenant, item->extent);
   TERRACE_CHECK(slot.has_value() && (*slot)->holds > 0);
   --(*slot)->holds;
   return std::exchange(item->waiters, {});
@@ -187,7 +187,7 @@ void Spill::ClientGone(ClientId client) {
     Waiters waiters = TakeWaiters(item);
     take(&waiters);
     if (waiters.empty()) continue;
-    ++(*parts_.memory.FindSlot(item->tenant, item->extent))->holds;
+    ++(*parts_.memory.slabs().FindSlot(item->tenant, item->extent))->holds;
     item->waiters = std::move(waiters);
   }
   for (auto& [id, writing] : writes_)
@@ -263,7 +263,7 @@ bool Spill::Pump() {
 }
 
 Spill::Turned Spill::Prepare(Place item, Ready* ready) {
-  const std::optional<SlotRef> slot = parts_.memory.FindSlot(item->tenant, item->extent);
+  const std::optional<SlotRef> slot = parts_.memory.slabs().FindSlot(item->tenant, item->extent);
   const Space* space = SpaceOf(item->tenant, item->name);
   const bool there = slot && (*slot)->state == SlotState::kLinked && (*slot)->name == item->name;
   if (!there || space == nullptr) return Refuse(item, Unspilled::kGone, Code::kNotFound);
@@ -340,7 +340,7 @@ Spill::Waiters Spill::End(Place item) {
   // The slot has a later item, perhaps, or is another page's: then the mark on it is not this
   // one's.
   if (latest != by_extent_.end() && latest->second == item) {
-    const std::optional<SlotRef> slot = parts_.memory.FindSlot(item->tenant, item->extent);
+    const std::optional<SlotRef> slot = parts_.memory.slabs().FindSlot(item->tenant, item->extent);
     if (slot && (*slot)->name == item->name) (*slot)->queued = false;
     by_extent_.erase(latest);
   }
@@ -351,7 +351,7 @@ Spill::Waiters Spill::End(Place item) {
 }
 
 Spill::Turned Spill::Refuse(Place item, Unspilled why, Code code) {
-  const std::optional<SlotRef> slot = parts_.memory.FindSlot(item->tenant, item->extent);
+  const std::optional<SlotRef> slot = parts_.memory.slabs().FindSlot(item->tenant, item->extent);
   if (slot && (*slot)->name == item->name) {
     Count(*slot, why);
   } else {

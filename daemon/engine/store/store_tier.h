@@ -90,6 +90,10 @@ class StoreTier final : public PageWatcher {
   StoreFigures Figures();
   // What the tenant's pages take of the store, by class.
   const std::array<Amount, kItemClasses>* TotalsOf(const std::string& tenant) const;
+  // Pages that it reads or writes: of each a slot is in transfer.
+  uint64_t transfers() const {
+    return spill_.writing_pages() + spill_.overdue_pages() + promote_.reading_pages();
+  }
   Status CheckInvariants() const;
 
  private:

@@ -130,7 +130,8 @@ class MoverTierTest : public testing::Test {
     auto map = Mapping::Of(fd->get(), 0, bytes, Protection::kReadWrite);
     maps_[arena] = *std::move(map);
     return Await([&](auto done) {
-      tier_->AddHost(arena, bytes, *std::move(fd), Protection::kReadWrite, In(within), done);
+      tier_->AddHost(arena, bytes, *std::move(fd), Protection::kReadWrite,
+                     Registration::kInBackground, In(within), done);
     });
   }
   Status Copy(ArenaId dst, ArenaId src, MonotonicNs within = kLong, uint64_t bytes = kGranule) {
@@ -477,8 +478,8 @@ TEST_F(MoverTierTest, ATierThatEndsMidwayLeavesNothing) {
     bool called = false;
     tier_->Create(1, kGranule, In(kLong), [&](const Result<DeviceMemory>&) { called = true; });
     auto fd = CreateMemfd("tier-test", kGranule);
-    tier_->AddHost(2, kGranule, *std::move(fd), Protection::kReadWrite, In(kLong),
-                   [](const Status&) {});
+    tier_->AddHost(2, kGranule, *std::move(fd), Protection::kReadWrite, Registration::kInBackground,
+                   In(kLong), [](const Status&) {});
     AwaitReport([](const DeviceTierReport& report) { return report.in_flight >= 1; });
     Stop();
     EXPECT_FALSE(called);

@@ -184,6 +184,7 @@ void Fields(Archive& archive, T& body) {
   archive.Field("arena", body.arena);
   BytesField(archive, body.bytes);
   archive.Field("writable", body.writable);
+  archive.Field("registered", body.registered);
 }
 template <typename Archive, Is<MoverRelease> T>
 void Fields(Archive& archive, T& body) {

@@ -66,11 +66,13 @@ struct MoverOpen {
   friend bool operator==(const MoverOpen&, const MoverOpen&) = default;
 };
 // A host arena, whose memfd comes along. Answered when it is mapped, from when on copies may name
-// it; it is registered piece by piece in the background, and MoverFigures tell how far.
+// it; with `registered` it is registered piece by piece in the background, and MoverFigures tell
+// how far.
 struct MoverHost {
   ArenaId arena = 0;
   uint64_t bytes = 0;     // A multiple of 4096.
   bool writable = false;  // Else nothing is copied into it.
+  bool registered = true;
   friend bool operator==(const MoverHost&, const MoverHost&) = default;
 };
 // Any of these. Answered when the mover has nothing of it any more; work that uses it comes first.

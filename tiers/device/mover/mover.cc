@@ -281,7 +281,7 @@ class Mover {
     if (!fd) return {Code::kInvalidArgument, "host: descriptors: none came along"};
     RETURN_IF_ERROR(arenas_.AddHost(host.arena, host.bytes, host.writable, fd));
     Answer(request, {});
-    return RegisterNext(host.arena);
+    return host.registered ? RegisterNext(host.arena) : Status();
   }
 
   Status Do(uint64_t request, const MoverRelease& release, const UniqueFd&) {

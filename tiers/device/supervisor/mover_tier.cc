@@ -73,10 +73,12 @@ class MoverTier final : public DeviceTier {
            Plainly(std::move(done)));
   }
   void AddHost(ArenaId arena, uint64_t bytes, UniqueFd file, Protection protection,
-               MonotonicNs deadline, Done done) override {
-    Submit(
-        MoverHost{.arena = arena, .bytes = bytes, .writable = protection == Protection::kReadWrite},
-        std::move(file), deadline, Plainly(std::move(done)));
+               Registration registration, MonotonicNs deadline, Done done) override {
+    Submit(MoverHost{.arena = arena,
+                     .bytes = bytes,
+                     .writable = protection == Protection::kReadWrite,
+                     .registered = registration == Registration::kInBackground},
+           std::move(file), deadline, Plainly(std::move(done)));
   }
   void Release(ArenaId arena, MonotonicNs deadline, Done done) override {
     Submit(MoverRelease{.arena = arena}, {}, deadline, Plainly(std::move(done)));

@@ -1,0 +1,440 @@
+// KV pages in the memory of devices, through the verbs of Engine.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <optional>
+#include <random>
+#include <set>
+
+#include "tests/engine/device_world.h"
+
+namespace terrace {
+namespace {
+
+using testing::ElementsAre;
+using testing::SizeIs;
+
+constexpr uint32_t kPage = EngineWorld::kPage;
+
+class DevicePagesTest : public testing::Test {
+ protected:
+  DevicePagesTest() : client(of), space(client.Open()) {}
+  ~DevicePagesTest() override { Check(); }
+  void Check() { ASSERT_EQ(of.world.engine->CheckInvariants(), Status()); }
+  GpuReport Device() const { return of.Device(); }
+  SimDeviceTier& tier() { return *of.tiers[0]; }
+  void EndGeneration() {
+    TenantIndex& index = of.world.engine->index(client.tenant());
+    index.SetGeneration(space.generation_index, index.generation(space.generation_index) + 1);
+  }
+  // Fills all four slabs with pages first to first + 15.
+  void Fill(uint64_t first = 0) {
+    for (uint64_t i = first; i < first + 16; ++i)
+      ASSERT_TRUE(client.PutHere(space, i).has_value()) << i;
+  }
+
+  DeviceWorld of;
+  DeviceClient client;
+  SpaceGiven space;
+};
+
+TEST_F(DevicePagesTest, AGrantWaitsForMemoryAndAPageIsFoundWhereItWasCommitted) {
+  std::vector<GrantGiven> granted;
+  const std::vector<Digest> keys = {KeyOf(1)};
+  const GrantSpec spec{.slot = space.slot, .epoch = space.epoch, .keys = keys, .device = 1};
+  ASSERT_TRUE(of.world.engine->Grant(client.given.id, spec, &granted).ok());
+  EXPECT_TRUE(granted.empty()) << "the tier makes a slab";
+  tier().RunPending();
+  ASSERT_TRUE(of.world.engine->Grant(client.given.id, spec, &granted).ok());
+  ASSERT_THAT(granted, SizeIs(1));
+  ASSERT_EQ(granted[0].code, Code::kOk);
+  EXPECT_GE(shm::ArenaOf(granted[0].handle), kFirstDeviceSlabId);
+  EXPECT_FALSE(client.FindAt(space, 1, 1).has_value()) << "not before it is committed";
+  client.Write(space, granted[0].handle, 1);
+  Check();
+  ASSERT_EQ(client.Commit(granted[0].grant), Code::kOk);
+  EXPECT_TRUE(client.ReadsAt(space, 1, 1));
+  EXPECT_FALSE(client.FindAt(space, 1, 0).has_value());
+  EXPECT_FALSE(client.FindAt(space, 1, 2).has_value());
+  const auto facts = of.world.engine->FindArena(client.given.id, shm::ArenaOf(granted[0].handle));
+  ASSERT_TRUE(facts.has_value());
+  EXPECT_EQ(facts->device, 1u);
+  EXPECT_EQ(facts->bytes, DeviceWorld::kSlab);
+  EXPECT_EQ(Device().linked_bytes, kPage);
+  EXPECT_EQ(Device().bytes.pages, DeviceWorld::kSlab);
+  EXPECT_EQ(client.GrantHere(space, {1})[0].code, Code::kAlreadyExists);
+}
+
+TEST_F(DevicePagesTest, ADeviceThatThereIsNotIsNamed) {
+  std::vector<GrantGiven> granted;
+  const std::vector<Digest> keys = {KeyOf(1)};
+  const GrantSpec spec{.slot = space.slot, .epoch = space.epoch, .keys = keys, .device = 3};
+  const Status status = of.world.engine->Grant(client.given.id, spec, &granted);
+  EXPECT_EQ(status.code(), Code::kInvalidArgument);
+  EXPECT_THAT(status.message(), testing::HasSubstr("device 3"));
+}
+
+TEST_F(DevicePagesTest, TenantsNeverShareASlab) {
+  DeviceClient other(of, "u");
+  const SpaceGiven others = other.Open();
+  std::set<ArenaId> mine;
+  std::set<ArenaId> theirs;
+  for (uint64_t i = 0; i < 6; ++i) {
+    mine.insert(shm::ArenaOf(client.PutHere(space, i).value()));
+    theirs.insert(shm::ArenaOf(other.PutHere(others, i).value()));
+  }
+  for (const ArenaId arena : mine) {
+    EXPECT_FALSE(theirs.contains(arena));
+    EXPECT_TRUE(of.world.engine->FindArena(client.given.id, arena).has_value());
+    EXPECT_FALSE(of.world.engine->FindArena(other.given.id, arena).has_value());
+    EXPECT_TRUE(of.world.engine->GiveDeviceArena(client.given.id, arena).has_value());
+    EXPECT_EQ(of.world.engine->GiveDeviceArena(other.given.id, arena).status().code(),
+              Code::kNotFound);
+  }
+}
+
+TEST_F(DevicePagesTest, PagesAreCopiedDownBeforeTheyLeave) {
+  Fill();
+  for (uint64_t i = 16; i < 24; ++i)
+    ASSERT_TRUE(client.PutHere(space, i).has_value()) << i;
+  Check();
+  for (uint64_t i = 0; i < 24; ++i) {
+    EXPECT_TRUE(client.ReadsAt(space, i, 0) || client.ReadsAt(space, i, 1)) << i;
+  }
+  EXPECT_GE(Device().demoted_pages, 8u);
+  EXPECT_EQ(Device().lost_pages, 0u);
+  EXPECT_LE(Device().bytes.used(), of.device_options.capacity_bytes);
+}
+
+TEST_F(DevicePagesTest, PinnedPagesStay) {
+  std::vector<uint32_t> pins;
+  Fill();
+  for (uint64_t i = 0; i < 16; ++i)
+    pins.push_back(client.channel.Pin(client.FindAt(space, i, 1).value()));
+  const std::vector<GrantGiven> granted = client.GrantHere(space, {100});
+  ASSERT_THAT(granted, SizeIs(1));
+  EXPECT_EQ(granted[0].code, Code::kExhausted);
+  for (uint64_t i = 0; i < 16; ++i)
+    EXPECT_TRUE(client.ReadsAt(space, i, 1)) << i;
+  client.channel.Unpin(pins[3]);
+  EXPECT_EQ(client.GrantHere(space, {100})[0].code, Code::kOk);
+  EXPECT_FALSE(client.FindAt(space, 3, 1).has_value());
+  EXPECT_TRUE(client.ReadsAt(space, 3, 0));
+}
+
+TEST_F(DevicePagesTest, WhereHostMemoryTakesNothingPagesAreEvictedAllTheSame) {
+  for (uint64_t i = 200; i < 216; ++i) {
+    const auto handle = client.Put(space, i);
+    ASSERT_TRUE(handle.has_value());
+    client.channel.Pin(*handle);
+  }
+  Fill();
+  ASSERT_TRUE(client.PutHere(space, 16).has_value());
+  EXPECT_TRUE(client.ReadsAt(space, 16, 1));
+  EXPECT_GT(Device().lost_pages, 0u);
+}
+
+TEST_F(DevicePagesTest, ADropTakesAPageOutOfEveryPlace) {
+  ASSERT_TRUE(client.PutHere(space, 1).has_value());
+  ASSERT_TRUE(client.Put(space, 1).has_value());
+  EXPECT_EQ(client.Drop(space, 1), 1u);
+  EXPECT_FALSE(client.FindAt(space, 1, 0).has_value());
+  EXPECT_FALSE(client.FindAt(space, 1, 1).has_value());
+}
+
+TEST_F(DevicePagesTest, WhatIsDroppedOnItsWayDownDoesNotComeBack) {
+  ASSERT_TRUE(client.PutHere(space, 1).has_value());
+  std::optional<Result<Demoted>> done;
+  of.world.engine->DemoteDevice(1, 0, {}, [&](const Result<Demoted>& demoted) { done = demoted; });
+  (void)of.world.engine->Turn();
+  ASSERT_GT(tier().pending(), 0u);
+  EXPECT_EQ(client.Drop(space, 1), 1u);
+  Check();
+  of.Settle();
+  EXPECT_FALSE(client.FindAt(space, 1, 0).has_value());
+  EXPECT_TRUE(done.has_value());
+  EXPECT_EQ(Device().limbo_bytes, 0u);
+}
+
+TEST_F(DevicePagesTest, WhatIsInvalidatedOnItsWayDownIsNotFound) {
+  ASSERT_TRUE(client.PutHere(space, 1).has_value());
+  of.world.engine->DemoteDevice(1, 0, {}, [](const Result<Demoted>&) {});
+  (void)of.world.engine->Turn();
+  tier().RunPending(1);  // The slab of the host is there; the copy waits.
+  EndGeneration();
+  of.Settle();
+  EXPECT_FALSE(client.FindAt(space, 1, 0).has_value());
+}
+
+TEST_F(DevicePagesTest, AGenerationThatEndsMakesGrantsStale) {
+  const GrantGiven grant = client.GrantHere(space, {1})[0];
+  EndGeneration();
+  EXPECT_EQ(client.Commit(grant.grant), Code::kStale);
+  EXPECT_FALSE(client.FindAt(space, 1, 1).has_value());
+}
+
+TEST_F(DevicePagesTest, DemotionByHandEndsWithAllInHostMemory) {
+  for (uint64_t i = 0; i < 6; ++i)
+    ASSERT_TRUE(client.PutHere(space, i).has_value());
+  uint64_t told = 0;
+  std::optional<Result<Demoted>> done;
+  of.world.engine->DemoteDevice(
+      1, 0, [&](uint64_t bytes, uint64_t) { told = bytes; },
+      [&](const Result<Demoted>& demoted) { done = demoted; });
+  Status second;
+  of.world.engine->DemoteDevice(1, 0, {},
+                                [&](const Result<Demoted>& demoted) { second = demoted.status(); });
+  EXPECT_EQ(second.code(), Code::kExhausted);
+  of.Settle();
+  ASSERT_TRUE(done.has_value() && done->has_value());
+  EXPECT_EQ((*done)->pages, 6u);
+  EXPECT_EQ(told, 6 * kPage);
+  for (uint64_t i = 0; i < 6; ++i) {
+    EXPECT_TRUE(client.ReadsAt(space, i, 0));
+    EXPECT_FALSE(client.FindAt(space, i, 1).has_value());
+  }
+}
+
+TEST_F(DevicePagesTest, ADemotionWhoseCopiesFailKeepsThePages) {
+  ASSERT_TRUE(client.PutHere(space, 1).has_value());
+  tier().copy_faults.FailAfter(0, Status(Code::kUnavailable, "no"));
+  std::optional<Result<Demoted>> done;
+  of.world.engine->DemoteDevice(1, 0, {}, [&](const Result<Demoted>& demoted) { done = demoted; });
+  of.Settle();
+  ASSERT_TRUE(done.has_value() && done->has_value());
+  EXPECT_EQ((*done)->pages, 0u);
+  EXPECT_TRUE(client.ReadsAt(space, 1, 1));
+  EXPECT_FALSE(client.FindAt(space, 1, 0).has_value());
+}
+
+TEST_F(DevicePagesTest, AHostSlabThatTheTierDoesNotTakeKeepsThePages) {
+  ASSERT_TRUE(client.PutHere(space, 1).has_value());
+  tier().host_faults.FailAfter(0, Status(Code::kExhausted, "no"));
+  of.world.engine->DemoteDevice(1, 0, {}, [](const Result<Demoted>&) {});
+  of.Settle();
+  EXPECT_TRUE(client.ReadsAt(space, 1, 1));
+  of.world.clock.Advance(kNsPerSecond);
+  of.world.engine->DemoteDevice(1, 0, {}, [](const Result<Demoted>&) {});
+  of.Settle();
+  EXPECT_TRUE(client.ReadsAt(space, 1, 0)) << "it is tried again";
+}
+
+TEST_F(DevicePagesTest, ASlabThatTheTierDoesNotMakeIsRefusedInTheEnd) {
+  for (uint64_t i = 0; i < 1000; ++i)
+    tier().create_faults.FailAfter(i, Status(Code::kExhausted, "no memory"));
+  const std::vector<GrantGiven> granted = client.GrantHere(space, {1});
+  EXPECT_TRUE(granted.empty() || granted[0].code == Code::kExhausted);
+  EXPECT_EQ(Device().bytes.used(), 0u);
+  tier().create_faults.Clear();
+  of.world.clock.Advance(kNsPerSecond);
+  EXPECT_TRUE(client.PutHere(space, 1).has_value());
+}
+
+TEST_F(DevicePagesTest, AnAbandonedSlotStaysUntilItsWriterSaysSo) {
+  const GrantGiven grant = client.GrantHere(space, {1}, 50)[0];
+  of.world.clock.Advance(kNsPerSecond);
+  of.Settle();
+  EXPECT_THAT(of.world.events.expired[client.given.id], ElementsAre(grant.grant));
+  EXPECT_EQ(client.Commit(grant.grant), Code::kDeadlineExceeded);
+  EXPECT_EQ(Device().granted_bytes, kPage);
+  Check();
+  client.Abort(grant.grant);
+  EXPECT_EQ(Device().granted_bytes, 0u);
+}
+
+TEST_F(DevicePagesTest, AClientThatIsGoneLeavesItsSlots) {
+  (void)client.GrantHere(space, {1, 2});
+  EXPECT_EQ(Device().granted_bytes, 2 * kPage);
+  of.world.engine->ClientGone(client.given.id);
+  EXPECT_EQ(Device().granted_bytes, 0u);
+}
+
+TEST_F(DevicePagesTest, ALostDeviceLosesItsPagesAndNothingBelow) {
+  ASSERT_TRUE(client.PutHere(space, 1).has_value());
+  const ArenaId arena = shm::ArenaOf(client.PutHere(space, 2).value());
+  ASSERT_TRUE(client.Put(space, 2).has_value());
+  ASSERT_TRUE(of.world.engine->GiveDeviceArena(client.given.id, arena).has_value());
+  const GrantGiven grant = client.GrantHere(space, {3})[0];
+  of.Lose();
+  EXPECT_FALSE(client.FindAt(space, 1, 1).has_value());
+  EXPECT_FALSE(client.FindAt(space, 2, 1).has_value());
+  EXPECT_TRUE(client.FindAt(space, 2, 0).has_value());
+  Check();
+  EXPECT_EQ(client.Commit(grant.grant), Code::kStale);
+  of.Settle();
+  const auto& told = of.world.events.unmap_wanted[client.given.id];
+  ASSERT_THAT(told, SizeIs(1));
+  EXPECT_TRUE(told[0].lost);
+  EXPECT_THAT(told[0].arenas, ElementsAre(arena));
+  EXPECT_EQ(Device().bytes.used(), 0u);
+  EXPECT_EQ(Device().lost_pages, 2u);
+  EXPECT_TRUE(client.PutHere(space, 4).has_value()) << "the next memory serves";
+}
+
+TEST_F(DevicePagesTest, ADeviceLostWhilePagesGoDownLeavesNothingOfThem) {
+  Fill();
+  of.world.engine->DemoteDevice(1, 0, {}, [](const Result<Demoted>&) {});
+  (void)of.world.engine->Turn();
+  ASSERT_GT(tier().pending(), 0u);
+  of.Lose();
+  Check();
+  of.Settle();
+  for (uint64_t i = 0; i < 16; ++i) {
+    EXPECT_FALSE(client.FindAt(space, i, 1).has_value());
+    EXPECT_FALSE(client.FindAt(space, i, 0).has_value());
+  }
+  EXPECT_EQ(Device().bytes.used(), 0u);
+}
+
+TEST_F(DevicePagesTest, MemoryPassesToAnotherTenantWhenItsClientsHaveUnmapped) {
+  Fill();
+  std::set<ArenaId> mapped;
+  for (uint64_t i = 0; i < 16; ++i)
+    mapped.insert(shm::ArenaOf(client.FindAt(space, i, 1).value()));
+  for (const ArenaId arena : mapped)
+    ASSERT_TRUE(of.world.engine->GiveDeviceArena(client.given.id, arena).has_value());
+  DeviceClient other(of, "u");
+  const SpaceGiven others = other.Open();
+  std::vector<GrantGiven> granted;
+  const std::vector<Digest> keys = {KeyOf(1)};
+  const GrantSpec spec{.slot = others.slot, .epoch = others.epoch, .keys = keys, .device = 1};
+  ASSERT_TRUE(of.world.engine->Grant(other.given.id, spec, &granted).ok());
+  EXPECT_TRUE(granted.empty()) << "memory is on its way";
+  of.Settle();
+  const auto& wanted = of.world.events.unmap_wanted[client.given.id];
+  ASSERT_THAT(wanted, SizeIs(1));
+  ASSERT_THAT(wanted[0].arenas, SizeIs(1));
+  EXPECT_FALSE(wanted[0].lost);
+  EXPECT_EQ(Device().bytes.leaving, DeviceWorld::kSlab);
+  of.world.engine->LetGoArenas(client.given.id, wanted[0].arenas);
+  of.Settle();
+  EXPECT_TRUE(other.PutHere(others, 1).has_value());
+  EXPECT_EQ(of.world.events.gone[client.tenant()], wanted[0].arenas);
+  for (uint64_t i = 0; i < 16; ++i) {
+    EXPECT_TRUE(client.ReadsAt(space, i, 0) || client.ReadsAt(space, i, 1)) << i;
+  }
+}
+
+TEST_F(DevicePagesTest, SlabsWithoutPagesAreGivenBackAfterAWhile) {
+  ASSERT_TRUE(client.PutHere(space, 1).has_value());
+  client.Drop(space, 1);
+  of.Settle();
+  EXPECT_EQ(Device().bytes.pages, DeviceWorld::kSlab);
+  of.world.clock.Advance(60 * kNsPerSecond);
+  of.Settle();
+  EXPECT_EQ(Device().bytes.used(), 0u);
+}
+
+TEST_F(DevicePagesTest, ARestartFindsNothingOfTheDevice) {
+  ASSERT_TRUE(client.PutHere(space, 1).has_value());
+  of.world.Restart();
+  EXPECT_EQ(Device().bytes.used(), 0u);
+  DeviceClient again(of);
+  const SpaceGiven same = again.Open();
+  EXPECT_FALSE(again.FindAt(same, 1, 1).has_value());
+  EXPECT_TRUE(again.PutHere(same, 1).has_value());
+}
+
+// Whatever is asked for in whatever order, and whatever fails: the books agree, budgets hold, and
+// no page has other bytes than its own.
+class RandomVerbs : public testing::TestWithParam<uint64_t> {};
+
+TEST_P(RandomVerbs, KeepThePromises) {
+  std::mt19937_64 random(GetParam());
+  const auto below = [&](uint64_t bound) { return random() % bound; };
+  DeviceWorld of;
+  std::vector<std::unique_ptr<DeviceClient>> clients;
+  std::vector<SpaceGiven> spaces;
+  for (const char* tenant : {"t", "u"}) {
+    clients.push_back(std::make_unique<DeviceClient>(of, tenant));
+    spaces.push_back(clients.back()->Open());
+  }
+  struct Held {
+    size_t who;
+    uint64_t number;
+    GrantGiven grant;
+  };
+  std::vector<Held> held;
+  std::vector<std::pair<size_t, uint32_t>> pins;
+  for (int step = 0; step < 600; ++step) {
+    const size_t who = below(2);
+    DeviceClient& client = *clients[who];
+    const SpaceGiven& space = spaces[who];
+    const uint64_t number = below(30);
+    switch (below(12)) {
+      case 0:
+      case 1:
+      case 2: {
+        const std::vector<Digest> keys = {KeyOf(number)};
+        std::vector<GrantGiven> granted;
+        const GrantSpec spec{.slot = space.slot,
+                             .epoch = space.epoch,
+                             .deadline_ms = static_cast<uint32_t>(1 + below(300)),
+                             .keys = keys,
+                             .device = 1};
+        ASSERT_TRUE(of.world.engine->Grant(client.given.id, spec, &granted).ok());
+        if (granted.size() == 1 && granted[0].code == Code::kOk) {
+          held.push_back({who, number, granted[0]});
+        }
+        break;
+      }
+      case 3:
+      case 4:
+      case 5: {
+        if (held.empty()) break;
+        const size_t at = below(held.size());
+        const Held one = held[at];
+        held.erase(held.begin() + static_cast<ptrdiff_t>(at));
+        DeviceClient& writer = *clients[one.who];
+        if (!of.tiers[0]->Bytes(shm::ArenaOf(one.grant.handle)).empty()) {
+          writer.Write(spaces[one.who], one.grant.handle, one.number);
+        }
+        if (writer.Commit(one.grant.grant) == Code::kDeadlineExceeded) {
+          writer.Abort(one.grant.grant);
+        }
+        break;
+      }
+      case 6:
+        client.Drop(space, number);
+        break;
+      case 7: {
+        const auto handle = client.FindAt(space, number, static_cast<uint32_t>(below(2)));
+        if (handle && pins.size() < 8) pins.emplace_back(who, client.channel.Pin(*handle));
+        if (handle) client.channel.Touch(*handle);
+        break;
+      }
+      case 8:
+        if (pins.empty()) break;
+        clients[pins.back().first]->channel.Unpin(pins.back().second);
+        pins.pop_back();
+        break;
+      case 9:
+        of.world.engine->DemoteDevice(1, below(4) * kPage, {}, [](const Result<Demoted>&) {});
+        (void)client.FetchHere(space, {number, below(30)}, 100);
+        break;
+      case 10:
+        if (below(4) == 0) of.tiers[0]->copy_faults.FailAfter(0, Status(Code::kUnavailable, "no"));
+        if (below(4) == 0) of.tiers[0]->create_faults.FailAfter(0, Status(Code::kExhausted, "no"));
+        if (below(4) == 0) of.tiers[0]->host_faults.FailAfter(0, Status(Code::kExhausted, "no"));
+        if (below(16) == 0) of.Lose();
+        if (below(8) == 0) of.world.clock.Advance(40 * kNsPerSecond);
+        break;
+      default:
+        of.world.clock.Advance(below(50) * kNsPerMs);
+        of.tiers[0]->RunPending(below(4));
+        (void)of.world.engine->Turn();
+    }
+    ASSERT_EQ(of.world.engine->CheckInvariants(), Status()) << "step " << step;
+    const GpuReport device = of.Device();
+    ASSERT_LE(device.bytes.used(), of.device_options.capacity_bytes);
+    for (uint64_t i = 0; i < 30; ++i) {
+      (void)client.ReadsAt(space, i, 0);
+      (void)client.ReadsAt(space, i, 1);
+    }
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Seeds, RandomVerbs, testing::Range<uint64_t>(1, 41));
+
+}  // namespace
+}  // namespace terrace
