@@ -17,6 +17,7 @@ void HostEngine::MakeDevices(EngineParts& parts) {
     const auto number = static_cast<uint32_t>(devices_.size() + 1);
     devices_.push_back(
         std::make_unique<OfDevice>(std::move(part), number, clock_, device_numbers_));
+    MakeDeviceWeights(*devices_.back());
   }
 }
 
@@ -25,24 +26,6 @@ Result<OfDevice*> HostEngine::DeviceOf(uint32_t device) {
   return Status(Code::kInvalidArgument, "device " + std::to_string(device) + ": there are " +
                                             std::to_string(devices_.size()) +
                                             " (they are numbered from 1)");
-}
-
-void HostEngine::LoadToDevice(ClientId, uint32_t, const std::string&, const std::string&, Progress,
-                              std::function<void(Result<ModelLoaded>)> done) {
-  done(NotYet());
-}
-
-Result<Unloaded> HostEngine::UnloadFromDevice(uint32_t, const std::string&, const std::string&) {
-  return NotYet();
-}
-
-void HostEngine::AttachOnDevice(ClientId, uint32_t, const std::string&, const std::string&, bool,
-                                uint32_t, std::function<void(Result<Attached>)> done) {
-  done(NotYet());
-}
-
-Result<DeviceMemory> HostEngine::GiveDeviceArena(ClientId, ArenaId) {
-  return NotYet();
 }
 
 void HostEngine::LetGoArenas(ClientId, std::span<const ArenaId>) {}
@@ -70,8 +53,6 @@ void HostEngine::FetchIntoPool(ClientId, const PoolPages&,
   done(NotYet());
 }
 
-void HostEngine::DeviceArenaLost(ArenaId) {}
-
 std::vector<GpuReport> HostEngine::Devices() const {
   std::vector<GpuReport> reports;
   for (const std::unique_ptr<OfDevice>& device : devices_) {
@@ -81,6 +62,8 @@ std::vector<GpuReport> HostEngine::Devices() const {
     report.bytes = device->arenas.bytes();
     report.zombie_arenas = device->arenas.zombie_arenas();
     report.unmap_requests = device->arenas.unmap_requests();
+    report.loaded_bytes = device->weights->loaded_bytes();
+    report.evicted_blocks = device->weights->evicted_blocks();
     report.policy = device->policy->name();
     report.tier = device->arenas.tier().Report();
     reports.push_back(std::move(report));

@@ -141,6 +141,13 @@ class HostEngine final : public Engine {
   void MakeStore(EngineParts& parts);
   void MakeDevices(EngineParts& parts);
   Result<OfDevice*> DeviceOf(uint32_t device);
+  // weights_on_devices.cc
+  void MakeDeviceWeights(OfDevice& device);
+  // The device where the client has the attachment; null: it is in host memory, or none.
+  OfDevice* AttachedOn(ClientId client, uint64_t attachment) const;
+  OfDevice* HasArena(ArenaId arena) const;  // Null: none has.
+  bool TurnDevices();
+  void TellUnmapWanted();
   Code CommitOne(Client& client, uint64_t id, uint32_t valid_tokens);
   PageCounts& CountsOf(const Client& client) { return catalog_.At(client.spec.tenant).counts; }
   void AddPageFigures(std::vector<TenantFigures>* tenants) const;

@@ -144,6 +144,10 @@ Status HostEngine::CheckInvariants() const {
   RETURN_IF_ERROR(memory_.CheckInvariants());
   RETURN_IF_ERROR(residents_.CheckInvariants());
   RETURN_IF_ERROR(weights_.CheckInvariants());
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    RETURN_IF_ERROR(device->arenas.CheckInvariants());
+    RETURN_IF_ERROR(device->weights->CheckInvariants());
+  }
   RETURN_IF_ERROR(CheckGrants());
   if (store_ != nullptr) RETURN_IF_ERROR(store_->CheckInvariants());
   const HostBooks& books = memory_.books();

@@ -4,6 +4,8 @@
 #include <memory>
 
 #include "daemon/engine/device/device_arenas.h"
+#include "daemon/engine/device/device_weights.h"
+#include "daemon/engine/device/item_numbers.h"
 #include "daemon/engine/engine_options.h"
 #include "daemon/policy/policy.h"
 
@@ -16,7 +18,9 @@ struct OfDevice {
                {.device = device, .tier = part.tier, .clock = &clock, .numbers = &numbers}) {}
 
   const std::unique_ptr<Policy> policy;
+  ItemNumbers items;  // Of the policy.
   DeviceArenas arenas;
+  std::unique_ptr<DeviceWeights> weights;
 };
 
 }  // namespace terrace

@@ -1,0 +1,119 @@
+// The verbs of HostEngine on weights in memory of devices, and what clients are asked to unmap.
+#include <map>
+#include <string>
+
+#include "daemon/engine/host_engine.h"
+
+namespace terrace {
+
+void HostEngine::MakeDeviceWeights(OfDevice& device) {
+  device.weights = std::make_unique<DeviceWeights>(
+      DeviceWeights::Parts{.weights = &weights_,
+                           .host = &host_,
+                           .arenas = &device.arenas,
+                           .policy = device.policy.get(),
+                           .items = &device.items,
+                           .clock = &clock_,
+                           .tenant_of = [this](ClientId id) { return TenantOf(id); }});
+}
+
+OfDevice* HostEngine::AttachedOn(ClientId client, uint64_t attachment) const {
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    if (device->weights->ModelOf(client, attachment) != nullptr) return device.get();
+  }
+  return nullptr;
+}
+
+OfDevice* HostEngine::HasArena(ArenaId arena) const {
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    if (device->arenas.BytesOf(arena) > 0) return device.get();
+  }
+  return nullptr;
+}
+
+void HostEngine::LoadToDevice(ClientId id, uint32_t number, const std::string& name,
+                              const std::string& version, Progress progress,
+                              std::function<void(Result<ModelLoaded>)> done) {
+  if (const auto client = clients_.Serving(id); !client) return done(client.error());
+  const Result<OfDevice*> device = DeviceOf(number);
+  if (!device) return done(device.error());
+  (*device)->weights->Load(id, name, version, std::move(progress), std::move(done));
+}
+
+Result<Unloaded> HostEngine::UnloadFromDevice(uint32_t number, const std::string& name,
+                                              const std::string& version) {
+  ASSIGN_OR_RETURN(OfDevice* const device, DeviceOf(number));
+  return device->weights->Unload(name, version);
+}
+
+void HostEngine::AttachOnDevice(ClientId id, uint32_t number, const std::string& name,
+                                const std::string& version, bool load, uint32_t deadline_ms,
+                                std::function<void(Result<Attached>)> done) {
+  const Result<Client*> client = clients_.Serving(id);
+  if (!client) return done(client.error());
+  const Result<OfDevice*> device = DeviceOf(number);
+  if (!device) return done(device.error());
+  const TenantId tenant = (*client)->spec.tenant;
+  if (Status allowed = CheckModelAccess(tenant, name); !allowed.ok()) return done(allowed);
+  (*device)->weights->Attach(id, name, version, load, deadline_ms,
+                             IfStillAllowed(id, tenant, name, std::move(done)));
+}
+
+Result<DeviceMemory> HostEngine::GiveDeviceArena(ClientId id, ArenaId arena) {
+  RETURN_IF_ERROR(clients_.Serving(id).status());
+  OfDevice* const device = HasArena(arena);
+  if (device == nullptr) {
+    return Status(Code::kNotFound, "arena " + std::to_string(arena) + " is of no device");
+  }
+  return device->weights->Give(id, arena);
+}
+
+void HostEngine::DeviceArenaLost(ArenaId arena) {
+  OfDevice* const device = HasArena(arena);
+  if (device == nullptr) return;
+  device->arenas.Lost(arena);
+  device->weights->Lost(arena);
+}
+
+bool HostEngine::TurnDevices() {
+  bool more = false;
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    more |= device->arenas.Turn();
+    device->weights->Turn();
+  }
+  return more;
+}
+
+void HostEngine::TellUnmapWanted() {
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    std::map<ClientId, UnmapRequest> requests;
+    for (const auto& [client, arenas] : device->arenas.TakeWanted()) {
+      // Blocks of weights are named by the attachments that have them.
+      for (const ArenaId arena : arenas) {
+        if (arena <= kLastDeviceSlabId) requests[client].arenas.push_back(arena);
+      }
+    }
+    std::map<ClientId, DeviceWeights::Wanted> attached = device->weights->TakeWanted();
+    for (auto& [client, wanted] : attached) {
+      if (!wanted.asked_back.empty()) requests[client].attachments = std::move(wanted.asked_back);
+    }
+    const uint32_t number = device->arenas.device();
+    for (auto& [client, request] : requests) {
+      request.device = number;
+      request.deadline_ms = device->arenas.options().unmap_deadline_ms;
+      if (!request.arenas.empty() || !request.attachments.empty()) {
+        events_.UnmapWanted(client, request);
+      }
+    }
+    for (auto& [client, wanted] : attached) {
+      if (wanted.lost.empty()) continue;
+      events_.UnmapWanted(client, {.device = number,
+                                   .arenas = {},
+                                   .attachments = std::move(wanted.lost),
+                                   .deadline_ms = 0,
+                                   .lost = true});
+    }
+  }
+}
+
+}  // namespace terrace
