@@ -58,6 +58,7 @@ std::vector<GpuReport> HostEngine::Devices() const {
   for (const std::unique_ptr<OfDevice>& device : devices_) {
     GpuReport report;
     report.device = device->arenas.device();
+    report.kind = device->arenas.options().kind;
     report.capacity_bytes = device->arenas.capacity();
     report.bytes = device->arenas.bytes();
     report.zombie_arenas = device->arenas.zombie_arenas();

@@ -101,6 +101,7 @@ class HostEngine final : public Engine {
                       const std::string& version, bool load, uint32_t deadline_ms,
                       std::function<void(Result<Attached>)> done) override;
   Result<DeviceMemory> GiveDeviceArena(ClientId client, ArenaId arena) override;
+  std::vector<UnmapRequest> UnmapWantedOf(ClientId client) const override;
   void LetGoArenas(ClientId client, std::span<const ArenaId> arenas) override;
   void DemoteDevice(uint32_t device, uint64_t bytes, Progress progress,
                     std::function<void(Result<Demoted>)> done) override;

@@ -1,4 +1,5 @@
 // The verbs of HostEngine on weights in memory of devices, and what clients are asked to unmap.
+#include <algorithm>
 #include <map>
 #include <string>
 
@@ -114,6 +115,31 @@ void HostEngine::TellUnmapWanted() {
                                    .lost = true});
     }
   }
+}
+
+std::vector<UnmapRequest> HostEngine::UnmapWantedOf(ClientId client) const {
+  std::vector<UnmapRequest> requests;
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    const uint32_t number = device->arenas.device();
+    const DeviceWeights::Wanted wanted = device->weights->WantedOf(client);
+    const DeviceArenas::Leaving leaving = device->arenas.LeavingOf(client);
+    UnmapRequest request;
+    request.device = number;
+    for (const ArenaId arena : leaving.arenas) {
+      if (arena <= kLastDeviceSlabId) request.arenas.push_back(arena);
+    }
+    request.attachments = wanted.asked_back;
+    const MonotonicNs left = std::max<MonotonicNs>(0, leaving.deadline - clock_.Now());
+    request.deadline_ms = static_cast<uint32_t>(left / kNsPerMs);
+    if (!request.arenas.empty() || !request.attachments.empty()) requests.push_back(request);
+    if (wanted.lost.empty()) continue;
+    requests.push_back({.device = number,
+                        .arenas = {},
+                        .attachments = wanted.lost,
+                        .deadline_ms = 0,
+                        .lost = true});
+  }
+  return requests;
 }
 
 }  // namespace terrace

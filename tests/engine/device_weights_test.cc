@@ -603,6 +603,12 @@ TEST_F(DeviceWeightsTest, AnUnloadAsksWhoHasItAttachedToLetGo) {
   EXPECT_EQ(request.deadline_ms, 1'000u);
   EXPECT_FALSE(request.lost);
   ASSERT_THAT(events.unmap_wanted[other], SizeIs(1)) << "also who has mapped nothing";
+  clock.Advance(400 * kNsPerMs);
+  const std::vector<UnmapRequest> again = engine->UnmapWantedOf(client);
+  ASSERT_THAT(again, SizeIs(1)) << "for who was away";
+  EXPECT_EQ(again.front().attachments, request.attachments);
+  EXPECT_THAT(again.front().arenas, IsEmpty());
+  EXPECT_EQ(again.front().deadline_ms, 600u);
   EXPECT_EQ(engine->BlocksOf(client, first.attachment, {}).status().code(), Code::kStale);
   EXPECT_FALSE(engine->GiveDeviceArena(client, blocks[1]).has_value());
   EXPECT_TRUE(host.Map(first.manifest) != nullptr) << "until the last has detached";
@@ -694,8 +700,11 @@ TEST_F(DeviceWeightsTest, ALostDeviceIsEmptyAndWhatIsBelowStays) {
   EXPECT_EQ(Report().bytes.used(), 0u);
   EXPECT_EQ(Report(2).bytes.weights, 3 * kBlock);
   EXPECT_EQ(HostBlocks(), 3u);
+  ASSERT_THAT(engine->UnmapWantedOf(client), SizeIs(1));
+  EXPECT_TRUE(engine->UnmapWantedOf(client).front().lost);
   Check();
   EXPECT_EQ(engine->Detach(client, attached.attachment), Status());
+  EXPECT_THAT(engine->UnmapWantedOf(client), IsEmpty());
   EXPECT_EQ(Load("m"), Status()) << "from host memory again";
 }
 

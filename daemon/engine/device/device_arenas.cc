@@ -209,6 +209,19 @@ std::map<ClientId, std::vector<ArenaId>> DeviceArenas::TakeWanted() {
   return wanted;
 }
 
+DeviceArenas::Leaving DeviceArenas::LeavingOf(ClientId client) const {
+  Leaving leaving;
+  for (const auto& [id, arena] : arenas_) {
+    const bool asked = arena.state == State::kLeaving || arena.state == State::kZombie;
+    if (!asked || !arena.given.contains(client)) continue;
+    leaving.deadline =
+        leaving.arenas.empty() ? arena.deadline : std::min(leaving.deadline, arena.deadline);
+    leaving.arenas.push_back(id);
+  }
+  std::sort(leaving.arenas.begin(), leaving.arenas.end());
+  return leaving;
+}
+
 uint64_t& DeviceArenas::Counter(const Arena& arena) {
   if (arena.state == State::kLeaving) return bytes_.leaving;
   if (arena.state == State::kZombie) return bytes_.zombies;

@@ -102,6 +102,12 @@ class DeviceArenas {
   bool Turn();
   // Whom to ask for what, once each.
   std::map<ClientId, std::vector<ArenaId>> TakeWanted();
+  // What this client was asked for, or will be, and has not let go of. O(arenas).
+  struct Leaving {
+    std::vector<ArenaId> arenas;
+    MonotonicNs deadline = 0;  // Of the first.
+  };
+  Leaving LeavingOf(ClientId client) const;
 
   uint64_t zombie_arenas() const { return zombies_; }
   uint64_t unmap_requests() const { return unmap_requests_; }

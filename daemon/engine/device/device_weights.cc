@@ -355,6 +355,7 @@ Result<Unloaded> DeviceWeights::Unload(const std::string& name, const std::strin
 Unloaded DeviceWeights::Leave(const OnDevicePtr& version, bool lost) {
   TERRACE_CHECK(!version->leaving);
   version->leaving = true;
+  version->lost = lost;
   parts_.policy->Erase(version->item);
   by_item_.erase(version->item);
   parts_.items->GiveBack(std::exchange(version->item, kNoItem));
@@ -374,6 +375,17 @@ Unloaded DeviceWeights::Leave(const OnDevicePtr& version, bool lost) {
     parts_.weights->ClientGone(version->of.holder);
   }
   return unloaded;
+}
+
+DeviceWeights::Wanted DeviceWeights::WantedOf(ClientId client) const {
+  Wanted wanted;
+  for (const OnDevicePtr& version : versions_) {
+    const auto holder = version->holders.find(client);
+    if (!version->leaving || holder == version->holders.end()) continue;
+    std::vector<uint64_t>& told = version->lost ? wanted.lost : wanted.asked_back;
+    told.insert(told.end(), holder->second.attachments.begin(), holder->second.attachments.end());
+  }
+  return wanted;
 }
 
 void DeviceWeights::Lost(ArenaId arena) {

@@ -77,6 +77,8 @@ class DeviceWeights {
     std::vector<uint64_t> lost;
   };
   std::map<ClientId, Wanted> TakeWanted() { return std::exchange(wanted_, {}); }
+  // All such attachments of the client that it has not detached.
+  Wanted WantedOf(ClientId client) const;
 
   // ---- Room
   // What takes pages out of the device's memory: asked for `bytes` in each turn that they lack.
@@ -108,6 +110,7 @@ class DeviceWeights {
     uint64_t bytes = 0;
     ItemId item = kNoItem;  // While it is not leaving.
     bool leaving = false;   // Given up; clients still have it attached.
+    bool lost = false;      // And it is, for the device has lost it.
     bool to_leave = false;  // Its model was removed: it goes with the last attachment.
     std::map<ClientId, Holder> holders;
   };
