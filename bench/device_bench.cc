@@ -145,8 +145,8 @@ Result<ArenaId> TierBench::AddHost(const HostFile& file) {
   const ArenaId arena = NextArena();
   ASSIGN_OR_RETURN(UniqueFd fd, file.Descriptor());
   RETURN_IF_ERROR(AwaitCall([&](DeviceTier::Done done) {
-    tier_->AddHost(arena, file.bytes().size(), std::move(fd), Protection::kReadWrite, Deadline(),
-                   std::move(done));
+    tier_->AddHost(arena, file.bytes().size(), std::move(fd), Protection::kReadWrite,
+                   Registration::kInBackground, Deadline(), std::move(done));
   }));
   return arena;
 }

@@ -181,7 +181,7 @@ class Pipeline {
     if (!fd) return tier_->CountCopy(fd.error());
     tier_->tier().AddHost(
         arenas_[block], sizes_.block_bytes, *std::move(fd), Protection::kReadWrite,
-        tier_->Deadline(), [this, block](const Status& status) {
+        Registration::kInBackground, tier_->Deadline(), [this, block](const Status& status) {
           if (status.ok()) {
             tier_->Copy({{.dst = {.arena = device_, .offset = block * sizes_.block_bytes},
                           .src = {.arena = arenas_[block], .offset = 0},

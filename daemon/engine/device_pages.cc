@@ -39,21 +39,6 @@ Residents& HostEngine::ResidentsOf(SlotRef slot) {
   return place == 0 ? residents_ : devices_[place - 1]->pages->residents();
 }
 
-Result<DeviceMemory> HostEngine::GiveDeviceArena(ClientId id, ArenaId arena) {
-  ASSIGN_OR_RETURN(const Client* client, clients_.Serving(id));
-  const Slab* slab = slabs_.Find(arena);
-  const uint32_t place = slab == nullptr ? 0 : slab->owner()->place;
-  if (place == 0 || slab->tenant() != client->spec.tenant) {
-    return Status(Code::kNotFound, "arena " + std::to_string(arena) +
-                                       " is no memory of a device that the client may map");
-  }
-  DeviceArenas& arenas = devices_[place - 1]->arenas;
-  if (!arenas.Give(arena, id)) {
-    return Status(Code::kStale, "arena " + std::to_string(arena) + " was lost, or is given up");
-  }
-  return *arenas.MemoryOf(arena);
-}
-
 void HostEngine::LetGoArenas(ClientId id, std::span<const ArenaId> arenas) {
   for (const ArenaId arena : arenas) {
     // Blocks are let go by Detach.
@@ -68,55 +53,6 @@ void HostEngine::DemoteDevice(uint32_t number, uint64_t bytes, Progress progress
   const Result<OfDevice*> device = DeviceOf(number);
   if (!device) return done(device.error());
   (*device)->pages->Demote(bytes, std::move(progress), std::move(done));
-}
-
-void HostEngine::DeviceArenaLost(ArenaId arena) {
-  for (const std::unique_ptr<OfDevice>& device : devices_) {
-    if (!device->pages->Lost(arena)) continue;
-    for (const ClientId client : device->arenas.GivenTo(arena))
-      lost_slabs_[{client, device->arenas.device()}].push_back(arena);
-  }
-}
-
-bool HostEngine::TurnDevices(std::vector<Placement::Gone>* gone) {
-  bool more = false;
-  for (const std::unique_ptr<OfDevice>& device : devices_) {
-    // What host memory gave up.
-    for (const Placement::Gone& arena : *gone)
-      device->pages->HostSlabGone(arena.arena);
-  }
-  for (const std::unique_ptr<OfDevice>& device : devices_) {
-    more |= device->arenas.Turn();
-    more |= device->pages->Turn(gone);
-  }
-  return more;
-}
-
-void HostEngine::TellUnmapWanted() {
-  for (const auto& [whom, arenas] : std::exchange(lost_slabs_, {})) {
-    UnmapRequest request;
-    request.device = whom.second;
-    request.arenas = arenas;
-    request.lost = true;
-    events_.UnmapWanted(whom.first, request);
-  }
-  for (const std::unique_ptr<OfDevice>& device : devices_) {
-    for (const auto& [client, arenas] : device->arenas.TakeWanted()) {
-      UnmapRequest request;
-      request.device = device->arenas.device();
-      request.arenas = arenas;
-      request.deadline_ms = device->arenas.options().unmap_deadline_ms;
-      events_.UnmapWanted(client, request);
-    }
-  }
-}
-
-Status HostEngine::CheckDevices() const {
-  for (const std::unique_ptr<OfDevice>& device : devices_) {
-    RETURN_IF_ERROR(device->arenas.CheckInvariants());
-    RETURN_IF_ERROR(device->pages->CheckInvariants());
-  }
-  return {};
 }
 
 }  // namespace terrace

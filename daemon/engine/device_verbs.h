@@ -70,6 +70,7 @@ struct DeviceBytes {
 
 struct GpuReport {
   uint32_t device = 0;
+  std::string kind;
   uint64_t capacity_bytes = 0;
   DeviceBytes bytes;
   uint64_t zombie_arenas = 0;

@@ -1,5 +1,8 @@
 // The verbs of HostEngine on memory of devices.
+#include <algorithm>
+#include <map>
 #include <string>
+#include <utility>
 
 #include "daemon/engine/host_engine.h"
 
@@ -18,6 +21,7 @@ void HostEngine::MakeDevices(EngineParts& parts) {
     devices_.push_back(
         std::make_unique<OfDevice>(std::move(part), number, clock_, device_numbers_));
     MakeDevicePages(*devices_.back());
+    MakeDeviceWeights(*devices_.back());
   }
 }
 
@@ -28,18 +32,133 @@ Result<OfDevice*> HostEngine::DeviceOf(uint32_t device) {
                                             " (they are numbered from 1)");
 }
 
-void HostEngine::LoadToDevice(ClientId, uint32_t, const std::string&, const std::string&, Progress,
-                              std::function<void(Result<ModelLoaded>)> done) {
-  done(NotYet());
+OfDevice* HostEngine::HasArena(ArenaId arena) const {
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    if (device->arenas.BytesOf(arena) > 0) return device.get();
+  }
+  return nullptr;
 }
 
-Result<Unloaded> HostEngine::UnloadFromDevice(uint32_t, const std::string&, const std::string&) {
-  return NotYet();
+Result<DeviceMemory> HostEngine::GiveDeviceArena(ClientId id, ArenaId arena) {
+  ASSIGN_OR_RETURN(const Client* client, clients_.Serving(id));
+  OfDevice* const device = HasArena(arena);
+  if (device == nullptr) {
+    return Status(Code::kNotFound, "arena " + std::to_string(arena) + " is of no device");
+  }
+  if (arena > kLastDeviceSlabId) return device->weights->Give(id, arena);
+  const Slab* slab = slabs_.Find(arena);
+  if (slab == nullptr || slab->tenant() != client->spec.tenant) {
+    return Status(Code::kNotFound,
+                  "arena " + std::to_string(arena) + " is no memory that the client may map");
+  }
+  if (!device->arenas.Give(arena, id)) {
+    return Status(Code::kStale, "arena " + std::to_string(arena) + " was lost, or is given up");
+  }
+  return *device->arenas.MemoryOf(arena);
 }
 
-void HostEngine::AttachOnDevice(ClientId, uint32_t, const std::string&, const std::string&, bool,
-                                uint32_t, std::function<void(Result<Attached>)> done) {
-  done(NotYet());
+void HostEngine::DeviceArenaLost(ArenaId arena) {
+  OfDevice* const device = HasArena(arena);
+  if (device == nullptr) return;
+  if (arena <= kLastDeviceSlabId) {
+    if (!device->pages->Lost(arena)) return;
+    for (const ClientId client : device->arenas.GivenTo(arena))
+      lost_slabs_[{client, device->arenas.device()}].push_back(arena);
+  } else {
+    device->arenas.Lost(arena);
+    device->weights->Lost(arena);
+  }
+}
+
+bool HostEngine::TurnDevices(std::vector<Placement::Gone>* gone) {
+  bool more = false;
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    // What host memory gave up.
+    for (const Placement::Gone& arena : *gone)
+      device->pages->HostSlabGone(arena.arena);
+  }
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    more |= device->arenas.Turn();
+    more |= device->pages->Turn(gone);
+    device->weights->Turn();
+  }
+  return more;
+}
+
+void HostEngine::TellUnmapWanted() {
+  for (const auto& [whom, arenas] : std::exchange(lost_slabs_, {})) {
+    events_.UnmapWanted(whom.first, {.device = whom.second,
+                                     .arenas = arenas,
+                                     .attachments = {},
+                                     .deadline_ms = 0,
+                                     .lost = true});
+  }
+  for (const std::unique_ptr<OfDevice>& device : devices_)
+    TellUnmapWanted(*device);
+}
+
+void HostEngine::TellUnmapWanted(OfDevice& device) {
+  std::map<ClientId, UnmapRequest> requests;
+  for (const auto& [client, arenas] : device.arenas.TakeWanted()) {
+    // Blocks of weights are named by the attachments that have them.
+    for (const ArenaId arena : arenas) {
+      if (arena <= kLastDeviceSlabId) requests[client].arenas.push_back(arena);
+    }
+  }
+  std::map<ClientId, DeviceWeights::Wanted> attached = device.weights->TakeWanted();
+  for (auto& [client, wanted] : attached) {
+    if (!wanted.asked_back.empty()) requests[client].attachments = std::move(wanted.asked_back);
+  }
+  const uint32_t number = device.arenas.device();
+  for (auto& [client, request] : requests) {
+    request.device = number;
+    request.deadline_ms = device.arenas.options().unmap_deadline_ms;
+    if (!request.arenas.empty() || !request.attachments.empty()) {
+      events_.UnmapWanted(client, request);
+    }
+  }
+  for (auto& [client, wanted] : attached) {
+    if (wanted.lost.empty()) continue;
+    events_.UnmapWanted(client, {.device = number,
+                                 .arenas = {},
+                                 .attachments = std::move(wanted.lost),
+                                 .deadline_ms = 0,
+                                 .lost = true});
+  }
+}
+
+std::vector<UnmapRequest> HostEngine::UnmapWantedOf(ClientId client) const {
+  std::vector<UnmapRequest> requests;
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    const uint32_t number = device->arenas.device();
+    const DeviceWeights::Wanted wanted = device->weights->WantedOf(client);
+    const DeviceArenas::Leaving leaving = device->arenas.LeavingOf(client);
+    UnmapRequest request;
+    request.device = number;
+    for (const ArenaId arena : leaving.arenas) {
+      if (arena <= kLastDeviceSlabId) request.arenas.push_back(arena);
+    }
+    request.attachments = wanted.asked_back;
+    const MonotonicNs left = std::max<MonotonicNs>(0, leaving.deadline - clock_.Now());
+    request.deadline_ms = static_cast<uint32_t>(left / kNsPerMs);
+    if (!request.arenas.empty() || !request.attachments.empty()) requests.push_back(request);
+    if (wanted.lost.empty()) continue;
+    requests.push_back({.device = number,
+                        .arenas = {},
+                        .attachments = wanted.lost,
+                        .deadline_ms = 0,
+                        .lost = true});
+  }
+  return requests;
+}
+
+Status HostEngine::CheckDevices() const {
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    RETURN_IF_ERROR(device->arenas.CheckInvariants());
+    RETURN_IF_ERROR(device->pages->CheckInvariants());
+    RETURN_IF_ERROR(device->weights->CheckInvariants());
+  }
+  return {};
 }
 
 void HostEngine::AddPool(ClientId, PoolSpec, std::function<void(Result<uint64_t>)> done) {
@@ -65,11 +184,14 @@ std::vector<GpuReport> HostEngine::Devices() const {
   for (const std::unique_ptr<OfDevice>& device : devices_) {
     GpuReport report;
     report.device = device->arenas.device();
+    report.kind = device->arenas.options().kind;
     report.capacity_bytes = device->arenas.capacity();
     report.bytes = device->arenas.bytes();
     report.zombie_arenas = device->arenas.zombie_arenas();
     report.unmap_requests = device->arenas.unmap_requests();
     device->pages->AddFigures(&report);
+    report.loaded_bytes = device->weights->loaded_bytes();
+    report.evicted_blocks = device->weights->evicted_blocks();
     report.policy = device->policy->name();
     report.tier = device->arenas.tier().Report();
     reports.push_back(std::move(report));

@@ -156,6 +156,9 @@ class Engine {
   // What the client maps an arena of a device by, a slab of its tenant or a block of its
   // attachments: from then on it counts as mapped, until LetGoArenas or Detach.
   virtual Result<DeviceMemory> GiveDeviceArena(ClientId client, ArenaId arena) = 0;
+  // What the client was asked to unmap, or told that it lost, and has not let go of: for one whose
+  // connection broke meanwhile.
+  virtual std::vector<UnmapRequest> UnmapWantedOf(ClientId client) const = 0;
   // Slabs that the client has unmapped, asked to or not.
   virtual void LetGoArenas(ClientId client, std::span<const ArenaId> arenas) = 0;
   // Takes pages out of the device's memory that nobody holds, the least used first, at least

@@ -51,6 +51,7 @@ struct StoreOptions {
 
 // What is used of one GPU.
 struct DeviceOptions {
+  std::string kind = "cuda";  // Or "host": memory of the host that stands for a GPU. For reports.
   uint64_t capacity_bytes = 0;
   uint64_t slab_bytes = 64u << 20;  // Of pages: aimed at, rounded up to the device's granularity.
   // What a class keeps although another wants room.

@@ -149,9 +149,11 @@ void HostEngine::ClientGone(ClientId id) {
   catalog_.ClientGone(tenant, id);
   clients_.Remove(id);
   weights_.ClientGone(id);
-  if (store_ != nullptr) store_->ClientGone(id);
-  for (const std::unique_ptr<OfDevice>& device : devices_)
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    device->weights->ClientGone(id);
     device->arenas.ClientGone(id);
+  }
+  if (store_ != nullptr) store_->ClientGone(id);
 }
 
 // ---- Spaces
@@ -253,6 +255,8 @@ void HostEngine::AddModel(ModelSpec spec, std::function<void(Result<ModelAdded>)
 void HostEngine::RemoveModel(const std::string& name, const std::string& version,
                              std::function<void(Status)> done) {
   weights_.RemoveModel(name, version, std::move(done));
+  for (const std::unique_ptr<OfDevice>& device : devices_)
+    device->weights->ModelsRemoved();
   if (!weights_.Knows(name)) access_.Removed(name);
 }
 
@@ -288,7 +292,7 @@ std::function<void(Result<Attached>)> HostEngine::IfStillAllowed(
   return [this, id, tenant, name, done = std::move(done)](Result<Attached> attached) {
     const Status allowed = CheckModelAccess(tenant, name);
     if (!attached || allowed.ok()) return done(std::move(attached));
-    (void)weights_.Detach(id, attached->attachment);
+    (void)Detach(id, attached->attachment);
     done(allowed);
   };
 }
@@ -316,6 +320,9 @@ void HostEngine::AttachEarly(ClientId id, const std::string& name, const std::st
 void HostEngine::AwaitBlocks(ClientId id, uint64_t attachment, std::span<const uint32_t> blocks,
                              uint32_t deadline_ms, std::function<void(Result<Arrival>)> done) {
   if (const Result<Client*> client = clients_.Serving(id); !client) return done(client.error());
+  if (const OfDevice* device = AttachedOn(id, attachment)) {
+    return done(device->weights->ArrivalOf(id, attachment));
+  }
   weights_.AwaitBlocks(id, attachment, blocks, deadline_ms, std::move(done));
 }
 
@@ -324,17 +331,21 @@ Result<std::vector<ArenaId>> HostEngine::BlocksOf(ClientId id, uint64_t attachme
   ASSIGN_OR_RETURN(const Client* client, clients_.Serving(id));
   // Also of a model that was removed meanwhile, whose list went with it: who was revoked before
   // must not gain by that.
-  const std::string* model = weights_.ModelOf(id, attachment);
+  const OfDevice* device = AttachedOn(id, attachment);
+  const std::string* model = device != nullptr ? device->weights->ModelOf(id, attachment)
+                                               : weights_.ModelOf(id, attachment);
   const std::string& tenant = catalog_.At(client->spec.tenant).name;
   if (model != nullptr && !access_.Allows(*model, tenant)) {
     return Status(
         Code::kPermissionDenied,
         "model '" + *model + "' was removed, or is not granted to tenant '" + tenant + "'");
   }
+  if (device != nullptr) return device->weights->BlocksOf(id, attachment, blocks);
   return weights_.BlocksOf(id, attachment, blocks);
 }
 
 Status HostEngine::Detach(ClientId id, uint64_t attachment) {
+  if (OfDevice* device = AttachedOn(id, attachment)) return device->weights->Detach(id, attachment);
   return weights_.Detach(id, attachment);
 }
 
@@ -345,8 +356,8 @@ bool HostEngine::Turn() {
   pins_.TurnLimbo();
   std::vector<Placement::Gone> gone;
   more |= placement_.Turn(&gone);
-  more |= TurnDevices(&gone);
   more |= weights_.Turn();
+  more |= TurnDevices(&gone);
   if (store_ != nullptr) more |= store_->Turn();
   std::map<TenantId, std::vector<ArenaId>> gone_of;
   for (const Placement::Gone& arena : gone)

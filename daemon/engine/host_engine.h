@@ -103,6 +103,7 @@ class HostEngine final : public Engine {
                       const std::string& version, bool load, uint32_t deadline_ms,
                       std::function<void(Result<Attached>)> done) override;
   Result<DeviceMemory> GiveDeviceArena(ClientId client, ArenaId arena) override;
+  std::vector<UnmapRequest> UnmapWantedOf(ClientId client) const override;
   void LetGoArenas(ClientId client, std::span<const ArenaId> arenas) override;
   void DemoteDevice(uint32_t device, uint64_t bytes, Progress progress,
                     std::function<void(Result<Demoted>)> done) override;
@@ -150,7 +151,13 @@ class HostEngine final : public Engine {
   Residents& ResidentsOf(SlotRef slot);
   void DropFrom(TenantId tenant, const PageName& name, bool* dropped);
   bool TurnDevices(std::vector<Placement::Gone>* gone);
+  // weights_on_devices.cc
+  void MakeDeviceWeights(OfDevice& device);
+  // The device where the client has the attachment; null: it is in host memory, or none.
+  OfDevice* AttachedOn(ClientId client, uint64_t attachment) const;
+  OfDevice* HasArena(ArenaId arena) const;  // Null: none has.
   void TellUnmapWanted();
+  void TellUnmapWanted(OfDevice& device);
   Code CommitOne(Client& client, uint64_t id, uint32_t valid_tokens);
   PageCounts& CountsOf(const Client& client) { return catalog_.At(client.spec.tenant).counts; }
   void AddPageFigures(std::vector<TenantFigures>* tenants) const;

@@ -275,14 +275,7 @@ void Service::ArenasGone(TenantId tenant, std::span<const ArenaId> arenas) {
 
 void Service::UnmapWanted(ClientId client, const UnmapRequest& request) {
   const auto found = clients_.find(client);
-  if (found == clients_.end() || found->second->caller == nullptr) return;
-  wire::UnmapWantedEvent event;
-  event.set_device(request.device);
-  event.mutable_arenas()->Add(request.arenas.begin(), request.arenas.end());
-  event.mutable_attachments()->Add(request.attachments.begin(), request.attachments.end());
-  event.set_deadline_ms(request.deadline_ms);
-  event.set_lost(request.lost);
-  found->second->caller->connection.Send(wire::Type::kUnmapWantedEvent, 0, event);
+  if (found != clients_.end()) Verbs::TellUnmapWanted(*found->second, request);
 }
 
 void Service::ClientCut(ClientId client, const Status& why) {

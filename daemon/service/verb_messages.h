@@ -53,6 +53,13 @@ inline Status TooMany(const char* field, int64_t count, int64_t limit) {
                                       " are allowed"};
 }
 
+// Of a field that names a device: who does not know of them has no business with its memory.
+inline Status CheckDeviceField(const Caller& caller, uint32_t device) {
+  if (device == 0 || (caller.capabilities & wire::kDeviceCapability) != 0) return {};
+  return {Code::kMismatch, "device: " + std::to_string(device) +
+                               ", and this client did not announce the capability of devices"};
+}
+
 inline void FillArena(const ArenaFacts& facts, bool writable, wire::Arena* arena) {
   arena->set_id(facts.id);
   arena->set_bytes(facts.bytes);

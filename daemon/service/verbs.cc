@@ -56,6 +56,8 @@ const Verbs::Verb* Verbs::FindVerb(wire::Type type) {
       Verb{wire::Type::kAttachWait, &Verbs::OnAttachWait},
       Verb{wire::Type::kDetach, &Verbs::OnDetach},
       Verb{wire::Type::kEvict, &Verbs::OnEvict},
+      Verb{wire::Type::kDevices, &Verbs::OnDevices},
+      Verb{wire::Type::kLetGo, &Verbs::OnLetGo},
       Verb{wire::Type::kReport, &Verbs::OnReport},
   };
   for (const Verb& verb : kVerbs) {

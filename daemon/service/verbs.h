@@ -16,6 +16,7 @@
 
 namespace terrace::wire {
 class Arenas;
+class AttachBlocksReply;
 class Report;
 }  // namespace terrace::wire
 
@@ -25,6 +26,7 @@ inline constexpr uint32_t kMaxReportPages = 10'000;
 inline constexpr uint32_t kMaxAttachBlocks = 4096;  // Of one message.
 inline constexpr size_t kBlocksWhenShort =
     4;  // Of a step of AttachBlocks, where there is little room.
+inline constexpr uint32_t kMaxLetGo = 16'384;  // Arenas of one message.
 inline constexpr uint32_t kMaxModelFiles = 1024;
 inline constexpr int64_t kProgressIntervalMs = 50;
 // An eviction by hand goes in steps, between which others have their turn: each of at most so many
@@ -66,6 +68,8 @@ class Verbs {
   // client that has sent nothing but its hello, which holds nothing and may never have learned who
   // it is. Not to be called from within a verb of the engine.
   void EndUnused(ClientRecord& client);
+  // Nothing where it is away: it is told when it comes back.
+  static void TellUnmapWanted(const ClientRecord& client, const UnmapRequest& request);
 
  private:
   // Where a late reply goes.
@@ -137,6 +141,13 @@ class Verbs {
   StepEnd SendBlocks(Caller& caller, uint64_t request, uint64_t attachment,
                      std::span<const uint32_t> numbers, size_t* next);
   void FinishAttach(const Ticket& ticket, const Result<Attached>& attached);
+
+  // verbs_devices.cc
+  Status OnDevices(Caller& caller, Frame& frame);
+  Status OnLetGo(Caller& caller, Frame& frame);
+  // What the client maps a block by: a descriptor, or where the device has no slabs a handle.
+  Status AddBlock(Caller& caller, ArenaId arena, wire::AttachBlocksReply* reply,
+                  std::vector<UniqueFd>* fds);
 
   // verbs_admin.cc
   Status OnEvict(Caller& caller, Frame& frame);

@@ -218,6 +218,9 @@ void Verbs::TellMissed(ClientRecord& client) {
     client.missed_gone.clear();
     client.caller->connection.Send(wire::Type::kUnmapEvent, 0, event);
   }
+  // Also what was sent to the old connection, which may never have come.
+  for (const UnmapRequest& request : parts_.engine->UnmapWantedOf(client.id))
+    TellUnmapWanted(client, request);
 }
 
 void Verbs::OnProcessGone(ClientRecord& client) {

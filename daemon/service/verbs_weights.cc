@@ -107,28 +107,36 @@ Status Verbs::OnLoad(Caller& caller, Frame& frame) {
   if (!caller.identity.may_administer) {
     RETURN_IF_ERROR(parts_.engine->CheckModelAccess(caller.identity.tenant, request.name()));
   }
+  RETURN_IF_ERROR(CheckDeviceField(caller, request.device()));
   const Ticket ticket = Begin(caller, frame.header.request);
-  parts_.engine->Load(ticket.client, request.name(), request.version(), ProgressTo(ticket),
-                      [this, ticket](const Result<ModelLoaded>& loaded) {
-                        Caller* waiting = Finish(ticket);
-                        if (waiting == nullptr) return;
-                        if (!loaded) {
-                          return waiting->connection.SendError(ticket.request, loaded.error());
-                        }
-                        wire::LoadReply reply;
-                        reply.set_version(loaded->version);
-                        reply.set_bytes(loaded->bytes);
-                        reply.set_digest(DigestBytes(loaded->digest));
-                        waiting->connection.Send(wire::Type::kLoadReply, ticket.request, reply);
-                      });
+  const auto done = [this, ticket](const Result<ModelLoaded>& loaded) {
+    Caller* waiting = Finish(ticket);
+    if (waiting == nullptr) return;
+    if (!loaded) return waiting->connection.SendError(ticket.request, loaded.error());
+    wire::LoadReply reply;
+    reply.set_version(loaded->version);
+    reply.set_bytes(loaded->bytes);
+    reply.set_digest(DigestBytes(loaded->digest));
+    waiting->connection.Send(wire::Type::kLoadReply, ticket.request, reply);
+  };
+  if (request.device() != 0) {
+    parts_.engine->LoadToDevice(ticket.client, request.device(), request.name(), request.version(),
+                                ProgressTo(ticket), done);
+  } else {
+    parts_.engine->Load(ticket.client, request.name(), request.version(), ProgressTo(ticket), done);
+  }
   return {};
 }
 
 Status Verbs::OnUnload(Caller& caller, Frame& frame) {
   RETURN_IF_ERROR(CheckAdmin(caller, "Unload"));
   ASSIGN_OR_RETURN(const wire::Unload request, ParseFrame<wire::Unload>(frame));
-  ASSIGN_OR_RETURN(const Unloaded unloaded,
-                   parts_.engine->Unload(request.name(), request.version()));
+  RETURN_IF_ERROR(CheckDeviceField(caller, request.device()));
+  ASSIGN_OR_RETURN(
+      const Unloaded unloaded,
+      request.device() != 0
+          ? parts_.engine->UnloadFromDevice(request.device(), request.name(), request.version())
+          : parts_.engine->Unload(request.name(), request.version()));
   wire::UnloadReply reply;
   reply.set_freed_bytes(unloaded.freed_bytes);
   reply.set_held_bytes(unloaded.held_bytes);
@@ -141,12 +149,20 @@ Status Verbs::OnAttach(Caller& caller, Frame& frame) {
   if (request.early() && !request.load()) {
     return {Code::kInvalidArgument, "early: without load there is nothing to be early for"};
   }
+  RETURN_IF_ERROR(CheckDeviceField(caller, request.device()));
+  if (request.early() && request.device() != 0) {
+    return {Code::kInvalidArgument,
+            "early: not with device, whose memory is seen when all is there"};
+  }
   const Ticket ticket = Begin(caller, frame.header.request);
   const auto done = [this, ticket](const Result<Attached>& attached) {
     FinishAttach(ticket, attached);
   };
   const ClientId client = caller.client->id;
-  if (request.early()) {
+  if (request.device() != 0) {
+    parts_.engine->AttachOnDevice(client, request.device(), request.name(), request.version(),
+                                  request.load(), request.deadline_ms(), done);
+  } else if (request.early()) {
     parts_.engine->AttachEarly(client, request.name(), request.version(), request.deadline_ms(),
                                done);
   } else {
@@ -177,6 +193,7 @@ void Verbs::FinishAttach(const Ticket& ticket, const Result<Attached>& attached)
       reply.set_digest(DigestBytes(attached->digest));
       reply.set_manifest_bytes(attached->manifest_bytes);
       reply.set_arriving(attached->arriving);
+      reply.set_device(attached->device);
       std::vector<UniqueFd> fds;
       fds.push_back(*std::move(manifest));
       waiting->client->unused_attachments.push_back(attached->attachment);
@@ -241,9 +258,8 @@ Verbs::StepEnd Verbs::SendBlocks(Caller& caller, uint64_t request, uint64_t atta
   std::vector<UniqueFd> fds;
   for (size_t i = 0; i < arenas->size(); ++i) {
     if ((*arenas)[i] == 0) continue;  // It has not come.
-    Result<UniqueFd> fd = parts_.host->Descriptor((*arenas)[i], Protection::kRead);
-    if (!fd) return refuse(fd.error());
-    fds.push_back(*std::move(fd));
+    const Status added = AddBlock(caller, (*arenas)[i], &reply, &fds);
+    if (!added.ok()) return refuse(added);
     reply.add_blocks(blocks[i]);
   }
   *next += count;

@@ -20,6 +20,7 @@
 #include "daemon/service/memfd/memfd_directory.h"
 #include "daemon/service/service.h"
 #include "tests/service/wire_client.h"
+#include "tiers/sim/sim_device_tier.h"
 #include "tiers/sim/sim_host_tier.h"
 #include "tiers/sim/sim_journal.h"
 #include "tiers/sim/sim_weight_sources.h"
@@ -50,8 +51,10 @@ class DescribedHostTier final : public HostTier {
 
 class ServiceWorld {
  public:
-  // With model files of 8 KiB and 2 MiB, "/m" and "/large".
-  explicit ServiceWorld(const EngineOptions& options, uint64_t descriptors = 65536) {
+  // With model files of 8 KiB and 2 MiB, "/m" and "/large", and one device.
+  explicit ServiceWorld(const EngineOptions& options, uint64_t descriptors = 65536,
+                        bool device_has_slabs = true)
+      : device_(1u << 30, 4096, [this](ArenaId arena) { return host_.Bytes(arena); }) {
     for (const auto& [path, bytes] : {std::pair("/m", 8u << 10), std::pair("/large", 2u << 20)}) {
       sources_.AddFile(
           path,
@@ -68,6 +71,14 @@ class ServiceWorld {
     parts.journal = &journal_;
     parts.directory_memory = &directory_;
     parts.host_policy = MakeLru();
+    device_.descriptors = true;
+    device_.slabs = device_has_slabs;
+    DevicePart device;
+    device.options.kind = "host";
+    device.options.capacity_bytes = 64u << 20;
+    device.tier = &device_;
+    device.policy = MakeLru();
+    parts.devices.push_back(std::move(device));
     Result<std::unique_ptr<Engine>> engine = MakeEngine(options, std::move(parts), *service_);
     TERRACE_CHECK(engine.has_value());
     engine_ = *std::move(engine);
@@ -90,6 +101,10 @@ class ServiceWorld {
     OnLoop([&] { service_->Accept(UniqueFd(ends[1]), Config().socket); });
     return WireClient(UniqueFd(ends[0]));
   }
+  void LoseDevice() {
+    OnLoop(
+        [this] { device_.LoseDevice([this](ArenaId arena) { engine_->DeviceArenaLost(arena); }); });
+  }
   void Advance(MonotonicNs ns) { clock_.Advance(ns); }
   // One answer of a weight file, and what follows from it.
   void RunOneFile() {
@@ -99,11 +114,11 @@ class ServiceWorld {
       engine_->Turn();
     });
   }
-  // Weight files and journal answer what they were asked so far, and what follows from it.
+  // Weight files, journal and device answer what they were asked so far, and what follows from it.
   void RunFiles() {
     for (int quiet = 0; quiet < 3;) {
       OnLoop([&] {
-        const bool busy = sources_.RunPending() + journal_.RunPending() > 0;
+        const bool busy = sources_.RunPending() + journal_.RunPending() + device_.RunPending() > 0;
         quiet = engine_->Turn() || busy ? 0 : quiet + 1;
       });
     }
@@ -123,6 +138,7 @@ class ServiceWorld {
   OwnerLoop loop_;
   ManualClock clock_;
   DescribedHostTier host_;
+  SimDeviceTier device_;
   SimWeightSources sources_;
   SimJournal journal_;
   MemfdDirectory directory_;

@@ -1,5 +1,7 @@
 #include "tiers/sim/sim_device_tier.h"
 
+#include <sys/eventfd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -76,7 +78,10 @@ void SimDeviceTier::Create(ArenaId id, uint64_t bytes, MonotonicNs,
         used_bytes_ += bytes;
         Find(id).memory.resize(bytes);
         DeviceMemory memory;
-        if (slabs) memory.slab = std::make_shared<const UniqueFd>();
+        if (slabs) {
+          memory.slab =
+              std::make_shared<const UniqueFd>(descriptors ? ::eventfd(0, EFD_CLOEXEC) : -1);
+        }
         memory.handle[0] = static_cast<uint8_t>(id);
         done(std::move(memory));
       });

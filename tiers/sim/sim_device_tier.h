@@ -54,6 +54,8 @@ class SimDeviceTier final : public DeviceTier {
 
   bool serving = true;  // What Report says; requests wait while it is not.
   bool slabs = true;    // Else memory is shared by handles.
+  // Descriptors of slabs stand for them, and nothing can be mapped by them; else they are none.
+  bool descriptors = false;
   FaultPlan create_faults;
   FaultPlan copy_faults;
   FaultPlan release_faults;

@@ -34,6 +34,22 @@ uint64_t DeviceArenas::RoomFor(Use use) const {
                             : BesideFloor(room(), options_.pages_floor_bytes, bytes_.pages);
 }
 
+uint64_t DeviceArenas::MostFor(Use use) const {
+  return BesideFloor(capacity(),
+                     use == Use::kPages ? options_.weights_floor_bytes : options_.pages_floor_bytes,
+                     0);
+}
+
+uint64_t DeviceArenas::OnItsWay() const {
+  uint64_t bytes = 0;
+  for (const auto& [id, arena] : arenas_) {
+    const bool comes_back = arena.state == State::kCancelled || arena.state == State::kLeaving ||
+                            arena.state == State::kReleasing;
+    if (comes_back) bytes += arena.bytes;
+  }
+  return bytes;
+}
+
 Result<ArenaId> DeviceArenas::Create(uint64_t bytes, TenantId tenant, Use use,
                                      std::function<void(Status)> done) {
   const std::string label = "device " + std::to_string(parts_.device) + ": ";
@@ -189,7 +205,30 @@ bool DeviceArenas::Turn() {
 }
 
 std::map<ClientId, std::vector<ArenaId>> DeviceArenas::TakeWanted() {
-  return std::exchange(wanted_, {});
+  std::map<ClientId, std::vector<ArenaId>> wanted;
+  for (const auto& [client, arenas] : std::exchange(wanted_, {})) {
+    for (const ArenaId id : arenas) {
+      // Some have let go since, unasked.
+      const auto found = arenas_.find(id);
+      if (found != arenas_.end() && found->second.given.contains(client)) {
+        wanted[client].push_back(id);
+      }
+    }
+  }
+  return wanted;
+}
+
+DeviceArenas::Leaving DeviceArenas::LeavingOf(ClientId client) const {
+  Leaving leaving;
+  for (const auto& [id, arena] : arenas_) {
+    const bool asked = arena.state == State::kLeaving || arena.state == State::kZombie;
+    if (!asked || !arena.given.contains(client)) continue;
+    leaving.deadline =
+        leaving.arenas.empty() ? arena.deadline : std::min(leaving.deadline, arena.deadline);
+    leaving.arenas.push_back(id);
+  }
+  std::sort(leaving.arenas.begin(), leaving.arenas.end());
+  return leaving;
 }
 
 uint64_t& DeviceArenas::Counter(const Arena& arena) {

@@ -67,6 +67,11 @@ class DeviceArenas {
   uint64_t room() const { return bytes_.used() < capacity() ? capacity() - bytes_.used() : 0; }
   // What of `room` another's floor leaves to this use.
   uint64_t RoomFor(Use use) const;
+  // And what it would be if nothing else were there.
+  uint64_t MostFor(Use use) const;
+  // Of what is charged, what comes back by itself: it is being released, or clients have until
+  // their deadline to let go of it. O(arenas).
+  uint64_t OnItsWay() const;
 
   // ---- Arenas
   // Memory of `bytes`, rounded up, charged at once; of one tenant (0: of weights, which several may
@@ -98,6 +103,12 @@ class DeviceArenas {
   bool Turn();
   // Whom to ask for what, once each.
   std::map<ClientId, std::vector<ArenaId>> TakeWanted();
+  // What this client was asked for, or will be, and has not let go of. O(arenas).
+  struct Leaving {
+    std::vector<ArenaId> arenas;
+    MonotonicNs deadline = 0;  // Of the first.
+  };
+  Leaving LeavingOf(ClientId client) const;
 
   uint64_t zombie_arenas() const { return zombies_; }
   uint64_t unmap_requests() const { return unmap_requests_; }

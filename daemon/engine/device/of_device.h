@@ -1,10 +1,11 @@
 // OfDevice: what the engine has of one GPU, joined from its parts: the budget and its arenas, and
-// the pages in them.
+// the pages and weights in them.
 #pragma once
 
 #include <memory>
 
 #include "daemon/engine/device/device_arenas.h"
+#include "daemon/engine/device/device_weights.h"
 #include "daemon/engine/device/item_numbers.h"
 #include "daemon/engine/device/pages_on_device.h"
 #include "daemon/engine/engine_options.h"
@@ -22,6 +23,7 @@ struct OfDevice {
   ItemNumbers items;  // Of the policy.
   DeviceArenas arenas;
   std::unique_ptr<PagesOnDevice> pages;
+  std::unique_ptr<DeviceWeights> weights;
 };
 
 }  // namespace terrace

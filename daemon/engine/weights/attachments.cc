@@ -154,6 +154,29 @@ const std::string* Weights::ModelOf(ClientId client, uint64_t attachment) const 
   return found != nullptr ? &found->version->name : nullptr;
 }
 
+std::shared_ptr<const weights::Image> Weights::ImageOf(ClientId client, uint64_t attachment) const {
+  const Attachment* const found = FindAttachment(client, attachment);
+  return found != nullptr ? found->version->image : nullptr;
+}
+
+void Weights::LetGoBlock(ClientId client, uint64_t attachment, uint32_t block) {
+  if (FindAttachment(client, attachment) == nullptr) return;
+  Holder& holder = holders_.at(client);
+  Attachment& attached = holder.attachments.at(attachment);
+  Version& version = *attached.version;
+  // What a load that failed gave goes with the attachment.
+  if (!attached.failure.ok()) return;
+  const uint64_t bytes = version.image->BlockMemory(block);
+  if (attached.arriving != nullptr) attached.wanted[block] = false;
+  if (const auto given = attached.given.extract(block)) holder.Drop(given.mapped(), bytes);
+  if (attached.holds[block]) {
+    holder.Drop(version.blocks[block].arena, bytes);
+    attached.holds[block] = false;
+    Unhold(attached.version, block);
+    ReleaseLeaving();
+  }
+}
+
 Status Weights::Detach(ClientId client, uint64_t attachment) {
   if (FindAttachment(client, attachment) == nullptr) return NotTheirs(attachment);
   Holder& holder = holders_.at(client);

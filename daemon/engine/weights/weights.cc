@@ -108,6 +108,12 @@ Result<Weights::VersionPtr> Weights::Find(const std::string& name,
   return Status(Code::kNotFound, "model '" + name + "' is not registered");
 }
 
+Result<Weights::Registration> Weights::RegistrationOf(const std::string& name,
+                                                      const std::string& version) const {
+  ASSIGN_OR_RETURN(const VersionPtr found, Find(name, version));
+  return Registration{.version = found->version, .ordinal = found->ordinal};
+}
+
 bool Weights::Knows(const std::string& name) const {
   return std::any_of(versions_.begin(), versions_.end(),
                      [&name](const VersionPtr& version) { return version->name == name; });

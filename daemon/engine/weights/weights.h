@@ -79,6 +79,7 @@ struct WeightsTotals {
 
 namespace weights {
 struct Checks;
+struct Image;
 class Load;
 struct Plan;
 struct Version;
@@ -142,6 +143,9 @@ class Weights {
   // The name of what is attached; null if it is not one of this client.
   const std::string* ModelOf(ClientId client, uint64_t attachment) const;
   Status Detach(ClientId client, uint64_t attachment);
+  // One of them holds a block no longer, which it was given; nothing if it does not. The manifest
+  // it has until Detach.
+  void LetGoBlock(ClientId client, uint64_t attachment, uint32_t block);
   // Its attachments end; what it waits for completes with `unavailable`.
   void ClientGone(ClientId client);
   // Deadlines of waiters, and the population and the release of blocks, a bounded piece at a time.
@@ -152,6 +156,20 @@ class Weights {
   bool Held(ArenaId arena) const;
   // Gives the block up: ReleaseBlock comes back. It must not be held.
   void Evict(ArenaId arena);
+
+  // ---- For what keeps weights in other memory than that of the host.
+  // Who is registered by that name: `ordinal` is of this registration alone.
+  struct Registration {
+    std::string version;
+    uint64_t ordinal = 0;
+  };
+  Result<Registration> RegistrationOf(const std::string& name, const std::string& version) const;
+  // Null if it is not one of this client.
+  std::shared_ptr<const weights::Image> ImageOf(ClientId client, uint64_t attachment) const;
+  // A number for an attachment, from the same sequence as those made here.
+  uint64_t NewAttachment() { return ++last_attachment_; }
+  // Whether a tenant that has so many of all waiters may have one more.
+  static Status CheckShare(size_t theirs, size_t all);
 
   // ---- Reports
   bool Knows(const std::string& name) const;  // A version of it is registered.
@@ -233,8 +251,6 @@ class Weights {
   // A device that was overdue does not write into the arena any more.
   void DeviceLetGo(ArenaId arena);
 
-  // Whether a tenant that has so many of all waiters may have one more.
-  static Status CheckShare(size_t theirs, size_t all);
   // Waits for the version's load, which is started if none runs.
   Status Await(const VersionPtr& version, weights::Waiter waiter);
   void LoadEnded(const LoadPtr& load, Status status);
