@@ -28,6 +28,14 @@ Result<OfDevice*> HostEngine::DeviceOf(uint32_t device) {
                                             " (they are numbered from 1)");
 }
 
+Result<DeviceMemory> HostEngine::GiveDeviceArena(ClientId id, ArenaId arena) {
+  return GiveBlock(id, arena);
+}
+
+void HostEngine::DeviceArenaLost(ArenaId arena) {
+  LoseBlock(arena);
+}
+
 void HostEngine::LetGoArenas(ClientId, std::span<const ArenaId>) {}
 
 void HostEngine::DemoteDevice(uint32_t, uint64_t, Progress,

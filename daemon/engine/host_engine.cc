@@ -357,7 +357,7 @@ bool HostEngine::Turn() {
   std::vector<Placement::Gone> gone;
   more |= placement_.Turn(&gone);
   more |= weights_.Turn();
-  more |= TurnDevices();
+  more |= TurnDeviceWeights();
   if (store_ != nullptr) more |= store_->Turn();
   std::map<TenantId, std::vector<ArenaId>> gone_of;
   for (const Placement::Gone& arena : gone)
@@ -366,7 +366,7 @@ bool HostEngine::Turn() {
   more |= ExpireDue();
   for (const auto& [tenant, arenas] : gone_of)
     events_.ArenasGone(tenant, arenas);
-  TellUnmapWanted();
+  TellAttachmentsWanted();
   for (const auto& [client, why] : pins_.TakeCut()) {
     AbandonGrants(client);
     if (store_ != nullptr) store_->ClientGone(client);

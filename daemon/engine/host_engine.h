@@ -146,9 +146,10 @@ class HostEngine final : public Engine {
   void MakeDeviceWeights(OfDevice& device);
   // The device where the client has the attachment; null: it is in host memory, or none.
   OfDevice* AttachedOn(ClientId client, uint64_t attachment) const;
-  OfDevice* HasArena(ArenaId arena) const;  // Null: none has.
-  bool TurnDevices();
-  void TellUnmapWanted();
+  Result<DeviceMemory> GiveBlock(ClientId id, ArenaId arena);
+  void LoseBlock(ArenaId arena);
+  bool TurnDeviceWeights();
+  void TellAttachmentsWanted();
   Code CommitOne(Client& client, uint64_t id, uint32_t valid_tokens);
   PageCounts& CountsOf(const Client& client) { return catalog_.At(client.spec.tenant).counts; }
   void AddPageFigures(std::vector<TenantFigures>* tenants) const;

@@ -1,6 +1,5 @@
-// The verbs of HostEngine on weights in memory of devices, and what clients are asked to unmap.
+// The verbs of HostEngine on weights in memory of devices, and what clients are asked to detach.
 #include <algorithm>
-#include <map>
 #include <string>
 
 #include "daemon/engine/host_engine.h"
@@ -21,13 +20,6 @@ void HostEngine::MakeDeviceWeights(OfDevice& device) {
 OfDevice* HostEngine::AttachedOn(ClientId client, uint64_t attachment) const {
   for (const std::unique_ptr<OfDevice>& device : devices_) {
     if (device->weights->ModelOf(client, attachment) != nullptr) return device.get();
-  }
-  return nullptr;
-}
-
-OfDevice* HostEngine::HasArena(ArenaId arena) const {
-  for (const std::unique_ptr<OfDevice>& device : devices_) {
-    if (device->arenas.BytesOf(arena) > 0) return device.get();
   }
   return nullptr;
 }
@@ -60,23 +52,23 @@ void HostEngine::AttachOnDevice(ClientId id, uint32_t number, const std::string&
                              IfStillAllowed(id, tenant, name, std::move(done)));
 }
 
-Result<DeviceMemory> HostEngine::GiveDeviceArena(ClientId id, ArenaId arena) {
+Result<DeviceMemory> HostEngine::GiveBlock(ClientId id, ArenaId arena) {
   RETURN_IF_ERROR(clients_.Serving(id).status());
-  OfDevice* const device = HasArena(arena);
-  if (device == nullptr) {
-    return Status(Code::kNotFound, "arena " + std::to_string(arena) + " is of no device");
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    if (device->arenas.BytesOf(arena) > 0) return device->weights->Give(id, arena);
   }
-  return device->weights->Give(id, arena);
+  return Status(Code::kNotFound, "arena " + std::to_string(arena) + " is of no device");
 }
 
-void HostEngine::DeviceArenaLost(ArenaId arena) {
-  OfDevice* const device = HasArena(arena);
-  if (device == nullptr) return;
-  device->arenas.Lost(arena);
-  device->weights->Lost(arena);
+void HostEngine::LoseBlock(ArenaId arena) {
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    if (device->arenas.BytesOf(arena) == 0) continue;
+    device->arenas.Lost(arena);
+    device->weights->Lost(arena);
+  }
 }
 
-bool HostEngine::TurnDevices() {
+bool HostEngine::TurnDeviceWeights() {
   bool more = false;
   for (const std::unique_ptr<OfDevice>& device : devices_) {
     more |= device->arenas.Turn();
@@ -85,34 +77,21 @@ bool HostEngine::TurnDevices() {
   return more;
 }
 
-void HostEngine::TellUnmapWanted() {
+void HostEngine::TellAttachmentsWanted() {
   for (const std::unique_ptr<OfDevice>& device : devices_) {
-    std::map<ClientId, UnmapRequest> requests;
-    for (const auto& [client, arenas] : device->arenas.TakeWanted()) {
-      // Blocks of weights are named by the attachments that have them.
-      for (const ArenaId arena : arenas) {
-        if (arena <= kLastDeviceSlabId) requests[client].arenas.push_back(arena);
-      }
-    }
-    std::map<ClientId, DeviceWeights::Wanted> attached = device->weights->TakeWanted();
-    for (auto& [client, wanted] : attached) {
-      if (!wanted.asked_back.empty()) requests[client].attachments = std::move(wanted.asked_back);
-    }
-    const uint32_t number = device->arenas.device();
-    for (auto& [client, request] : requests) {
-      request.device = number;
-      request.deadline_ms = device->arenas.options().unmap_deadline_ms;
-      if (!request.arenas.empty() || !request.attachments.empty()) {
+    for (auto& [client, wanted] : device->weights->TakeWanted()) {
+      UnmapRequest request;
+      request.device = device->arenas.device();
+      if (!wanted.asked_back.empty()) {
+        request.attachments = wanted.asked_back;
+        request.deadline_ms = device->arenas.options().unmap_deadline_ms;
         events_.UnmapWanted(client, request);
       }
-    }
-    for (auto& [client, wanted] : attached) {
       if (wanted.lost.empty()) continue;
-      events_.UnmapWanted(client, {.device = number,
-                                   .arenas = {},
-                                   .attachments = std::move(wanted.lost),
-                                   .deadline_ms = 0,
-                                   .lost = true});
+      request.attachments = wanted.lost;
+      request.deadline_ms = 0;
+      request.lost = true;
+      events_.UnmapWanted(client, request);
     }
   }
 }
