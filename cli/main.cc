@@ -22,6 +22,8 @@ struct Arguments {
   std::string version;
   std::string path;
   std::string tenant;
+  std::string tier;
+  std::string device;
   PageChoice page;
   std::string space;
   uint32_t limit = 100;
@@ -56,6 +58,14 @@ void AddReportVerbs(CLI::App& app, Arguments& arguments) {
       ->capture_default_str();
 }
 
+void AddTierChoice(CLI::App* verb, Arguments& arguments) {
+  verb->add_option("--tier", arguments.tier, "host (the default), or device: a GPU")
+      ->check(CLI::IsMember({"host", "device"}));
+  verb->add_option(
+      "--device", arguments.device,
+      "Of --tier device, which one: its number or UUID; needed where there are several");
+}
+
 void AddModelVerbs(CLI::App& app, Arguments& arguments) {
   CLI::App* model =
       AddVerb(app, "model", "Registers and forgets models, and says who may have them");
@@ -83,12 +93,14 @@ void AddModelVerbs(CLI::App& app, Arguments& arguments) {
   };
   add_access("grant", "Lets a tenant attach a model's weights");
   add_access("revoke", "Lets it attach them no more; what it has attached stays");
-  CLI::App* load = AddVerb(app, "load", "Brings a model's weights into host memory");
+  CLI::App* load = AddVerb(app, "load", "Brings a model's weights into memory");
   load->add_option("NAME[@VERSION]", arguments.model, "Without a version: the one added last")
       ->required();
+  AddTierChoice(load, arguments);
   CLI::App* unload = AddVerb(app, "unload", "Frees a model's weights as clients let go of them");
   unload->add_option("NAME[@VERSION]", arguments.model, "Without a version: the one added last")
       ->required();
+  AddTierChoice(unload, arguments);
 }
 
 void AddPageChoice(CLI::App* verb, Arguments& arguments) {
@@ -177,8 +189,15 @@ int RunVerb(const CLI::App& app, Invocation& invocation, const Arguments& argume
   if (name == "clients") return ShowClients(invocation);
   if (name == "pages") return ShowPages(invocation, arguments.space, arguments.limit);
   if (name == "version") return ShowVersion(invocation);
-  if (name == "load") return LoadModel(invocation, ParseModelName(arguments.model));
-  if (name == "unload") return UnloadModel(invocation, ParseModelName(arguments.model));
+  if (name == "load" || name == "unload") {
+    const TierChoice tier = {.on_device = arguments.tier == "device", .device = arguments.device};
+    if (!tier.on_device && !tier.device.empty()) {
+      return UsageError(invocation, "--device is of --tier device");
+    }
+    const ModelName model = ParseModelName(arguments.model);
+    return name == "load" ? LoadModel(invocation, model, tier)
+                          : UnloadModel(invocation, model, tier);
+  }
   if (name == "model") {
     const std::string what = verb->get_subcommands().front()->get_name();
     if (what == "add") {

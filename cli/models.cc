@@ -27,6 +27,18 @@ int FailOnModel(const Invocation& invocation, const kvc_error& error) {
   return invocation.Fail(error, error.code == KVC_NOT_FOUND ? kSeeModels : std::string_view());
 }
 
+kvc_device_choice ChoiceOf(const TierChoice& tier) {
+  return {.struct_size = sizeof(kvc_device_choice), .device = OrNull(tier.device)};
+}
+
+int FailOnTier(const Invocation& invocation, const TierChoice& tier, const kvc_error& error) {
+  if (!tier.on_device) return FailOnModel(invocation, error);
+  return invocation.Fail(error, error.code == KVC_NOT_FOUND
+                                    ? "`terracectl models` lists the models, and the daemon's "
+                                      "configuration names the devices"
+                                    : std::string_view());
+}
+
 int FailOnAccess(const Invocation& invocation, const kvc_error& error) {
   return invocation.Fail(error, error.code == KVC_NOT_FOUND
                                     ? "`terracectl models` lists the models, and the daemon's "
@@ -138,7 +150,7 @@ int RevokeModel(Invocation& invocation, const std::string& name, const std::stri
       "revoked " + name + " from " + tenant + ": what it has attached stays until it lets go");
 }
 
-int LoadModel(Invocation& invocation, const ModelName& model) {
+int LoadModel(Invocation& invocation, const ModelName& model, const TierChoice& tier) {
   if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
   kvc_loaded loaded{};
   loaded.struct_size = sizeof loaded;
@@ -147,10 +159,15 @@ int LoadModel(Invocation& invocation, const ModelName& model) {
   kvc_code code = KVC_OK;
   {
     ProgressBar bar("load " + Label(model), !invocation.json());
-    code = kvc_load(invocation.client(), model.name.c_str(), OrNull(model.version), ShowOn, &bar,
-                    invocation.TimeoutMs(kLongCallSeconds), &loaded, &error);
+    const kvc_device_choice choice = ChoiceOf(tier);
+    const int32_t timeout_ms = invocation.TimeoutMs(kLongCallSeconds);
+    code = tier.on_device
+               ? kvc_load_to_device(invocation.client(), model.name.c_str(), OrNull(model.version),
+                                    &choice, ShowOn, &bar, timeout_ms, &loaded, &error)
+               : kvc_load(invocation.client(), model.name.c_str(), OrNull(model.version), ShowOn,
+                          &bar, timeout_ms, &loaded, &error);
   }
-  if (code != KVC_OK) return FailOnModel(invocation, error);
+  if (code != KVC_OK) return FailOnTier(invocation, tier, error);
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const std::string digest = HexOf(loaded.digest);
@@ -168,15 +185,20 @@ int LoadModel(Invocation& invocation, const ModelName& model) {
                    "/s), digest " + digest.substr(0, 12));
 }
 
-int UnloadModel(Invocation& invocation, const ModelName& model) {
+int UnloadModel(Invocation& invocation, const ModelName& model, const TierChoice& tier) {
   if (int code = invocation.Connect(Invocation::Access::kReadOnly); code != kExitOk) return code;
   kvc_unloaded unloaded{};
   unloaded.struct_size = sizeof unloaded;
   kvc_error error{};
-  if (kvc_unload(invocation.client(), model.name.c_str(), OrNull(model.version),
-                 invocation.TimeoutMs(kShortCallSeconds), &unloaded, &error) != KVC_OK) {
-    return FailOnModel(invocation, error);
-  }
+  const kvc_device_choice choice = ChoiceOf(tier);
+  const int32_t timeout_ms = invocation.TimeoutMs(kShortCallSeconds);
+  const kvc_code code =
+      tier.on_device
+          ? kvc_unload_from_device(invocation.client(), model.name.c_str(), OrNull(model.version),
+                                   &choice, timeout_ms, &unloaded, &error)
+          : kvc_unload(invocation.client(), model.name.c_str(), OrNull(model.version), timeout_ms,
+                       &unloaded, &error);
+  if (code != KVC_OK) return FailOnTier(invocation, tier, error);
   std::string text =
       "unloaded " + Label(model) + ": " + HumanBytes(unloaded.freed_bytes) + " freed";
   if (unloaded.held_bytes > 0) {

@@ -33,8 +33,14 @@ int AddModel(Invocation& invocation, const ModelName& model, const std::string& 
 int RemoveModel(Invocation& invocation, const ModelName& model);
 int GrantModel(Invocation& invocation, const std::string& name, const std::string& tenant);
 int RevokeModel(Invocation& invocation, const std::string& name, const std::string& tenant);
-int LoadModel(Invocation& invocation, const ModelName& model);
-int UnloadModel(Invocation& invocation, const ModelName& model);
+// Which memory: that of the host, or with `on_device` of a device, by its number or UUID; empty:
+// the only one.
+struct TierChoice {
+  bool on_device = false;
+  std::string device;
+};
+int LoadModel(Invocation& invocation, const ModelName& model, const TierChoice& tier);
+int UnloadModel(Invocation& invocation, const ModelName& model, const TierChoice& tier);
 
 // ---- pages.cc
 // Which page: exactly one of `key` (64 hexadecimal digits) and `tokens` (the whole prefix up to the

@@ -99,12 +99,8 @@ void HostEngine::TellUnmapWanted() {
 
 void HostEngine::TellUnmapWanted(OfDevice& device) {
   std::map<ClientId, UnmapRequest> requests;
-  for (const auto& [client, arenas] : device.arenas.TakeWanted()) {
-    // Blocks of weights are named by the attachments that have them.
-    for (const ArenaId arena : arenas) {
-      if (arena <= kLastDeviceSlabId) requests[client].arenas.push_back(arena);
-    }
-  }
+  for (auto& [client, arenas] : device.arenas.TakeWanted())
+    requests[client].arenas = std::move(arenas);
   std::map<ClientId, DeviceWeights::Wanted> attached = device.weights->TakeWanted();
   for (auto& [client, wanted] : attached) {
     if (!wanted.asked_back.empty()) requests[client].attachments = std::move(wanted.asked_back);
@@ -113,9 +109,7 @@ void HostEngine::TellUnmapWanted(OfDevice& device) {
   for (auto& [client, request] : requests) {
     request.device = number;
     request.deadline_ms = device.arenas.options().unmap_deadline_ms;
-    if (!request.arenas.empty() || !request.attachments.empty()) {
-      events_.UnmapWanted(client, request);
-    }
+    events_.UnmapWanted(client, request);
   }
   for (auto& [client, wanted] : attached) {
     if (wanted.lost.empty()) continue;

@@ -13,12 +13,14 @@ using namespace terrace;               // NOLINT(google-build-using-namespace)
 using namespace terrace::client::abi;  // NOLINT(google-build-using-namespace)
 using terrace::client::Client;
 using terrace::client::Connection;
+using terrace::client::Contact;
 using terrace::client::Deadline;
 
 namespace {
 
 constexpr size_t kMaxModelName = 128;
 constexpr size_t kMaxTenantName = 64;
+constexpr size_t kMaxDeviceName = 64;  // A UUID of a GPU or a part of one.
 
 // Name and version of a model as its verbs take them.
 struct ModelName {
@@ -58,6 +60,46 @@ void CopyText(const std::string& text, char (&out)[kSize]) {
   const size_t bytes = std::min(text.size(), kSize - 1);
   std::memcpy(out, text.data(), bytes);
   out[bytes] = 0;
+}
+
+Status WriteLoaded(const messages::LoadReply& reply, kvc_loaded* loaded) {
+  if (loaded == nullptr) return {};
+  kvc_loaded result{};
+  result.bytes = reply.bytes;
+  std::memcpy(result.digest.bytes, reply.digest.data(),
+              std::min(reply.digest.size(), sizeof result.digest.bytes));
+  CopyText(reply.version, result.version);
+  return Write(result, loaded);
+}
+
+Status WriteUnloaded(const messages::UnloadReply& reply, kvc_unloaded* unloaded) {
+  if (unloaded == nullptr) return {};
+  return Write(
+      kvc_unloaded{
+          .struct_size = 0, .freed_bytes = reply.freed_bytes, .held_bytes = reply.held_bytes},
+      unloaded);
+}
+
+// The number of the device that is meant, by the daemon's list.
+Result<uint32_t> DeviceOf(const Contact& now, const kvc_device_choice* choice, Deadline deadline) {
+  ASSIGN_OR_RETURN(const kvc_device_choice asked, Read(choice));
+  ASSIGN_OR_RETURN(const std::string wanted, TextOf("device", asked.device, kMaxDeviceName));
+  RETURN_IF_ERROR(now.CheckDoes(wire::kDeviceCapability, "keep weights on devices"));
+  ASSIGN_OR_RETURN(const auto answer, now.connection->Call(messages::Devices{}, deadline));
+  const std::vector<messages::Device>& devices = answer.reply.devices;
+  if (devices.empty()) return Status(Code::kNotFound, "device: the daemon has no device's memory");
+  if (wanted.empty() && devices.size() == 1) return devices.front().number;
+  std::string names;
+  for (const messages::Device& device : devices) {
+    const std::string number = std::to_string(device.number);
+    if (!wanted.empty() && (wanted == number || wanted == device.uuid)) return device.number;
+    names += (names.empty() ? "" : ", ") + number + " (" +
+             (device.uuid.empty() ? "not known yet" : device.uuid) + ")";
+  }
+  if (wanted.empty()) {
+    return Status(Code::kInvalidArgument, "device: there are several, choose one: " + names);
+  }
+  return Status(Code::kNotFound, "device: there is no '" + wanted + "', but " + names);
 }
 
 }  // namespace
@@ -183,13 +225,7 @@ kvc_code kvc_load(kvc_client* client, const char* name, const char* version, kvc
                                  .version = std::move(model.version)};
     ASSIGN_OR_RETURN(const auto answer,
                      core.Call(request, deadline, {}, Telling(progress, context)));
-    if (loaded == nullptr) return {};
-    kvc_loaded result{};
-    result.bytes = answer.reply.bytes;
-    std::memcpy(result.digest.bytes, answer.reply.digest.data(),
-                std::min(answer.reply.digest.size(), sizeof result.digest.bytes));
-    CopyText(answer.reply.version, result.version);
-    return Write(result, loaded);
+    return WriteLoaded(answer.reply, loaded);
   });
 }
 
@@ -202,11 +238,40 @@ kvc_code kvc_unload(kvc_client* client, const char* name, const char* version, i
     const messages::Unload request{.name = std::move(model.name),
                                    .version = std::move(model.version)};
     ASSIGN_OR_RETURN(const auto answer, core.Call(request, deadline));
-    if (unloaded == nullptr) return {};
-    return Write(kvc_unloaded{.struct_size = 0,
-                              .freed_bytes = answer.reply.freed_bytes,
-                              .held_bytes = answer.reply.held_bytes},
-                 unloaded);
+    return WriteUnloaded(answer.reply, unloaded);
+  });
+}
+
+kvc_code kvc_load_to_device(kvc_client* client, const char* name, const char* version,
+                            const kvc_device_choice* choice, kvc_progress progress, void* context,
+                            int32_t timeout_ms, kvc_loaded* loaded, kvc_error* error) {
+  return Run(error, [&]() -> Status {
+    ASSIGN_OR_RETURN(ModelName model, NameOf(client, name, version));
+    Client& core = *Of(client)->client;
+    ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
+    ASSIGN_OR_RETURN(const auto now, core.contact());
+    ASSIGN_OR_RETURN(const uint32_t device, DeviceOf(now, choice, deadline));
+    const messages::Load request{
+        .name = std::move(model.name), .version = std::move(model.version), .device = device};
+    ASSIGN_OR_RETURN(const auto answer,
+                     now.connection->Call(request, deadline, {}, Telling(progress, context)));
+    return WriteLoaded(answer.reply, loaded);
+  });
+}
+
+kvc_code kvc_unload_from_device(kvc_client* client, const char* name, const char* version,
+                                const kvc_device_choice* choice, int32_t timeout_ms,
+                                kvc_unloaded* unloaded, kvc_error* error) {
+  return Run(error, [&]() -> Status {
+    ASSIGN_OR_RETURN(ModelName model, NameOf(client, name, version));
+    Client& core = *Of(client)->client;
+    ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
+    ASSIGN_OR_RETURN(const auto now, core.contact());
+    ASSIGN_OR_RETURN(const uint32_t device, DeviceOf(now, choice, deadline));
+    const messages::Unload request{
+        .name = std::move(model.name), .version = std::move(model.version), .device = device};
+    ASSIGN_OR_RETURN(const auto answer, now.connection->Call(request, deadline));
+    return WriteUnloaded(answer.reply, unloaded);
   });
 }
 

@@ -228,6 +228,19 @@ TEST_F(Terracectl, AnUnknownModelIsNotFound) {
   }
 }
 
+TEST_F(Terracectl, WithoutADeviceNothingIsLoadedToOne) {
+  const std::string path = WriteTinyModel(daemon().folder() + "/tiny");
+  ASSERT_EQ(Run({"model", "add", "tiny", "--version", "v1", "--from", path}).exit_code, 0);
+  for (const char* verb : {"load", "unload"}) {
+    const ProgramOutput output = Run({verb, "tiny", "--tier", "device"});
+    EXPECT_EQ(output.exit_code, 4) << verb;
+    EXPECT_THAT(output.standard_error, HasSubstr("no device"));
+    EXPECT_EQ(Run({verb, "tiny", "--device", "1"}).exit_code, 2) << verb;
+    EXPECT_EQ(Run({verb, "tiny", "--tier", "tape"}).exit_code, 2) << verb;
+  }
+  EXPECT_EQ(RunJson({"load", "tiny", "--tier", "host"})["version"], "v1");
+}
+
 TEST_F(Terracectl, AMalformedFileIsRefusedWithItsName) {
   const std::string path = daemon().folder() + "/broken.safetensors";
   std::ofstream(path) << "this is no header";

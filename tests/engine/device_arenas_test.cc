@@ -111,7 +111,7 @@ TEST_F(DeviceArenasTest, WhatNobodyMapsIsFreeWhenTheTierHasReleasedIt) {
 }
 
 TEST_F(DeviceArenasTest, WhoMapsItIsAskedOnceAndMemoryIsFreeWhenTheLastLetGo) {
-  const ArenaId id = Make(kGranule);
+  const ArenaId id = Make(kGranule, Use::kPages);
   EXPECT_TRUE(arenas.Give(id, 1));
   EXPECT_TRUE(arenas.Give(id, 1));
   EXPECT_TRUE(arenas.Give(id, 2));
@@ -132,12 +132,24 @@ TEST_F(DeviceArenasTest, WhoMapsItIsAskedOnceAndMemoryIsFreeWhenTheLastLetGo) {
 }
 
 TEST_F(DeviceArenasTest, WhoLetGoBeforeItIsAskedIsNotAsked) {
-  const ArenaId id = Make(kGranule);
+  const ArenaId id = Make(kGranule, Use::kPages);
   arenas.Give(id, 1);
   arenas.Give(id, 2);
   arenas.Release(id);
   arenas.LetGo(id, 1);
   EXPECT_THAT(arenas.TakeWanted(), ElementsAre(Pair(2, ElementsAre(id))));
+}
+
+TEST_F(DeviceArenasTest, WeightsAreAskedForByTheirAttachments) {
+  const ArenaId id = Make(kGranule, Use::kWeights);
+  arenas.Give(id, 1);
+  arenas.Release(id);
+  EXPECT_THAT(arenas.TakeWanted(), IsEmpty());
+  EXPECT_EQ(arenas.unmap_requests(), 1u);
+  EXPECT_THAT(arenas.LeavingOf(1).arenas, ElementsAre(id));
+  EXPECT_THAT(arenas.LeavingOf(2).arenas, IsEmpty());
+  arenas.LetGo(id, 1);
+  EXPECT_THAT(arenas.LeavingOf(1).arenas, IsEmpty());
 }
 
 TEST_F(DeviceArenasTest, PastTheDeadlineItIsAZombieUntilTheClientIsGone) {

@@ -320,6 +320,21 @@ TEST_F(DeviceWeightsTest, BytesThatDoNotCheckOutAreNeverSeenOnTheDevice) {
   EXPECT_EQ(Report().bytes.used(), 0u);
 }
 
+TEST_F(DeviceWeightsTest, WhatIsCopiedIsNotSeenBeforeItsDigestIsKnown) {
+  AddModel("m", 2);
+  sources.hash_faults.FailAfter(0, {Code::kDataLoss, "planned"});
+  const auto answer = StartLoad("m");
+  for (int step = 0; step < 1'000 && !answer->status; ++step) {
+    clock.Advance(10 * kNsPerMs);
+    (void)engine->Turn();
+    (void)one.RunPending();
+    EXPECT_EQ(StartAttach("m", false)->status->code(), Code::kNotFound);
+    (void)sources.RunPending(1);
+  }
+  EXPECT_EQ(one.copied_bytes, 2 * kBlock) << "it was copied whole";
+  EXPECT_EQ(answer->status->code(), Code::kDataLoss);
+}
+
 TEST_F(DeviceWeightsTest, AClientThatGoesWaitsNoMoreAndTheLoadGoesOn) {
   AddModel("m", 2);
   const ClientId other = Arrive("t");

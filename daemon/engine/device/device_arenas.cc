@@ -102,8 +102,9 @@ void DeviceArenas::Release(ArenaId id) {
   SetState(arena, State::kLeaving);
   arena.deadline = parts_.clock->Now() + options_.unmap_deadline_ms * kNsPerMs;
   deadlines_.emplace(arena.deadline, id);
-  for (const auto& [client, times] : arena.given)
-    wanted_[client].push_back(id);
+  for (const auto& [client, times] : arena.given) {
+    if (arena.use == Use::kPages) wanted_[client].push_back(id);
+  }
   unmap_requests_ += arena.given.size();
 }
 

@@ -101,7 +101,8 @@ class DeviceArenas {
 
   // Deadlines, and releases that the tier could not take; true if more is waiting.
   bool Turn();
-  // Whom to ask for what, once each.
+  // Whom to ask for which arenas of pages, once each. Those of weights are asked for by their
+  // attachments (DeviceWeights).
   std::map<ClientId, std::vector<ArenaId>> TakeWanted();
   // What this client was asked for, or will be, and has not let go of. O(arenas).
   struct Leaving {

@@ -87,6 +87,25 @@ typedef struct kvc_unloaded {
 KVC_API kvc_code kvc_unload(kvc_client* client, const char* name, const char* version,
                             int32_t timeout_ms, kvc_unloaded* unloaded, kvc_error* error);
 
+/* A device whose memory the daemon has; NULL in its place: the only one there is. */
+typedef struct kvc_device_choice {
+  size_t struct_size;
+  const char* device; /* its number, from 1, or its UUID; NULL: the only one there is */
+} kvc_device_choice;
+/* Brings the weights into memory of a device, by way of host memory, both at once; `progress` tells
+ * what the device has. Otherwise as kvc_load. KVC_NOT_FOUND: no such model, or no such device;
+ * KVC_INVALID_ARGUMENT: there are several devices, and none was chosen; the message names them.
+ * KVC_UNAVAILABLE: the device does not serve. KVC_EXHAUSTED: no room beside what is attached there.
+ * KVC_MISMATCH: the daemon is too old to know of this. */
+KVC_API kvc_code kvc_load_to_device(kvc_client* client, const char* name, const char* version,
+                                    const kvc_device_choice* choice, kvc_progress progress,
+                                    void* context, int32_t timeout_ms, kvc_loaded* loaded,
+                                    kvc_error* error);
+/* Out of the memory of the device alone. Who has them attached there is asked to let go. */
+KVC_API kvc_code kvc_unload_from_device(kvc_client* client, const char* name, const char* version,
+                                        const kvc_device_choice* choice, int32_t timeout_ms,
+                                        kvc_unloaded* unloaded, kvc_error* error);
+
 typedef struct kvc_evicted {
   size_t struct_size;
   uint64_t pages;
