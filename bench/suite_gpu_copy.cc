@@ -120,9 +120,9 @@ class Plain {
   }
 
  private:
+  HostFile host_;  // Registered: it outlives the context.
   DeviceWork work_;
   GpuAddress device_ = 0;
-  HostFile host_;
 };
 
 // The tier with one arena of the device and one of the host.

@@ -151,12 +151,12 @@ class BlockPool {
   }
 
   Sizes sizes_;
+  HostFile content_;  // Of the pool. Registered, as the window: they outlive the context.
+  HostFile window_;
   DeviceWork work_;
   GpuAddress pool_ = 0;
   GpuAddress pages_ = 0;
   GpuAddress other_ = 0;
-  HostFile content_;  // Of the pool.
-  HostFile window_;
   std::vector<uint64_t> bases_;
   std::vector<PagedBlock> blocks_;
 };

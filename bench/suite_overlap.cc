@@ -1,5 +1,6 @@
 // Suite `overlap`: a file on a device of the host to the memory of a GPU, block by block: read past
-// the page cache into host arenas, given to the device tier, copied as each is whole.
+// the page cache into host arenas, which the device tier is given when their reads begin, copied as
+// each is whole.
 //
 // A round runs the pipeline and each stage alone, in turn: the reads by themselves into the same
 // arenas, and the tier by itself (arenas given, all blocks copied) over bytes that are there
@@ -55,14 +56,16 @@ class Pipeline {
   Result<double> ReadAlone() {
     RETURN_IF_ERROR(DropFromCache({path_}));
     const Stopwatch watch;
-    RETURN_IF_ERROR(Read([](uint32_t) {}));
+    RETURN_IF_ERROR(Read([](uint32_t) {}, [](uint32_t) {}));
     return watch.Seconds();
   }
 
   Result<double> CopyAlone() {
     const Stopwatch watch;
-    for (uint32_t block = 0; block < sizes_.blocks; ++block)
-      Give(block);
+    for (uint32_t block = 0; block < sizes_.blocks; ++block) {
+      Add(block);
+      Whole(block);
+    }
     RETURN_IF_ERROR(tier_->Await(0));
     const double seconds = watch.Seconds();
     RETURN_IF_ERROR(ReleaseAll());
@@ -74,7 +77,8 @@ class Pipeline {
       std::memset(block.bytes().data(), 0, block.bytes().size());
     RETURN_IF_ERROR(DropFromCache({path_}));
     const Stopwatch watch;
-    RETURN_IF_ERROR(Read([this](uint32_t block) { Give(block); }));
+    RETURN_IF_ERROR(
+        Read([this](uint32_t block) { Add(block); }, [this](uint32_t block) { Whole(block); }));
     RETURN_IF_ERROR(tier_->Await(0));
     return watch.Seconds();
   }
@@ -101,7 +105,8 @@ class Pipeline {
   }
 
  private:
-  explicit Pipeline(const Sizes& sizes) : sizes_(sizes), arenas_(sizes.blocks, 0) {}
+  explicit Pipeline(const Sizes& sizes)
+      : sizes_(sizes), arenas_(sizes.blocks, 0), places_(sizes.blocks) {}
 
   Status MakeFile() {
     ASSIGN_OR_RETURN(folder_, TemporaryFolder::Make());
@@ -125,9 +130,10 @@ class Pipeline {
     return {};
   }
 
-  // Reads all blocks in their order, kDepth requests at a time; `whole` of each that is complete,
-  // on this thread.
-  Status Read(const std::function<void(uint32_t)>& whole) {
+  // Reads all blocks in their order, kDepth requests at a time; `begun` of each before its first
+  // request and `whole` when it is complete, on this thread.
+  Status Read(const std::function<void(uint32_t)>& begun,
+              const std::function<void(uint32_t)>& whole) {
     std::vector<uint64_t> left(sizes_.blocks, sizes_.block_bytes / kReadBytes);
     uint64_t next = 0;
     uint64_t answered = 0;
@@ -146,6 +152,9 @@ class Pipeline {
       while (with_device < kDepth && next < all && failed.ok()) {
         const uint64_t read = next++;
         ++with_device;
+        if (read * kReadBytes % sizes_.block_bytes == 0) {
+          begun(static_cast<uint32_t>(read * kReadBytes / sizes_.block_bytes));
+        }
         if (Status submitted = Submit(read, answer); !submitted.ok()) answer(read, submitted);
       }
       const uint64_t before = answered;
@@ -173,22 +182,30 @@ class Pipeline {
     return disk_->Submit(std::move(requests));
   }
 
-  // The arena to the tier, and its bytes to the device when it is known there.
-  void Give(uint32_t block) {
+  // The arena to the tier, which registers it meanwhile.
+  void Add(uint32_t block) {
     arenas_[block] = tier_->NextArena();
+    places_[block] = Place{};
     tier_->BeginCopy();
     Result<UniqueFd> fd = host_[block].Descriptor();
     if (!fd) return tier_->CountCopy(fd.error());
-    tier_->tier().AddHost(
-        arenas_[block], sizes_.block_bytes, *std::move(fd), Protection::kReadWrite,
-        Registration::kInBackground, tier_->Deadline(), [this, block](const Status& status) {
-          if (status.ok()) {
-            tier_->Copy({{.dst = {.arena = device_, .offset = block * sizes_.block_bytes},
-                          .src = {.arena = arenas_[block], .offset = 0},
-                          .bytes = sizes_.block_bytes}});
-          }
-          tier_->CountCopy(status);
-        });
+    tier_->tier().AddHost(arenas_[block], sizes_.block_bytes, *std::move(fd),
+                          Protection::kReadWrite, Registration::kInBackground, tier_->Deadline(),
+                          [this, block](const Status& status) {
+                            places_[block].known = status.ok();
+                            if (places_[block].known && places_[block].whole) Copy(block);
+                            tier_->CountCopy(status);
+                          });
+  }
+  // Its bytes are there: to the device as soon as the arena is known to the tier.
+  void Whole(uint32_t block) {
+    places_[block].whole = true;
+    if (places_[block].known) Copy(block);
+  }
+  void Copy(uint32_t block) {
+    tier_->Copy({{.dst = {.arena = device_, .offset = block * sizes_.block_bytes},
+                  .src = {.arena = arenas_[block], .offset = 0},
+                  .bytes = sizes_.block_bytes}});
   }
 
   const Sizes sizes_;
@@ -199,6 +216,11 @@ class Pipeline {
   std::vector<uint32_t> checksums_;  // Of the file's blocks.
   std::vector<HostFile> host_;
   std::vector<ArenaId> arenas_;
+  struct Place {
+    bool known = false;  // To the tier.
+    bool whole = false;
+  };
+  std::vector<Place> places_;
   ArenaId device_ = 0;
   std::unique_ptr<TierBench> tier_;
   IoFileId file_ = 0;

@@ -161,9 +161,9 @@ Result<Answer> RegistrationCosts(const CheckOptions& options) {
 
 Result<Answer> BatchesAgainstLoops(const CheckOptions& options) {
   const uint64_t bytes = options.quick ? 64u << 20 : 512u << 20;
+  ASSIGN_OR_RETURN(const HostFile host, HostFile::Make(bytes, 14));
   ASSIGN_OR_RETURN(const Station station, Station::Open(options));
   ASSIGN_OR_RETURN(const Mapped device, station.MapNew(station.Granules(bytes)));
-  ASSIGN_OR_RETURN(const HostFile host, HostFile::Make(bytes, 14));
   RETURN_IF_ERROR(station.gpu().RegisterHost(host.bytes(), GpuAccess::kReadWrite).status());
   const auto host_at = reinterpret_cast<GpuAddress>(host.bytes().data());
   Answer answer;

@@ -155,7 +155,7 @@ constexpr Question kQuestions[] = {
     {"sanitizer", "compute-sanitizer over the kernels", 90, Sanitizer},
     {"gpu-copy", "the suite of terrace-bench", 90, GpuCopy},
     {"gpu-gather", "the suite of terrace-bench", 60, GpuGather},
-    {"overlap", "the suite of terrace-bench", 90, Overlap},
+    {"overlap", "the suite of terrace-bench", 150, Overlap},
 };
 
 }  // namespace

@@ -52,8 +52,8 @@ class Station {
 
  private:
   ChosenDevice device_;
+  HostFile window_;  // Registered: it outlives the context.
   DeviceWork work_;
-  HostFile window_;
 };
 
 std::vector<uint8_t> SeedBytes(uint64_t bytes, uint64_t seed);
