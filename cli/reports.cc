@@ -130,6 +130,61 @@ std::string DescribeMemory(const Json& status) {
   return text;
 }
 
+// One GPU: how it goes and what is on it.
+std::string DescribeGpu(const Json& gpu) {
+  const uint64_t capacity = Number(gpu, "/capacity_bytes");
+  const uint64_t used = Number(gpu, "/used_bytes");
+  const std::string name = Text(gpu, "/name");
+  std::string text = "device " + std::to_string(Number(gpu, "/device")) + "      " +
+                     Printable(Text(gpu, "/state")) + ", " + HumanBytes(used) + " of " +
+                     HumanBytes(capacity) + " in use (" + HumanShare(used, capacity) + "); ";
+  if (!name.empty()) text += Printable(name) + ", ";
+  text += Printable(Text(gpu, "/uuid")) + "\n";
+  if (const std::string why = Text(gpu, "/why"); !why.empty()) {
+    text += "  last end    " + Printable(why) + "\n";
+  }
+  text += "  weights     " + Bytes(gpu, "/bytes/weights") + "\n";
+  text += "  pages       " + Bytes(gpu, "/linked_bytes") + " in " + Count(gpu, "/pages") +
+          " pages; slabs of " + Bytes(gpu, "/bytes/pages") + "\n";
+  if (Number(gpu, "/bytes/leaving") + Number(gpu, "/bytes/zombies") > 0) {
+    text += "  asked back  " + Bytes(gpu, "/bytes/leaving") + " that clients still map, and " +
+            Bytes(gpu, "/bytes/zombies") + " past the deadline\n";
+  }
+  return text;
+}
+
+// What its mover does and did, and what was moved to and from it.
+std::string DescribeMover(const Json& gpu) {
+  const Json& mover = gpu.at("mover");
+  std::string text = "  copied      " + Bytes(mover, "/direct_bytes") + " directly, " +
+                     Bytes(mover, "/staged_bytes") + " staged; " +
+                     Bytes(mover, "/registered_bytes") + " of " + Bytes(mover, "/host_bytes") +
+                     " of host memory registered\n";
+  if (const std::string why = Text(mover, "/registration"); !why.empty()) {
+    text += "  staged for  " + Printable(why) + "\n";
+  }
+  text += "  requests    " + Count(mover, "/waiting") + " waiting, " + Count(mover, "/in_flight") +
+          " under way\n";
+  text += "  mover       pid " + std::to_string(mover.value("pid", int64_t{0})) + ", " +
+          Printable(Text(gpu, "/mode")) + "; starts " + Count(mover, "/starts") + ", crashes " +
+          Count(mover, "/crashes") + ", hangs " + Count(mover, "/hangs") + ", broken " +
+          Count(mover, "/broken") + "\n";
+  return text + "  moved       " + Bytes(gpu, "/promoted/bytes") + " of pages up, " +
+         Bytes(gpu, "/demoted/bytes") + " down, " + Bytes(gpu, "/loaded_bytes") +
+         " of weights; evicted " + Count(gpu, "/evicted_pages") + " pages, " +
+         Count(gpu, "/evicted_blocks") + " blocks; lost " + Count(gpu, "/lost_pages") + " pages\n";
+}
+
+std::string DescribeGpus(const Json& status) {
+  std::string text;
+  for (const Json& gpu : status.value("devices", Json::array()))
+    text += DescribeGpu(gpu);
+  if (const std::string why = Text(status, "/devices_by/why"); !why.empty()) {
+    text += "devices       " + std::string(text.empty() ? "none: " : "") + Printable(why) + "\n";
+  }
+  return text;
+}
+
 std::string DescribeMeans(const Json& status) {
   const uint64_t target = Number(status, "/host/pretouch/target_bytes");
   std::string text = "huge pages    " + Printable(Text(status, "/host/huge_pages")) + "\n";
@@ -162,7 +217,8 @@ std::string DescribeStatus(const Json& status) {
   text += "socket        " + Printable(Text(status, "/daemon/socket")) + "\n";
   text += "state         " + Printable(Text(status, "/daemon/state_dir")) + "\n";
   text += "isolation     " + Printable(Text(status, "/daemon/isolation")) + "\n";
-  return text + DescribeMemory(status) + DescribeMeans(status) + DescribeTraffic(status);
+  return text + DescribeMemory(status) + DescribeGpus(status) + DescribeMeans(status) +
+         DescribeTraffic(status);
 }
 
 std::string DescribeModels(const Json& report) {
@@ -305,6 +361,8 @@ std::string DescribeTiers(const Json& report) {
     if (tier.contains("devices")) text += DescribeStore(tier);
     text += DescribeTenantsOf(tier);
   }
+  for (const Json& gpu : report.value("devices", Json::array()))
+    text += DescribeGpu(gpu) + DescribeMover(gpu);
   return text;
 }
 

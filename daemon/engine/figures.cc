@@ -25,6 +25,7 @@ EngineFigures HostEngine::Figures() const {
   figures.used_bytes = memory_.books().used();
   figures.evictions_pinned = evictor_.found_pinned();
   figures.host = host_.Report();
+  figures.devices = Devices();
   figures.weights = weights_.Figures();
   if (store_ != nullptr) figures.store = store_->Figures();
   for (int reason = 0; reason < kEvictionReasons; ++reason)

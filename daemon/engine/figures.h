@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/digest.h"
+#include "daemon/engine/device_verbs.h"
 #include "daemon/engine/durations.h"
 #include "daemon/engine/store/admission.h"
 #include "daemon/engine/tenant_index.h"
@@ -171,6 +172,7 @@ struct EngineFigures {
   std::vector<SpaceFigures> spaces;
   WeightsFigures weights;
   StoreFigures store;
+  std::vector<GpuReport> devices;
 };
 
 }  // namespace terrace

@@ -22,8 +22,6 @@ constexpr uint64_t kMinSlab = 1u << 20;
 constexpr uint64_t kMaxSlab = 1u << 30;
 constexpr uint64_t kMinBlock = 2u << 20;
 constexpr uint64_t kMaxBlock = 512u << 20;
-constexpr uint64_t kMinCapacity = 16u << 20;
-constexpr uint32_t kMaxDeadlineMs = 24u * 3600 * 1000;
 
 struct Field {
   ConfigField field;
@@ -138,34 +136,39 @@ Field MetricsListenField() {
           [](const Config& config) { return TomlString(config.metrics_listen); }};
 }
 
-// 0.25 is a share; "16GiB" or a whole number of bytes is a size.
-bool SetCapacity(Config& config, std::string_view text) {
-  if (const auto bytes = ParseSize(text); bytes && *bytes > 1) {
-    if (*bytes < kMinCapacity) return false;
-    config.capacity = {*bytes, 0};
-    return true;
-  }
-  double fraction = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), fraction);
-  if (error != std::errc() || end != text.data() + text.size()) return false;
-  if (!(fraction >= 0.001 && fraction <= 1)) return false;
-  config.capacity = {0, fraction};
-  return true;
+Field CapacityField() {
+  return {{"host.capacity", kExpectedCapacity},
+          [](Config& config, std::string_view text) {
+            const auto capacity = CapacityOf(text);
+            if (capacity) config.capacity = *capacity;
+            return capacity.has_value();
+          },
+          [](const Config& config) { return CapacityText(config.capacity); }};
 }
 
-Field CapacityField() {
-  return {{"host.capacity",
-           "a size such as \"16GiB\", at least 16MiB, or a fraction such as 0.25, from 0.001 "
-           "to 1"},
-          SetCapacity,
-          [](const Config& config) {
-            if (config.capacity.bytes != 0) return TomlString(SizeText(config.capacity.bytes));
-            char digits[32];  // Without an exponent, to which ".0" could not be added.
-            const auto end = std::to_chars(digits, digits + sizeof digits, config.capacity.fraction,
-                                           std::chars_format::fixed);
-            std::string text(digits, end.ptr);
-            return text.find('.') == std::string::npos ? text + ".0" : text;
-          }};
+constexpr std::string_view kDeviceChoices[] = {"auto", "cuda", "host", "none"};
+
+Field DeviceField() {
+  return {{"devices.device", "one of \"auto\", \"cuda\", \"host\", \"none\""},
+          [](Config& config, std::string_view text) {
+            for (size_t i = 0; i < std::size(kDeviceChoices); ++i) {
+              if (text != kDeviceChoices[i]) continue;
+              config.device = static_cast<DeviceChoice>(i);
+              return true;
+            }
+            return false;
+          },
+          [](const Config& config) { return TomlString(DeviceChoiceName(config.device)); }};
+}
+
+Field MoverField() {
+  return {{"devices.mover", "\"\", or an absolute path of at most 4095 bytes"},
+          [](Config& config, std::string_view text) {
+            if (!text.empty() && !IsAbsolutePath(text)) return false;
+            config.mover = text;
+            return true;
+          },
+          [](const Config& config) { return TomlString(config.mover); }};
 }
 
 Field PretouchField() {
@@ -292,6 +295,8 @@ std::vector<Field> MakeFields() {
   fields.push_back(PretouchField());
   fields.push_back(AutoOrNever("host.huge_pages", &Config::huge_pages));
   fields.push_back(AutoOrNever("host.lock", &Config::lock));
+  fields.push_back(DeviceField());
+  fields.push_back(MoverField());
   fields.push_back(DurabilityField());
   fields.push_back(WritePerDayField());
   fields.push_back(ScrubField());
@@ -316,6 +321,31 @@ std::string Environment(const char* name) {
 }
 
 }  // namespace
+
+std::string_view DeviceChoiceName(DeviceChoice choice) {
+  return kDeviceChoices[static_cast<size_t>(choice)];
+}
+
+std::optional<CapacityChoice> CapacityOf(std::string_view text) {
+  if (const auto bytes = ParseSize(text); bytes && *bytes > 1) {
+    if (*bytes < kMinCapacity) return std::nullopt;
+    return CapacityChoice{*bytes, 0};
+  }
+  double fraction = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), fraction);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  if (!(fraction >= 0.001 && fraction <= 1)) return std::nullopt;
+  return CapacityChoice{0, fraction};
+}
+
+std::string CapacityText(const CapacityChoice& capacity) {
+  if (capacity.bytes != 0) return TomlString(SizeText(capacity.bytes));
+  char digits[32];  // Without an exponent, to which ".0" could not be added.
+  const auto end =
+      std::to_chars(digits, digits + sizeof digits, capacity.fraction, std::chars_format::fixed);
+  std::string text(digits, end.ptr);
+  return text.find('.') == std::string::npos ? text + ".0" : text;
+}
 
 const std::vector<ConfigField>& ConfigFields() {
   static const std::vector<ConfigField> fields = [] {

@@ -2,8 +2,8 @@
 //
 // One table of fields serves the TOML file and the command line alike: a field has a path
 // ("host.capacity"), a default, and a check whose message names the path. Unknown fields are
-// refused. The tables [[socket]], [[peer]] and [[nvme]] have fields of their own, in the file only.
-// Read at the start of the daemon and at a reload; a value.
+// refused. The tables [[socket]], [[peer]], [[nvme]] and [[device]] have fields of their own, in
+// the file only. Read at the start of the daemon and at a reload; a value.
 #pragma once
 
 #include <sys/types.h>
@@ -24,6 +24,8 @@ namespace terrace {
 struct CapacityChoice {
   uint64_t bytes = 0;  // 0: use `fraction`.
   double fraction = 0.25;
+
+  friend bool operator==(const CapacityChoice&, const CapacityChoice&) = default;
 };
 
 enum class LockChoice : uint8_t { kAuto, kNever };
@@ -66,6 +68,29 @@ struct NvmeConfig {
   friend bool operator==(const NvmeConfig&, const NvmeConfig&) = default;
 };
 
+// Whose memory is the tier above the host's.
+enum class DeviceChoice : uint8_t {
+  kAuto,  // GPUs of CUDA, where a driver and devices are found.
+  kCuda,  // Likewise, and it is an error that there are none.
+  kHost,  // Memory of the host stands for them: for tests.
+  kNone,
+};
+
+std::string_view DeviceChoiceName(DeviceChoice choice);
+
+// [[device]]: what is used of one GPU. What is left out is as in one without a table.
+struct DeviceConfig {
+  std::string uuid = {};  // "GPU-..." or "MIG-..."; of kHost "host:N".
+  // A share is of the device's memory; of kHost, of 1 GiB.
+  CapacityChoice capacity = {.bytes = 0, .fraction = 0.5};
+  uint64_t weights_floor_bytes = 0;
+  uint64_t pages_floor_bytes = 0;
+  uint64_t slab_bytes = 0;  // 0: 64 MiB, less on a small device of kHost.
+  uint32_t unmap_deadline_ms = 10'000;
+
+  friend bool operator==(const DeviceConfig&, const DeviceConfig&) = default;
+};
+
 enum class IoUringChoice : uint8_t { kAuto, kNever };
 
 struct Config {
@@ -82,6 +107,9 @@ struct Config {
   uint64_t pretouch_bytes = UINT64_MAX;  // UINT64_MAX: all.
   HugePagesChoice huge_pages = HugePagesChoice::kAuto;
   LockChoice lock = LockChoice::kAuto;
+  // [devices]
+  DeviceChoice device = DeviceChoice::kAuto;
+  std::string mover;  // terrace-mover's path; empty: beside the daemon's own program.
   // [metrics]
   std::string metrics_listen;  // As ParseListenAddress takes it; empty: off.
   // [store]
@@ -106,7 +134,8 @@ struct Config {
   // Without any socket the daemon is in user mode: see SocketsOf.
   std::vector<SocketConfig> sockets;
   std::vector<PeerConfig> peers;
-  std::vector<NvmeConfig> nvme;  // None: there is no page store.
+  std::vector<NvmeConfig> nvme;       // None: there is no page store.
+  std::vector<DeviceConfig> devices;  // None: every device that is found.
 };
 
 struct ConfigField {
@@ -125,6 +154,9 @@ const std::vector<ConfigField>& ConfigTableFields();
 Status SetSocketField(SocketConfig* socket, std::string_view key, std::string_view text);
 Status SetPeerField(PeerConfig* peer, std::string_view key, std::string_view text);
 Status SetNvmeField(NvmeConfig* nvme, std::string_view key, std::string_view text);
+Status SetDeviceField(DeviceConfig* device, std::string_view key, std::string_view text);
+// N of "host:N", which names a device that is memory of the host; 0 to 63.
+std::optional<uint32_t> HostDeviceOf(std::string_view text);
 // What no field can check alone. To be called when all are set.
 Status CheckConfig(const Config& config);
 // The fields whose text differs, in the table's order.

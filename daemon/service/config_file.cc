@@ -46,7 +46,7 @@ Status ReadSection(const toml::table& section, const std::string& name, const st
   return {};
 }
 
-// The rows of [[socket]], [[peer]] or [[nvme]], each made by `set` from its fields.
+// The rows of [[socket]] or another table, each made by `set` from its fields.
 template <typename Row>
 Status ReadTables(const toml::node& node, const std::string& name, const std::string& source,
                   Status (*set)(Row*, std::string_view, std::string_view), std::vector<Row>* rows) {
@@ -95,11 +95,16 @@ Status ReadConfigText(std::string_view text, const std::string& source, Config* 
       RETURN_IF_ERROR(ReadTables(node, name, source, &SetNvmeField, &config->nvme));
       continue;
     }
+    if (name == "device" && node.is_array()) {
+      RETURN_IF_ERROR(ReadTables(node, name, source, &SetDeviceField, &config->devices));
+      continue;
+    }
     const toml::table* section = node.as_table();
     if (section == nullptr) {
       return {Code::kInvalidArgument,
               Place(source, node.source()) + ": " + name +
-                  ": fields stand in a section: [daemon], [host], [store], [metrics] or [limits]"};
+                  ": fields stand in a section: [daemon], [host], [devices], [store], "
+                  "[metrics] or [limits]"};
     }
     bool known = false;
     for (const ConfigField& field : ConfigFields()) {
@@ -108,8 +113,8 @@ Status ReadConfigText(std::string_view text, const std::string& source, Config* 
     if (!known) {
       return {Code::kInvalidArgument, Place(source, node.source()) + ": [" + name +
                                           "]: there is no such section: [daemon], [host], "
-                                          "[store], [metrics], [limits], [[socket]], [[peer]], "
-                                          "[[nvme]]"};
+                                          "[devices], [store], [metrics], [limits], "
+                                          "[[socket]], [[peer]], [[nvme]], [[device]]"};
     }
     RETURN_IF_ERROR(ReadSection(*section, name, source, config));
   }

@@ -1,4 +1,4 @@
-// The tables [[socket]], [[peer]] and [[nvme]] of a configuration.
+// The tables [[socket]], [[peer]], [[nvme]] and [[device]] of a configuration.
 #include <grp.h>
 #include <pwd.h>
 
@@ -9,6 +9,7 @@
 #include "daemon/service/config.h"
 #include "daemon/service/config_text.h"
 #include "daemon/service/size_text.h"
+#include "tiers/device/gpu.h"
 
 namespace terrace {
 
@@ -18,6 +19,10 @@ constexpr size_t kMaxSockets = 64;
 constexpr size_t kMaxPeers = 1024;
 constexpr size_t kMaxNvme = 64;
 constexpr uint64_t kMinNvmeBytes = 64u << 20;
+constexpr size_t kMaxDevices = 64;
+constexpr uint64_t kMinHostSlab = 1u << 20;
+constexpr uint64_t kMinDeviceSlab = 64u << 20;
+constexpr uint64_t kMaxDeviceSlab = 512u << 20;
 constexpr size_t kMaxTenantName = 64;
 constexpr size_t kMaxUserName = 256;
 constexpr uint32_t kNobodyId = UINT32_MAX;  // (uid_t)-1: "leave it as it is" to chown.
@@ -27,6 +32,7 @@ constexpr std::string_view kExpectedGroup = "the name or number of a group of th
 constexpr std::string_view kExpectedName =
     "1 to 255 printable characters without ':', as FileDescriptorName= takes";
 constexpr std::string_view kExpectedTenant = "1 to 64 letters, digits, '.', '_' and '-'";
+constexpr std::string_view kExpectedFloor = "a size such as \"16GiB\", a multiple of 4096, or 0";
 constexpr std::string_view kExpectedRole = "\"reader\", \"writer\" or \"admin\"";
 
 template <typename Row>
@@ -180,6 +186,60 @@ const std::vector<RowField<NvmeConfig>>& NvmeFields() {
   return fields;
 }
 
+bool SetSize(uint64_t& bytes, std::string_view text, uint64_t low, uint64_t high) {
+  const auto size = ParseSize(text);
+  if (!size || *size < low || *size > high || *size % 4096 != 0) return false;
+  bytes = *size;
+  return true;
+}
+
+const std::vector<RowField<DeviceConfig>>& DeviceFields() {
+  using Row = DeviceConfig;
+  constexpr uint64_t kMostFloor = uint64_t{1} << 50;
+  static const std::vector<RowField<Row>> fields = {
+      {{"device.uuid", "\"GPU-\" or \"MIG-\" and a UUID, or \"host:0\" to \"host:63\""},
+       [](Row& row, std::string_view text) {
+         if (!ParseGpuUuid(text) && !HostDeviceOf(text)) return false;
+         row.uuid = text;
+         return true;
+       },
+       [](const Row& row) { return TomlString(row.uuid); }},
+      {{"device.capacity", kExpectedCapacity},
+       [](Row& row, std::string_view text) {
+         const auto capacity = CapacityOf(text);
+         if (capacity) row.capacity = *capacity;
+         return capacity.has_value();
+       },
+       [](const Row& row) { return CapacityText(row.capacity); }},
+      {{"device.weights_floor", kExpectedFloor},
+       [](Row& row, std::string_view text) {
+         return SetSize(row.weights_floor_bytes, text, 0, kMostFloor);
+       },
+       [](const Row& row) { return TomlString(SizeText(row.weights_floor_bytes)); }},
+      {{"device.pages_floor", kExpectedFloor},
+       [](Row& row, std::string_view text) {
+         return SetSize(row.pages_floor_bytes, text, 0, kMostFloor);
+       },
+       [](const Row& row) { return TomlString(SizeText(row.pages_floor_bytes)); }},
+      {{"device.slab", "a size such as \"64MiB\", a multiple of 4096, 64MiB to 512MiB"},
+       [](Row& row, std::string_view text) {
+         return SetSize(row.slab_bytes, text, kMinHostSlab, kMaxDeviceSlab);
+       },
+       [](const Row& row) {
+         return row.slab_bytes == 0 ? "" : TomlString(SizeText(row.slab_bytes));
+       }},
+      {{"device.unmap_deadline", "a duration such as \"10s\", 1ms to 24 hours"},
+       [](Row& row, std::string_view text) {
+         const auto ms = ParseDurationMs(text);
+         if (!ms || *ms == 0 || *ms > kMaxDeadlineMs) return false;
+         row.unmap_deadline_ms = *ms;
+         return true;
+       },
+       [](const Row& row) { return TomlString(DurationText(row.unmap_deadline_ms)); }},
+  };
+  return fields;
+}
+
 std::string_view KeyOf(const ConfigField& field) {
   return field.path.substr(field.path.find('.') + 1);
 }
@@ -252,7 +312,57 @@ Status CheckNvme(const std::vector<NvmeConfig>& tables) {
   return {};
 }
 
+Status CheckDevice(const DeviceConfig& device, DeviceChoice choice) {
+  if (device.uuid.empty()) return Wrong("device.uuid: every [[device]] needs one");
+  const bool of_host = HostDeviceOf(device.uuid).has_value();
+  if (choice == DeviceChoice::kHost && !of_host) {
+    return Wrong("device.uuid: " + device.uuid +
+                 " is a GPU, and devices.device is \"host\": write \"host:0\" and so on");
+  }
+  if (of_host && (choice == DeviceChoice::kCuda || choice == DeviceChoice::kAuto)) {
+    return Wrong("device.uuid: " + device.uuid + " is no GPU, and devices.device is \"" +
+                 std::string(DeviceChoiceName(choice)) + "\"");
+  }
+  if (!of_host && device.slab_bytes != 0 && device.slab_bytes < kMinDeviceSlab) {
+    return Wrong("device.slab: " + device.uuid + " has slabs of " + SizeText(device.slab_bytes) +
+                 ", a GPU takes 64MiB to 512MiB");
+  }
+  const uint64_t floors = device.weights_floor_bytes + device.pages_floor_bytes;
+  if (device.capacity.bytes != 0 && floors > device.capacity.bytes) {
+    return Wrong("device.weights_floor: " + device.uuid + " has floors of " + SizeText(floors) +
+                 " together, its device.capacity is " + SizeText(device.capacity.bytes));
+  }
+  return {};
+}
+
+Status CheckDevices(const Config& config) {
+  if (config.devices.size() > kMaxDevices) {
+    return Wrong("device: " + std::to_string(config.devices.size()) + " tables, at most " +
+                 std::to_string(kMaxDevices));
+  }
+  std::set<std::string> uuids;
+  for (const DeviceConfig& device : config.devices) {
+    RETURN_IF_ERROR(CheckDevice(device, config.device));
+    // One device has one name: "GPU-" and the digits' case are no part of it.
+    const std::optional<GpuUuid> uuid = ParseGpuUuid(device.uuid);
+    if (!uuids.insert(uuid ? uuid->Text() : device.uuid).second) {
+      return Wrong("device.uuid: " + device.uuid + " twice");
+    }
+  }
+  return {};
+}
+
 }  // namespace
+
+std::optional<uint32_t> HostDeviceOf(std::string_view text) {
+  constexpr std::string_view kPrefix = "host:";
+  if (!text.starts_with(kPrefix)) return std::nullopt;
+  text.remove_prefix(kPrefix.size());
+  const std::optional<uint32_t> number = IdNumber(text);
+  // "host:00" would be another name of "host:0".
+  if (!number || *number >= kMaxDevices || text != std::to_string(*number)) return std::nullopt;
+  return number;
+}
 
 std::string TomlString(std::string_view text) {
   std::string quoted = "\"";
@@ -292,6 +402,8 @@ const std::vector<ConfigField>& ConfigTableFields() {
       list.push_back(field.field);
     for (const auto& field : NvmeFields())
       list.push_back(field.field);
+    for (const auto& field : DeviceFields())
+      list.push_back(field.field);
     return list;
   }();
   return fields;
@@ -309,8 +421,13 @@ Status SetNvmeField(NvmeConfig* nvme, std::string_view key, std::string_view tex
   return SetField("nvme", NvmeFields(), nvme, key, text);
 }
 
+Status SetDeviceField(DeviceConfig* device, std::string_view key, std::string_view text) {
+  return SetField("device", DeviceFields(), device, key, text);
+}
+
 Status CheckConfigTables(const Config& config) {
   RETURN_IF_ERROR(CheckNvme(config.nvme));
+  RETURN_IF_ERROR(CheckDevices(config));
   if (config.sockets.empty() && !config.peers.empty()) {
     return Wrong("peer: without a [[socket]] nobody is told from anybody: add one");
   }
@@ -358,6 +475,8 @@ std::string ConfigTablesText(const Config& config) {
     text += RowText("peer", PeerFields(), peer);
   for (const NvmeConfig& nvme : config.nvme)
     text += RowText("nvme", NvmeFields(), nvme);
+  for (const DeviceConfig& device : config.devices)
+    text += RowText("device", DeviceFields(), device);
   return text;
 }
 

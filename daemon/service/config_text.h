@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -19,6 +20,16 @@ std::string TomlString(std::string_view text);  // As a TOML basic string.
 bool IsAbsolutePath(std::string_view text);
 std::optional<mode_t> SocketModeOf(std::string_view text);
 std::string SocketModeText(mode_t mode);
+
+// 0.25 is a share, from 0.001 to 1; "16GiB" or a whole number of bytes is a size, at least
+// kMinCapacity.
+inline constexpr uint64_t kMinCapacity = 16u << 20;
+inline constexpr std::string_view kExpectedCapacity =
+    "a size such as \"16GiB\", at least 16MiB, or a fraction such as 0.25, from 0.001 to 1";
+std::optional<CapacityChoice> CapacityOf(std::string_view text);
+std::string CapacityText(const CapacityChoice& capacity);
+
+inline constexpr uint32_t kMaxDeadlineMs = 24u * 3600 * 1000;
 
 // The parts of CheckConfig and ConfigText that are about the tables.
 Status CheckConfigTables(const Config& config);

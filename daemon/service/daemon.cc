@@ -11,6 +11,8 @@
 #include "daemon/service/host_check.h"
 #include "daemon/service/log.h"
 #include "daemon/service/size_text.h"
+#include "tiers/device/supervisor/list_gpus.h"
+#include "tiers/device/supervisor/mover_tier.h"
 #include "tiers/host/host_tier.h"
 #include "tiers/journal/journal.h"
 #include "tiers/nvme/nvme_store.h"
@@ -22,7 +24,8 @@ namespace terrace {
 namespace {
 
 constexpr MonotonicNs kCapacityEvery = 5 * kNsPerSecond;
-constexpr int kMostThreads = 8;  // Of a pool.
+constexpr MonotonicNs kListWithin = 60 * kNsPerSecond;  // A driver that wakes its GPUs is slow.
+constexpr int kMostThreads = 8;                         // Of a pool.
 // What may take its time one after the other: the spill, the transfers of the store, those of the
 // file I/O, and replies; and some to spare.
 constexpr unsigned kStopLimitS = 15;
@@ -96,6 +99,7 @@ Daemon::~Daemon() {
   read_pool_.reset();
   store_.reset();
   disk_io_.reset();
+  devices_.clear();  // Movers copy to and from host arenas until they are gone.
   engine_.reset();
 }
 
@@ -184,13 +188,43 @@ Status Daemon::StartStore() {
   return {};
 }
 
+Status Daemon::StartDevices() {
+  const std::string program = MoverPath(config_);
+  ASSIGN_OR_RETURN(chosen_devices_,
+                   ChooseDevices(config_, [&] { return ListGpus(program, kListWithin); }));
+  if (!chosen_devices_.why.empty()) {
+    Log(chosen_devices_.devices.empty() ? LogLevel::kInfo : LogLevel::kWarning, "devices-missing",
+        {{"why", chosen_devices_.why}, {"used", chosen_devices_.devices.size()}});
+  }
+  for (const ChosenDevice& chosen : chosen_devices_.devices) {
+    MoverTierOptions options;
+    options.program = program;
+    options.mover.kind = chosen.kind;
+    options.mover.device = chosen.uuid;
+    options.mover.host_bytes = chosen.host_bytes;
+    ASSIGN_OR_RETURN(std::unique_ptr<DeviceTier> tier,
+                     StartMoverTier(options, loop_, clock_, [this](ArenaId arena) {
+                       engine_->DeviceArenaLost(arena);  // Whose arena it is, so it is there.
+                     }));
+    devices_.push_back(std::move(tier));
+    Log(LogLevel::kInfo, "device",
+        {{"device", devices_.size()},
+         {"uuid", chosen.uuid.Text()},
+         {"kind", KindName(chosen_devices_)},
+         {"capacity", SizeText(chosen.options.capacity_bytes)},
+         {"mover", program}});
+  }
+  return {};
+}
+
 Status Daemon::StartEngine() {
   ServiceOptions service;
   service.limits = ServiceLimitsNow();
   service.state_dir = config_.state_dir;
   // Half is left to clients, where the limit is low.
-  service.descriptors =
-      DescriptorLimit() - std::min(DescriptorLimit() / 2, FileDescriptors(config_));
+  service.descriptors = DescriptorLimit() -
+                        std::min(DescriptorLimit() / 2,
+                                 FileDescriptors(config_) + kDescriptorsOfDevice * devices_.size());
   service_ = std::make_unique<Service>(std::move(service), loop_, clock_, *host_);
 
   EngineOptions options;
@@ -209,12 +243,17 @@ Status Daemon::StartEngine() {
   parts.directory_memory = &directory_memory_;
   parts.page_store = store_.get();
   parts.host_policy = MakeLru();
+  for (size_t i = 0; i < devices_.size(); ++i)
+    parts.devices.push_back({chosen_devices_.devices[i].options, devices_[i].get(), MakeLru()});
   ASSIGN_OR_RETURN(engine_, MakeEngine(options, std::move(parts), *service_));
   service_->OnSweep([this] { Sweep(); });
   service_->SetCapacityReport([this](ServiceReport* report) {
     report->capacity_wanted_bytes = capacity_->wanted_bytes();
     report->memory_limit_bytes = capacity_->limit().limit_bytes;
     report->memory_limit_source = capacity_->limit().source;
+    report->device_choice = DeviceChoiceName(config_.device);
+    report->device_kind = KindName(chosen_devices_);
+    report->devices_why = chosen_devices_.why;
   });
   RETURN_IF_ERROR(service_->Start(*engine_, config_));
   Collector::Parts collector;
@@ -251,6 +290,7 @@ Status Daemon::Start() {
   RETURN_IF_ERROR(StartMetrics());
   RETURN_IF_ERROR(StartTiers());
   RETURN_IF_ERROR(StartStore());
+  RETURN_IF_ERROR(StartDevices());
   RETURN_IF_ERROR(StartEngine());
   RETURN_IF_ERROR(Listen());
   for (const std::string& problem : engine_->Summary().restore_problems) {

@@ -12,6 +12,7 @@
 #include "base/worker_pool.h"
 #include "daemon/engine/engine.h"
 #include "daemon/service/config.h"
+#include "daemon/service/devices.h"
 #include "daemon/service/host_capacity.h"
 #include "daemon/service/journal_drain.h"
 #include "daemon/service/listener.h"
@@ -22,6 +23,7 @@
 #include "daemon/service/service.h"
 #include "daemon/service/systemd/activation.h"
 #include "daemon/service/systemd/notify.h"
+#include "tiers/device_tier.h"
 #include "tiers/io/disk_io.h"
 #include "tiers/page_store.h"
 #include "tiers/source/block_reader.h"
@@ -60,6 +62,7 @@ class Daemon {
   Status StartTiers();
   Status StartReading();
   Status StartStore();
+  Status StartDevices();
   Status StartEngine();
   Status Listen();
   Result<std::unique_ptr<Listener>> ListenOn(const SocketConfig& socket,
@@ -104,7 +107,7 @@ class Daemon {
   Notifier notifier_;
   const SystemClock clock_;
   // In the order in which they depend on each other: each outlives those below it, but for what
-  // reads files and the store, which end before the engine into whose memory they read.
+  // reads files, the store and devices, which end before the engine into whose memory they read.
   OwnerLoop loop_;
   std::unique_ptr<HostCapacity> capacity_;
   std::unique_ptr<WorkerPool> touch_pool_;
@@ -119,6 +122,8 @@ class Daemon {
   std::unique_ptr<WeightSources> sources_;
   std::unique_ptr<WeightImages> images_;
   std::unique_ptr<PageStore> store_;  // Null: none is configured. Ends before the engine.
+  ChosenDevices chosen_devices_;
+  std::vector<std::unique_ptr<DeviceTier>> devices_;  // Of those. End before the engine.
   std::unique_ptr<Service> service_;
   std::unique_ptr<Engine> engine_;
   std::vector<std::unique_ptr<Listener>> listeners_;

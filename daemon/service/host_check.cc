@@ -13,6 +13,7 @@
 #include <cstring>
 #include <fstream>
 
+#include "daemon/service/devices.h"
 #include "daemon/service/fd_budget.h"
 #include "daemon/service/host_capacity.h"
 #include "daemon/service/size_text.h"
@@ -196,13 +197,21 @@ HostFinding Directory(const NvmeConfig& nvme, const NvmeFacts& facts) {
   return {"nvme", false, path + "O_DIRECT works"};
 }
 
+// As far as the configuration tells: those that are found without tables come on top.
+size_t DevicesOf(const Config& config) {
+  if (config.device == DeviceChoice::kNone) return 0;
+  return config.device == DeviceChoice::kHost ? std::max<size_t>(1, config.devices.size())
+                                              : config.devices.size();
+}
+
 HostFinding Descriptors(const Config& config, const HostFacts& facts) {
   const uint64_t wanted_bytes = Wanted(config, facts);
   const uint64_t arena = std::min(config.slab_bytes != 0 ? config.slab_bytes : UINT64_MAX,
                                   config.block_bytes != 0 ? config.block_bytes : UINT64_MAX);
   const uint64_t arena_bytes = arena == UINT64_MAX ? DefaultArenaBytes(wanted_bytes) : arena;
   const uint64_t open = kOwnDescriptors + wanted_bytes / arena_bytes + 2ull * config.clients +
-                        (config.connections - config.clients) + FileDescriptors(config);
+                        (config.connections - config.clients) + FileDescriptors(config) +
+                        kDescriptorsOfDevice * DevicesOf(config);
   // Replies may hold a part of the limit besides.
   const uint64_t needed =
       (open * FdBudget::kPartOfLimit + FdBudget::kPartOfLimit - 2) / (FdBudget::kPartOfLimit - 1);

@@ -72,6 +72,10 @@ Status Daemon::Apply(Config next) {
     TellChange("nvme", std::to_string(configured_.nvme.size()) + " tables",
                std::to_string(next.nvme.size()) + " tables", false);
   }
+  if (next.devices != configured_.devices) {
+    TellChange("device", std::to_string(configured_.devices.size()) + " tables",
+               std::to_string(next.devices.size()) + " tables", false);
+  }
   TakeReloadable(next, &configured_);
   TakeReloadable(next, &config_);
   service_->SetLimits(ServiceLimitsNow());

@@ -304,7 +304,88 @@ Json StoreTierJson(const EngineFigures& figures) {
   return json;
 }
 
+Json GpuBytes(const GpuReport& gpu) {
+  return {{"weights", gpu.bytes.weights},
+          {"pages", gpu.bytes.pages},
+          {"leaving", gpu.bytes.leaving},
+          {"zombies", gpu.bytes.zombies}};
+}
+
+Json GpuTransfers(const GpuReport& gpu) {
+  return {{"promoted", {{"pages", gpu.promoted_pages}, {"bytes", gpu.promoted_bytes}}},
+          {"demoted", {{"pages", gpu.demoted_pages}, {"bytes", gpu.demoted_bytes}}},
+          {"evicted_pages", gpu.evicted_pages},
+          {"evicted_blocks", gpu.evicted_blocks},
+          {"lost_pages", gpu.lost_pages},
+          {"loaded_bytes", gpu.loaded_bytes},
+          {"unmap_requests", gpu.unmap_requests}};
+}
+
+Json Mover(const DeviceTierReport& tier) {
+  return {{"pid", tier.process},
+          {"host_bytes", tier.host_bytes},
+          {"registered_bytes", tier.registered_bytes},
+          {"registration", tier.registration},
+          {"direct_bytes", tier.direct_bytes},
+          {"staged_bytes", tier.staged_bytes},
+          {"waiting", tier.waiting},
+          {"in_flight", tier.in_flight},
+          {"completed", tier.completed},
+          {"replayed", tier.replayed},
+          {"failed", tier.failed},
+          {"starts", tier.starts},
+          {"crashes", tier.crashes},
+          {"hangs", tier.hangs},
+          {"broken", tier.broken},
+          {"distrusted", tier.distrusted},
+          {"lost_arenas", tier.lost_arenas}};
+}
+
+// Before its first process was ready, it has neither name nor mode.
+Json GpuJson(const GpuReport& gpu) {
+  const DeviceTierReport& tier = gpu.tier;
+  Json json = {{"device", gpu.device},
+               {"uuid", tier.uuid},
+               {"name", tier.name},
+               {"driver", tier.driver},
+               {"mode", tier.granularity == 0 ? ""
+                        : tier.slabs          ? "slabs"
+                                              : "legacy handles"},
+               {"state", GpuStateName(tier.state)},
+               {"why", tier.why},
+               {"capacity_bytes", gpu.capacity_bytes},
+               {"used_bytes", gpu.bytes.used()},
+               {"bytes", GpuBytes(gpu)},
+               {"zombie_arenas", gpu.zombie_arenas},
+               {"arenas", tier.arenas},
+               {"total_bytes", tier.total_bytes},
+               {"total_free_bytes", tier.free_bytes},
+               {"granularity", tier.granularity},
+               {"pages", gpu.linked_pages},
+               {"linked_bytes", gpu.linked_bytes},
+               {"granted_bytes", gpu.granted_bytes},
+               {"limbo_bytes", gpu.limbo_bytes},
+               {"filling_bytes", gpu.filling_bytes},
+               {"free_bytes", gpu.free_bytes},
+               {"policy", gpu.policy}};
+  json.update(GpuTransfers(gpu));
+  json["mover"] = Mover(tier);
+  return json;
+}
+
+Json GpusJson(const std::vector<GpuReport>& devices) {
+  Json json = Json::array();
+  for (const GpuReport& device : devices)
+    json.push_back(GpuJson(device));
+  return json;
+}
+
 }  // namespace
+
+std::string_view GpuStateName(DeviceTierState state) {
+  constexpr std::array<std::string_view, 4> kNames = {"starting", "serving", "ending", "resting"};
+  return kNames[static_cast<size_t>(state)];
+}
 
 std::string_view FrameTypeName(size_t type) {
   if (type < kRequestNames.size()) return kRequestNames[type];
@@ -320,7 +401,8 @@ std::string_view FrameTypeName(size_t type) {
   }
 }
 
-std::string StatusJson(const StatusReport& engine, const ServiceReport& service) {
+std::string StatusJson(const StatusReport& engine, const ServiceReport& service,
+                       const std::vector<GpuReport>& devices) {
   const Json json = {
       {"daemon", Daemon(service)},
       {"host", Host(engine, service)},
@@ -340,6 +422,11 @@ std::string StatusJson(const StatusReport& engine, const ServiceReport& service)
         {"failed_allocations", engine.failed_allocations},
         {"directory_growths", engine.directory_growths}}},
       {"blocks", {{"evicted", engine.evicted_blocks}}},
+      {"devices", GpusJson(devices)},
+      {"devices_by",
+       {{"choice", service.device_choice},
+        {"kind", service.device_kind},
+        {"why", service.devices_why}}},
       {"lookups", Lookups(engine.lookups)},
       {"traffic", TrafficOf(service)},
       {"restore_problems", engine.restore_problems}};
@@ -405,7 +492,7 @@ std::string TiersJson(const EngineFigures& figures) {
     host["tenants"][tenant.name] = {{"kv", tenant.linked.bytes}};
   tiers.push_back(std::move(host));
   if (figures.store.present) tiers.push_back(StoreTierJson(figures));
-  return Dump({{"tiers", std::move(tiers)}});
+  return Dump({{"tiers", std::move(tiers)}, {"devices", GpusJson(figures.devices)}});
 }
 
 std::string StoreCheckJson(const StoreCheckReport& checked, const StoreCheckSpec& spec) {

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "daemon/engine/device_verbs.h"
 #include "daemon/engine/report.h"
 #include "daemon/service/connection.h"
 
@@ -28,6 +29,9 @@ struct ServiceReport {
   uint64_t capacity_wanted_bytes = 0;  // By configuration; the present one is the engine's.
   uint64_t memory_limit_bytes = 0;
   std::string memory_limit_source;
+  std::string device_choice;  // devices.device.
+  std::string device_kind;    // "cuda", "host", "none": of those that there are.
+  std::string devices_why;    // Why there are no devices, or less than were named.
   Traffic traffic;
 };
 
@@ -43,13 +47,17 @@ struct ServiceFigures {
   Traffic traffic;
 };
 
-std::string StatusJson(const StatusReport& engine, const ServiceReport& service);
+std::string StatusJson(const StatusReport& engine, const ServiceReport& service,
+                       const std::vector<GpuReport>& devices);
 std::string ModelsJson(const std::vector<ModelReport>& models);
 std::string SpacesJson(const std::vector<SpaceReport>& spaces);
 std::string ClientsJson(const std::vector<ClientReport>& clients);
 std::string TiersJson(const EngineFigures& figures);
 std::string StoreCheckJson(const StoreCheckReport& checked, const StoreCheckSpec& spec);
 std::string PagesJson(const std::vector<PageReport>& pages);
+
+// "serving", "resting".
+std::string_view GpuStateName(DeviceTierState state);
 
 // "grant", "commit_reply": the name of a type in the frame counters; empty for numbers without one.
 std::string_view FrameTypeName(size_t type);

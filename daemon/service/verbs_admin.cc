@@ -61,7 +61,7 @@ Result<std::string> Verbs::ReportFor(const Identity& identity, const wire::Repor
       service.socket.clear();  // Their paths may name other tenants.
       service.state_dir.clear();
     }
-    return StatusJson(report, service);
+    return StatusJson(report, service, engine.Devices());
   }
   if (request.what() == "models") {
     std::vector<ModelReport> models = engine.Models();

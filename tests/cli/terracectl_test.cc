@@ -130,6 +130,44 @@ TEST(TerracectlAlone, GivesUpOnASilentDaemonAtItsDeadline) {
 
 // ---- Reports
 
+class TerracectlOfADevice : public Terracectl {
+ protected:
+  DaemonProcessOptions Options() const override {
+    DaemonProcessOptions options;
+    options.store =
+        "[devices]\ndevice = \"host\"\n[[device]]\nuuid = \"host:1\"\ncapacity = \"64MiB\"\n";
+    return options;
+  }
+};
+
+TEST_F(TerracectlOfADevice, StatusAndTiersShowTheDevice) {
+  for (int look = 0; look < 2000; ++look) {
+    if (RunJson({"status"})["devices"][0]["state"] == "serving") break;
+  }
+  const std::string uuid = RunJson({"tiers"})["devices"][0]["uuid"];
+  const ProgramOutput status = Run({"status"});
+  EXPECT_THAT(status.standard_output, HasSubstr("device 1      serving, 0 B of 64.0 MiB in use"));
+  EXPECT_THAT(status.standard_output, HasSubstr(uuid));
+  EXPECT_EQ(status.standard_output.find("mover"), std::string::npos);
+  const ProgramOutput tiers = Run({"tiers"});
+  EXPECT_THAT(tiers.standard_output, HasSubstr("device 1      serving"));
+  EXPECT_THAT(tiers.standard_output, HasSubstr("slabs; starts 1, crashes 0, hangs 0, broken 0"));
+}
+
+class TerracectlWithoutDevices : public Terracectl {
+ protected:
+  DaemonProcessOptions Options() const override {
+    DaemonProcessOptions options;
+    options.store = "[devices]\ndevice = \"none\"\n";
+    return options;
+  }
+};
+
+TEST_F(TerracectlWithoutDevices, StatusSaysWhyThereAreNone) {
+  EXPECT_THAT(Run({"status"}).standard_output,
+              HasSubstr("devices       none: devices.device is \"none\""));
+}
+
 TEST_F(Terracectl, StatusShowsMemoryAndItsMeans) {
   const ProgramOutput output = Run({"status"});
   EXPECT_EQ(output.exit_code, 0) << output.standard_error;

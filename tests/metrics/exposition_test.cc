@@ -42,6 +42,16 @@ Snapshot FullSnapshot() {
   store.store.devices.resize(1);
   store.store.devices[0].path = "/mnt/nvme0";
   store.write_budget_bytes = 5;
+  snapshot.engine.devices.resize(1);
+  GpuReport& gpu = snapshot.engine.devices[0];
+  gpu.device = 1;
+  gpu.bytes = {.weights = 1, .pages = 2, .leaving = 3, .zombies = 4};
+  gpu.tier.uuid = "GPU-0";
+  gpu.tier.state = DeviceTierState::kResting;
+  gpu.tier.staged_bytes = 5;
+  gpu.tier.crashes = 6;
+  gpu.tier.waiting = 7;
+  gpu.loaded_bytes = 8;
   snapshot.loop.counts[0] = 2;
   snapshot.loop.counts.back() = 1;
   snapshot.loop.total_ns = 3'000'000'000;
@@ -196,6 +206,26 @@ TEST(Exposition, TheStoreIsToldByTenantClassAndReason) {
       scrape.Sum("terrace_device_bytes_total", {{"device", "/mnt/nvme0"}, {"operation", "write"}}),
       6000);
   EXPECT_EQ(scrape.Sum("terrace_device_errors_total", {{"operation", "write"}}), 4);
+}
+
+TEST(Exposition, GpusAreToldByNumberAndUuid) {
+  Snapshot snapshot = FullSnapshot();
+  const Scrape scrape = ScrapeOf(snapshot);
+  const auto of_first = [&](const char* name, bench::Labels labels) {
+    labels["device"] = "1";
+    labels["uuid"] = "GPU-0";
+    return scrape.Sum(name, labels);
+  };
+  EXPECT_EQ(of_first("terrace_gpu_bytes", {}), 1 + 2 + 3 + 4);
+  EXPECT_EQ(of_first("terrace_gpu_bytes", {{"class", "zombies"}}), 4);
+  EXPECT_EQ(of_first("terrace_gpu_state", {{"state", "resting"}}), 1);
+  EXPECT_EQ(of_first("terrace_gpu_state", {}), 1);
+  EXPECT_EQ(of_first("terrace_gpu_copied_bytes_total", {{"way", "staged"}}), 5);
+  EXPECT_EQ(of_first("terrace_gpu_mover_ends_total", {{"reason", "crash"}}), 6);
+  EXPECT_EQ(of_first("terrace_gpu_requests", {{"state", "waiting"}}), 7);
+  EXPECT_EQ(of_first("terrace_gpu_moved_bytes_total", {{"what", "weights_loaded"}}), 8);
+  snapshot.engine.devices.clear();
+  EXPECT_EQ(ExpositionOf(snapshot).find("terrace_gpu"), std::string::npos);
 }
 
 TEST(Exposition, WithoutALimitThereIsNoBudgetToTell) {

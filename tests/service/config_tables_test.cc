@@ -97,6 +97,7 @@ TEST(ConfigTables, WhatATableGetsWrongIsTold) {
   const std::string socket = "[[socket]]\npath = \"/s\"\n";
   const std::string peer = socket + "[[peer]]\ntenant = \"t\"\n";
   const std::string nvme = "[[nvme]]\npath = \"/n\"\ncapacity = \"1GiB\"\n";
+  const std::string gpu = "[[device]]\nuuid = \"GPU-00000000-0000-0000-0000-00000000000a\"\n";
   const std::pair<std::string, const char*> cases[] = {
       {"[[socket]]\nmode = \"0660\"", "socket.path: every [[socket]] needs one"},
       {"[[socket]]\npath = \"s\"", "t.toml:2: socket.path: expected an absolute path"},
@@ -138,6 +139,26 @@ TEST(ConfigTables, WhatATableGetsWrongIsTold) {
       {nvme + "device = 1", "t.toml:4: nvme.device: there is no such field"},
       {"[nvme]\npath = \"/n\"", "[nvme]: there is no such section"},
       {"nvme = []", "t.toml:1: nvme: is written as [[nvme]]"},
+      {"[[device]]\ncapacity = 0.5", "device.uuid: every [[device]] needs one"},
+      {"[[device]]\nuuid = \"GPU-1\"", "t.toml:2: device.uuid: expected \"GPU-\""},
+      {"[[device]]\nuuid = \"host:64\"", "device.uuid: expected"},
+      {"[[device]]\nuuid = \"host:00\"", "device.uuid: expected"},
+      {gpu + gpu, "device.uuid: GPU-00000000-0000-0000-0000-00000000000a twice"},
+      {gpu + "[[device]]\nuuid = \"MIG-00000000-0000-0000-0000-00000000000A\"", "000A twice"},
+      {gpu + "capacity = 1.5", "t.toml:3: device.capacity: expected a size such as"},
+      {gpu + "capacity = \"1MiB\"", "device.capacity: expected"},
+      {gpu + "slab = \"1GiB\"", "device.slab: expected"},
+      {gpu + "slab = \"32MiB\"", "has slabs of 32MiB, a GPU takes 64MiB to 512MiB"},
+      {gpu + "weights_floor = \"1KiB\"", "device.weights_floor: expected a size"},
+      {gpu + "capacity = \"1GiB\"\nweights_floor = \"600MiB\"\npages_floor = \"600MiB\"",
+       "has floors of 1200MiB together, its device.capacity is 1GiB"},
+      {gpu + "unmap_deadline = \"0ms\"", "device.unmap_deadline: expected a duration"},
+      {gpu + "tier = 1", "t.toml:3: device.tier: there is no such field"},
+      {"[devices]\ndevice = \"host\"\n" + gpu, "is a GPU, and devices.device is \"host\""},
+      {"[[device]]\nuuid = \"host:0\"", "host:0 is no GPU, and devices.device is \"auto\""},
+      {"[devices]\ndevice = \"amd\"", "devices.device: expected one of \"auto\""},
+      {"[devices]\nmover = \"m\"", "devices.mover: expected"},
+      {"[device]\nuuid = \"host:0\"", "[device]: there is no such section"},
       {"[store]\npath = \"/n\"", "store.path: there is no such field"},
       {"peer = [1]", "t.toml:1: peer: is written as [[peer]]"},
   };
@@ -146,6 +167,43 @@ TEST(ConfigTables, WhatATableGetsWrongIsTold) {
     EXPECT_EQ(status.code(), Code::kInvalidArgument) << text;
     EXPECT_THAT(status.message(), HasSubstr(expected)) << text;
   }
+}
+
+TEST(ConfigTables, DevicesAreReadInTheirOrder) {
+  Config config;
+  EXPECT_EQ(config.device, DeviceChoice::kAuto);
+  ASSERT_EQ(Read(R"(
+[devices]
+device = "host"
+mover = "/opt/terrace-mover"
+[[device]]
+uuid = "host:3"
+capacity = "64MiB"
+weights_floor = "16MiB"
+pages_floor = "8MiB"
+slab = "2MiB"
+unmap_deadline = "1s"
+[[device]]
+uuid = "host:0"
+)",
+                 &config),
+            Status());
+  EXPECT_EQ(config.device, DeviceChoice::kHost);
+  EXPECT_EQ(config.mover, "/opt/terrace-mover");
+  const std::vector<DeviceConfig> wanted = {{.uuid = "host:3",
+                                             .capacity = {64u << 20, 0},
+                                             .weights_floor_bytes = 16u << 20,
+                                             .pages_floor_bytes = 8u << 20,
+                                             .slab_bytes = 2u << 20,
+                                             .unmap_deadline_ms = 1000},
+                                            {.uuid = "host:0"}};
+  EXPECT_EQ(config.devices, wanted);
+  config.state_dir = "/s";
+  config.socket = "/x";
+  Config again;
+  ASSERT_EQ(Read(ConfigText(config), &again), Status()) << ConfigText(config);
+  EXPECT_EQ(again.devices, wanted);
+  EXPECT_EQ(ConfigText(again), ConfigText(config));
 }
 
 TEST(ConfigTables, DirectoriesOfTheStoreAreReadInTheirOrder) {
@@ -207,7 +265,7 @@ TEST(ConfigTables, EveryFieldIsInTheDocumentation) {
   std::ifstream stream(TERRACE_DOCS "/configuration.md");
   std::ostringstream page;
   page << stream.rdbuf();
-  EXPECT_EQ(ConfigTableFields().size(), 14u);
+  EXPECT_EQ(ConfigTableFields().size(), 20u);
   for (const ConfigField& field : ConfigTableFields())
     EXPECT_THAT(page.str(), HasSubstr("`" + std::string(field.path) + "`"));
 }

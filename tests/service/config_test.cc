@@ -41,6 +41,8 @@ const std::vector<Choices>& AllChoices() {
       {"host.pretouch", {"all", "none", "4GiB", "0"}, {"", "some", "-1", "true"}},
       {"host.huge_pages", {"auto", "never"}, {"", "always", "true"}},
       {"host.lock", {"auto", "never"}, {"", "yes"}},
+      {"devices.device", {"auto", "cuda", "host", "none"}, {"", "gpu", "CUDA"}},
+      {"devices.mover", {"", "/usr/bin/terrace-mover"}, {"terrace-mover", "./m", "/a\nb"}},
       {"store.durability", {"none", "process", "power"}, {"", "disk", "1", "Process"}},
       {"store.write_per_day",
        {"unlimited", "2TiB", "1", "500GiB"},

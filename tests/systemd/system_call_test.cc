@@ -143,7 +143,8 @@ TEST_F(SystemCalls, TheUnitAllowsWhatTheDaemonNeeds) {
   ASSERT_EQ(::mkdir((manager.folder() + "/nvme").c_str(), 0700), 0);
   const std::string store =
       "[[nvme]]\npath = \"" + manager.folder() + "/nvme\"\ncapacity = \"64MiB\"\n";
-  manager.WriteConfig(given + own + store);
+  // With the process of a device, which inherits the filter.
+  manager.WriteConfig(given + own + store + "[devices]\ndevice = \"host\"\n");
   // Memory in advance too, by threads of low priority.
   const std::string config = manager.config_file();
   std::string text = [&] {
@@ -160,7 +161,10 @@ TEST_F(SystemCalls, TheUnitAllowsWhatTheDaemonNeeds) {
   const auto terracectl = [&](const std::string& verb) {
     return OutputOf(std::string(TERRACECTL_PATH) + " --socket " + socket + " " + verb + " 2>&1");
   };
-  EXPECT_NE(terracectl("status"), "") << manager.Log();
+  std::string status = terracectl("status");
+  for (int look = 0; look < 2000 && status.find("device 1      serving") == status.npos; ++look)
+    status = terracectl("status");
+  EXPECT_NE(status.find("device 1      serving"), status.npos) << status << manager.Log();
   const std::string model = manager.folder() + "/model.safetensors";
   // One tensor of 4 MiB.
   const std::string header = R"({"w":{"dtype":"U8","shape":[4194304],"data_offsets":[0,4194304]}})";

@@ -70,6 +70,17 @@ class Units(unittest.TestCase):
             (units / "terraced.service").read_text().replace("WatchdogSec", "WatchCatSec"))
         self.assertIn("WatchCatSec", run("systemd-analyze", "verify", units / "terraced.service").stdout)
 
+    def test_the_drop_in_for_gpus_is_verified_too(self):
+        units = self.unit_folder()
+        drop_ins = units / "terraced.service.d"
+        drop_ins.mkdir()
+        drop_in = drop_ins / "gpu.conf"
+        drop_in.write_text(self.only("terrace/systemd/gpu.conf").read_text())
+        verify = ("systemd-analyze", "verify", units / "terraced.service")
+        self.assertEqual((run(*verify).returncode, run(*verify).stdout), (0, ""))
+        drop_in.write_text(drop_in.read_text().replace("PrivateDevices", "PrivateGadgets"))
+        self.assertIn("PrivateGadgets", run(*verify).stdout)
+
     def test_the_exposure_is_low(self):
         security = ("systemd-analyze", "security", "--offline=yes")
         unit = self.unit_folder() / "terraced.service"

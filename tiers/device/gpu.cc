@@ -1,5 +1,7 @@
 #include "tiers/device/gpu.h"
 
+#include <algorithm>
+
 #include "base/hex.h"
 
 namespace terrace {
@@ -16,6 +18,15 @@ std::string GpuUuid::Text() const {
   for (const size_t dash : kDashes)
     text.insert(dash, 1, '-');
   return "GPU-" + text;
+}
+
+GpuUuid HostGpuUuid(uint32_t index) {
+  GpuUuid uuid;
+  const char name[] = "terrace-host";
+  std::copy_n(name, sizeof name - 1, uuid.bytes.begin());
+  for (size_t i = 0; i < 4; ++i)
+    uuid.bytes[12 + i] = static_cast<uint8_t>(index >> (24 - 8 * i));
+  return uuid;
 }
 
 std::optional<GpuUuid> ParseGpuUuid(std::string_view text) {

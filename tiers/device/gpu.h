@@ -52,6 +52,8 @@ struct GpuUuid {
 };
 // Of that text, in either case; "MIG-" for a part of a GPU is taken too.
 std::optional<GpuUuid> ParseGpuUuid(std::string_view text);
+// Of the index-th device that is memory of the host (host_gpu.h): stable, and alike on every host.
+GpuUuid HostGpuUuid(uint32_t index);
 
 // An address that work on streams can use. Of host memory, its address in this process.
 using GpuAddress = uint64_t;

@@ -410,15 +410,6 @@ class HostGpus final : public Gpus {
 
 }  // namespace
 
-GpuUuid HostGpuUuid(uint32_t index) {
-  GpuUuid uuid;
-  const char name[] = "terrace-host";
-  std::copy_n(name, sizeof name - 1, uuid.bytes.begin());
-  for (size_t i = 0; i < 4; ++i)
-    uuid.bytes[12 + i] = static_cast<uint8_t>(index >> (24 - 8 * i));
-  return uuid;
-}
-
 Result<std::unique_ptr<Gpus>> OpenHostGpus(const HostGpuOptions& options) {
   if (!std::has_single_bit(options.granularity) || options.granularity < kPage) {
     return Refused("granularity: not a power of two of at least 4096");

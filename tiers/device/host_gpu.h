@@ -23,9 +23,6 @@ struct HostGpuDevice {
   uint64_t bytes = 1u << 30;
 };
 
-// Stable: that of the index-th device of a host, on every host.
-GpuUuid HostGpuUuid(uint32_t index);
-
 struct HostGpuOptions {
   std::vector<HostGpuDevice> devices = {{.uuid = HostGpuUuid(0)}};  // Of different UUIDs.
   uint64_t granularity = 2u << 20;  // A power of two of at least 4096.

@@ -55,6 +55,7 @@ class Exposition final : public prometheus::Collectable {
     AddQueues(&families);
     AddLoop(&families);
     AddStore(&families, engine_.store);
+    AddGpus(&families, engine_.devices);
     return families;
   }
 

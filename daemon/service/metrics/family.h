@@ -34,7 +34,7 @@ inline std::string LabelText(std::string_view text) {
   return label;
 }
 
-inline constexpr size_t kMostFamilies = 96;
+inline constexpr size_t kMostFamilies = 128;
 
 struct Label {
   std::string_view name;
@@ -96,5 +96,7 @@ inline Family Gauge(Families* families, const char* name, const char* help) {
 
 // What the page store and its devices tell; nothing where there is none (store_exposition.cc).
 void AddStore(Families* families, const StoreFigures& store);
+// What GPUs tell; nothing where there is none (gpu_exposition.cc).
+void AddGpus(Families* families, const std::vector<GpuReport>& devices);
 
 }  // namespace terrace

@@ -7,11 +7,13 @@
 
 #include <cstdio>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "base/unique_fd.h"
 #include "tiers/device/cuda_gpu.h"
 #include "tiers/device/host_gpu.h"
+#include "tiers/device/mover/listing.h"
 #include "tiers/device/mover/socket.h"
 
 namespace terrace {
@@ -53,6 +55,16 @@ int End(const std::string& who, const Status& status) {
   return static_cast<int>(ExitOf(status));
 }
 
+int ListDevices(const std::function<Result<std::unique_ptr<Gpus>>(const MoverArguments&)>& open) {
+  const Result<std::unique_ptr<Gpus>> gpus = open({});
+  if (!gpus) return End("terrace-mover", gpus.error());
+  const std::string text = GpuListText((*gpus)->devices());
+  const bool told =
+      std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
+  return End("terrace-mover",
+             told ? Status() : Status(Code::kInternal, "standard output takes nothing"));
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Gpus>> OpenGpusOfMover(const MoverArguments& arguments) {
@@ -66,6 +78,7 @@ int RunMover(std::span<char* const> arguments,
   (void)::prctl(PR_SET_PDEATHSIG, SIGKILL);
   // Nobody may read standard error any more.
   (void)::signal(SIGPIPE, SIG_IGN);
+  if (arguments.size() == 2 && std::string_view(arguments[1]) == "--list") return ListDevices(open);
   const Result<MoverArguments> parsed = ParseMoverArguments(arguments);
   if (!parsed) return End("terrace-mover", parsed.error());
   if (Status socket = CheckSocket(parsed->socket); !socket.ok()) {

@@ -1,8 +1,9 @@
 // The program of a mover, but for where its GPUs come from.
 //
-// It has a socket to the daemon from its start, takes memory by descriptors that come over it, and
-// opens nothing itself but what the driver does. It ends when the daemon has closed its end, and is
-// killed when the thread that started it ends.
+// With "--list" alone it prints the devices that it finds (listing.h), makes no context, and ends.
+// Otherwise it has a socket to the daemon from its start, takes memory by descriptors that come
+// over it, and opens nothing itself but what the driver does. It ends when the daemon has closed
+// its end, and is killed when the thread that started it ends.
 #pragma once
 
 #include <functional>
@@ -17,7 +18,7 @@ namespace terrace {
 
 // How it ends. What kept it from serving is told to the daemon too, and to standard error.
 enum class MoverExit : int {
-  kOk = 0,         // The daemon closed its end.
+  kOk = 0,         // The daemon closed its end, or the devices are listed.
   kFailed = 1,     // Any other error.
   kArguments = 2,  // The command line is wrong.
   kMissing = 3,    // No driver, or no such device.

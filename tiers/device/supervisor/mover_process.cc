@@ -1,9 +1,7 @@
 #include "tiers/device/supervisor/mover_process.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <spawn.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -14,81 +12,20 @@
 #include <utility>
 #include <vector>
 
-#include "base/check.h"
+#include "tiers/device/supervisor/spawn.h"
 
 namespace terrace {
 namespace {
 
 constexpr MonotonicNs kDyingNs = kNsPerSecond;  // At most, of one that is killed.
-constexpr int kSocket = STDERR_FILENO + 1;      // The mover's number for it.
-
-// What the child does before it becomes the program.
-class Preparation {
- public:
-  explicit Preparation(int socket) {
-    Keep(::posix_spawn_file_actions_init(&actions_));
-    Keep(::posix_spawnattr_init(&attributes_));
-    Keep(::posix_spawn_file_actions_addopen(&actions_, STDIN_FILENO, "/dev/null", O_RDONLY, 0));
-    // Also of the same number it is not closed on exec after that.
-    Keep(::posix_spawn_file_actions_adddup2(&actions_, socket, kSocket));
-    Keep(::posix_spawn_file_actions_addclosefrom_np(&actions_, kSocket + 1));
-    sigset_t signals;
-    ::sigemptyset(&signals);
-    Keep(::posix_spawnattr_setsigmask(&attributes_, &signals));
-    ::sigfillset(&signals);
-    Keep(::posix_spawnattr_setsigdefault(&attributes_, &signals));
-    Keep(::posix_spawnattr_setpgroup(&attributes_, 0));
-    Keep(::posix_spawnattr_setflags(
-        &attributes_, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP));
-  }
-  ~Preparation() {
-    ::posix_spawn_file_actions_destroy(&actions_);
-    ::posix_spawnattr_destroy(&attributes_);
-  }
-  Preparation(const Preparation&) = delete;
-  Preparation& operator=(const Preparation&) = delete;
-
-  int error() const { return error_; }
-  const posix_spawn_file_actions_t* actions() const { return &actions_; }
-  const posix_spawnattr_t* attributes() const { return &attributes_; }
-
- private:
-  void Keep(int error) {
-    if (error_ == 0) error_ = error;
-  }
-  posix_spawn_file_actions_t actions_;
-  posix_spawnattr_t attributes_;
-  int error_ = 0;
-};
-
 }  // namespace
 
 Result<MoverProcess> MoverProcess::Start(const std::string& program, MoverArguments arguments) {
   ASSIGN_OR_RETURN(auto pair, MoverSocket::Pair());
-  arguments.socket = kSocket;
-  std::vector<std::string> command = MoverCommand(program, arguments);
-  std::vector<char*> argv;
-  for (std::string& argument : command)
-    argv.push_back(argument.data());
-  argv.push_back(nullptr);
-  const Preparation preparation(pair.second.fd());
-  int error = preparation.error();
-  pid_t pid = 0;
-  if (error == 0) {
-    error = ::posix_spawn(&pid, program.c_str(), preparation.actions(), preparation.attributes(),
-                          argv.data(), environ);
-  }
-  if (error != 0) return SystemError("start " + program, error);
-  // Not reaped yet, so the number is its.
-  UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-  if (!pidfd) {
-    const int why = errno;
-    ::kill(pid, SIGKILL);
-    while (::waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
-    }
-    return SystemError("pidfd_open of a mover", why);
-  }
-  return MoverProcess(pid, std::move(pidfd), std::move(pair.first));
+  arguments.socket = kMoverSocket;
+  const std::vector<std::string> command = MoverCommand(program, arguments);
+  ASSIGN_OR_RETURN(SpawnedMover spawned, SpawnMover(command, {.socket = pair.second.fd()}));
+  return MoverProcess(spawned.pid, std::move(spawned.pidfd), std::move(pair.first));
 }
 
 MoverProcess::~MoverProcess() {
