@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/unique_fd.h"
+#include "kernels/cuda_kernels.h"
 #include "tiers/device/cuda_gpu.h"
 #include "tiers/device/host_gpu.h"
 #include "tiers/device/mover/socket.h"
@@ -56,7 +57,7 @@ int End(const std::string& who, const Status& status) {
 }  // namespace
 
 Result<std::unique_ptr<Gpus>> OpenGpusOfMover(const MoverArguments& arguments) {
-  if (arguments.kind == MoverKind::kCuda) return OpenCudaGpus({});
+  if (arguments.kind == MoverKind::kCuda) return OpenCudaGpus({.kernels = PagedCopyFatbin()});
   return OpenHostGpus({.devices = {{.uuid = arguments.device, .bytes = arguments.host_bytes}}});
 }
 
