@@ -114,6 +114,36 @@ TEST_F(ArenaMapTest, PinnedArenasStayUntilALaterCall) {
   EXPECT_EQ(map_.PageAt(shm::MakeHandle(1, 0, 1)), nullptr);
 }
 
+TEST_F(ArenaMapTest, ArenaIsLetGoOnlyWhenNobodyUsesIt) {
+  const messages::Arena arena = Describe(1);
+  const auto fd = CreateMemfd("arena", kArenaBytes);
+  ASSERT_TRUE(map_.Add(arena, *fd).ok());
+  ASSERT_TRUE(map_.AddWritable(arena, *fd).ok());
+  const shm::Handle handle = shm::MakeHandle(1, 0, 1);
+  const uint8_t* data = map_.PageAt(handle);
+  const auto pinned = [] { return true; };
+  const auto free = [] { return false; };
+  EXPECT_FALSE(map_.LetGo(1, pinned));
+  EXPECT_EQ(map_.PageAt(handle), data);
+  // A pin that comes between the two looks: the address is back as if nothing had been.
+  int looks = 0;
+  EXPECT_FALSE(map_.LetGo(1, [&] { return ++looks == 2; }));
+  EXPECT_EQ(looks, 2);
+  EXPECT_EQ(map_.PageAt(handle), data);
+  ASSERT_NE(map_.Borrow(handle), nullptr);
+  EXPECT_FALSE(map_.LetGo(1, free)) << "somebody writes it";
+  map_.Return(handle);
+  EXPECT_TRUE(map_.LetGo(1, free));
+  EXPECT_EQ(map_.PageAt(handle), nullptr);
+  EXPECT_EQ(map_.Borrow(handle), nullptr);
+  ASSERT_TRUE(map_.Add(arena, *fd).ok());
+  EXPECT_NE(map_.PageAt(handle), nullptr);
+  map_.Lose(1);
+  EXPECT_EQ(map_.PageAt(handle), nullptr);
+  EXPECT_EQ(map_.Add(arena, *fd).code(), Code::kUnavailable);
+  EXPECT_TRUE(map_.LetGo(1, free));
+}
+
 TEST_F(ArenaMapTest, WrongDescriptionsAreRefused) {
   EXPECT_EQ(map_.Add(Describe(shm::kMaxArenas), MakeArena(0)).code(), Code::kDataLoss);
   EXPECT_EQ(map_.Add(Describe(1, kArenaBytes, 0), MakeArena(0)).code(), Code::kDataLoss);

@@ -449,6 +449,31 @@ TEST_F(DeviceTest, HandlesThatOutliveTheDeviceKeepIt) {
   kvc_detach(weights);
 }
 
+TEST_F(DeviceTest, TheCppLayerSaysTheSame) {
+  kvc_client_options options{};
+  options.socket_path = peer_.peer().socket().c_str();
+  auto client = kvc::Client::Connect(options);
+  ASSERT_TRUE(client) << client.error().ToString();
+  auto device = kvc::Device::Open((*client).get());
+  ASSERT_TRUE(device) << device.error().ToString();
+  EXPECT_EQ((*device).info().number, kDevice);
+  EXPECT_EQ((*device).NextRequest().error().code(), KVC_DEADLINE_EXCEEDED);
+  kvc_attach_options attach{};
+  attach.device = (*device).get();
+  auto weights = (*client).Attach("m", attach);
+  ASSERT_TRUE(weights) << weights.error().ToString();
+  EXPECT_TRUE((*weights).Unmap().ok());
+  EXPECT_TRUE((*weights).Remap().ok());
+  Link(1, kDevice);
+  auto space = (*client).OpenExistingSpace(kvc_key{});
+  auto reader = (*client).NewReader();
+  ASSERT_TRUE(space && reader);
+  EXPECT_TRUE((*reader).SetDevice(*device).ok());
+  const kvc::Page page = (*reader).Pin(*space, KeyOf(1));
+  EXPECT_TRUE(page);
+  EXPECT_EQ(page.device(), kDevice);
+}
+
 TEST_F(DeviceTest, DevicesOfOtherClientsAreRefused) {
   Open();
   DevicePeer other_peer;
