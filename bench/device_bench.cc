@@ -41,7 +41,7 @@ Result<ChosenDevice> ChooseDevice(const std::string& words, uint64_t host_bytes)
     return Status(Code::kInvalidArgument, "device: '" + words + "' is not host, cuda or cuda:UUID");
   }
   device.kind = MoverKind::kCuda;
-  ASSIGN_OR_RETURN(device.gpus, OpenCudaGpus({}));
+  ASSIGN_OR_RETURN(device.gpus, OpenCudaGpus({.kernels = PagedCopyFatbin()}));
   for (const GpuFacts& facts : device.gpus->devices()) {
     if (uuid && facts.uuid != *uuid) continue;
     device.facts = facts;

@@ -17,14 +17,8 @@ Status Check(const messages::Arena& arena) {
 }  // namespace
 
 ArenaMap::~ArenaMap() {
-  for (std::atomic<Chunk*>& slot : chunks_) {
-    const std::unique_ptr<Chunk> chunk(slot.load(std::memory_order_relaxed));
-    if (chunk == nullptr) continue;
-    for (Place& place : *chunk) {
-      const uint8_t* base = place.base.load(std::memory_order_relaxed);
-      if (base != nullptr) place.range->Unmap(base);
-    }
-  }
+  for (std::atomic<Chunk*>& slot : chunks_)
+    delete slot.load(std::memory_order_relaxed);
 }
 
 ArenaMap::Place* ArenaMap::PlaceOf(uint32_t arena) const {
@@ -41,41 +35,101 @@ uint32_t ArenaMap::PageBytes(uint32_t arena) const {
   return Has(arena) ? PlaceOf(arena)->page_bytes : 0;
 }
 
-Status ArenaMap::Add(const messages::Arena& arena, const UniqueFd& fd) {
-  RETURN_IF_ERROR(Check(arena));
-  ASSIGN_OR_RETURN(PageRange * range, ranges_->Of(arena.page_bytes, capacity_bytes_));
+const uint8_t* ArenaMap::Settled(const Place& place) const {
   MutexLock lock(mu_);
+  return place.base.load(std::memory_order_relaxed);
+}
+
+Status ArenaMap::Add(const messages::Arena& arena, const UniqueFd& fd) {
+  return AddBy(arena, /*writable=*/false, [&]() -> Result<MappedArena> {
+    ASSIGN_OR_RETURN(PageRange * range, ranges_->Of(arena.page_bytes, capacity_bytes_));
+    ASSIGN_OR_RETURN(const uint8_t* base, range->Map(fd.get(), arena.bytes));
+    const auto unmap = [ranges = ranges_, range](const uint8_t* data) { range->Unmap(data); };
+    return MappedArena{const_cast<uint8_t*>(base), std::shared_ptr<const uint8_t>(base, unmap)};
+  });
+}
+
+Status ArenaMap::AddWritable(const messages::Arena& arena, const UniqueFd& fd) {
+  return AddBy(arena, /*writable=*/true, [&]() -> Result<MappedArena> {
+    ASSIGN_OR_RETURN(MappedRange mapping,
+                     MappedRange::Of(fd.get(), arena.bytes, Protection::kReadWrite));
+    auto held = std::make_shared<const MappedRange>(std::move(mapping));
+    uint8_t* base = held->data();
+    return MappedArena{base, std::move(held)};
+  });
+}
+
+Status ArenaMap::AddBy(const messages::Arena& arena, bool writable, const Map& map) {
+  RETURN_IF_ERROR(Check(arena));
+  MutexLock lock(mu_);
+  if (writable) {
+    if (writable_.contains(arena.id)) return {};
+    ASSIGN_OR_RETURN(MappedArena mapped, map());
+    writable_.emplace(arena.id, Writable{std::move(mapped), arena.bytes, arena.page_bytes});
+    return {};
+  }
   if (PlaceOf(arena.id) == nullptr) {
     chunks_[arena.id / kChunk].store(new Chunk, std::memory_order_release);
   }
   Place& place = *PlaceOf(arena.id);
   if (place.base.load(std::memory_order_relaxed) != nullptr) return {};
-  ASSIGN_OR_RETURN(const uint8_t* base, range->Map(fd.get(), arena.bytes));
+  if (place.lost) return {Code::kUnavailable, "the memory of this arena was lost"};
+  ASSIGN_OR_RETURN(MappedArena mapped, map());
   place.page_bytes = arena.page_bytes;
   place.slots = static_cast<uint32_t>(arena.bytes / arena.page_bytes);
-  place.range = range;
-  place.base.store(base, std::memory_order_release);
+  place.held = std::move(mapped.held);
+  place.base.store(mapped.base, std::memory_order_release);
   return {};
 }
 
-Status ArenaMap::AddWritable(const messages::Arena& arena, const UniqueFd& fd) {
-  RETURN_IF_ERROR(Check(arena));
-  MutexLock lock(mu_);
-  if (writable_.contains(arena.id)) return {};
-  ASSIGN_OR_RETURN(MappedRange mapping,
-                   MappedRange::Of(fd.get(), arena.bytes, Protection::kReadWrite));
-  writable_.emplace(arena.id, Writable{std::move(mapping), arena.page_bytes});
-  return {};
-}
-
-uint8_t* ArenaMap::WritableAt(shm::Handle handle) const {
+uint8_t* ArenaMap::Borrow(shm::Handle handle) {
   MutexLock lock(mu_);
   const auto it = writable_.find(shm::ArenaOf(handle));
   if (it == writable_.end()) return nullptr;
-  const Writable& arena = it->second;
+  Writable& arena = it->second;
   const uint64_t offset = uint64_t{shm::SlotOf(handle)} * arena.page_bytes;
-  if (offset + arena.page_bytes > arena.mapping.size()) return nullptr;
-  return arena.mapping.data() + offset;
+  if (offset + arena.page_bytes > arena.bytes) return nullptr;
+  ++arena.borrowed;
+  return arena.mapped.base + offset;
+}
+
+void ArenaMap::Return(shm::Handle handle) {
+  MutexLock lock(mu_);
+  const auto it = writable_.find(shm::ArenaOf(handle));
+  if (it != writable_.end()) --it->second.borrowed;
+}
+
+bool ArenaMap::LetGo(uint32_t arena, const std::function<bool()>& pinned) {
+  std::shared_ptr<const void> read;     // Unmapped when the lock is free again.
+  std::shared_ptr<const void> written;  // Likewise.
+  MutexLock lock(mu_);
+  const auto writable = writable_.find(arena);
+  if (writable != writable_.end() && writable->second.borrowed > 0) return false;
+  // Whoever holds a page of it shall not lose its address for a moment.
+  if (pinned()) return false;
+  if (Place* place = arena < shm::kMaxArenas ? PlaceOf(arena) : nullptr; place != nullptr) {
+    const uint8_t* base = place->base.exchange(nullptr, std::memory_order_seq_cst);
+    if (pinned()) {
+      place->base.store(base, std::memory_order_release);
+      return false;
+    }
+    read.swap(place->held);
+  }
+  if (writable != writable_.end()) {
+    written.swap(writable->second.mapped.held);
+    writable_.erase(writable);
+  }
+  return true;
+}
+
+void ArenaMap::Lose(uint32_t arena) {
+  if (arena >= shm::kMaxArenas) return;
+  MutexLock lock(mu_);
+  if (PlaceOf(arena) == nullptr) {
+    chunks_[arena / kChunk].store(new Chunk, std::memory_order_release);
+  }
+  PlaceOf(arena)->lost = true;
+  PlaceOf(arena)->base.store(nullptr, std::memory_order_seq_cst);
 }
 
 void ArenaMap::Remove(std::span<const uint32_t> arenas, const std::set<uint32_t>& pinned) {
@@ -91,8 +145,8 @@ void ArenaMap::Remove(std::span<const uint32_t> arenas, const std::set<uint32_t>
     writable_.erase(arena);
     Place* place = PlaceOf(arena);
     if (place == nullptr) continue;
-    const uint8_t* base = place->base.exchange(nullptr, std::memory_order_acq_rel);
-    if (base != nullptr) place->range->Unmap(base);
+    place->base.store(nullptr, std::memory_order_release);
+    place->held.reset();
   }
   gone_ = std::move(kept);
 }

@@ -200,16 +200,97 @@ Status Client::MapArenas(Life& life, const std::vector<uint32_t>& arenas, bool w
       request.ids.push_back(arenas[i]);
     }
     ASSIGN_OR_RETURN(const auto answer, now.connection->Call(request, deadline));
-    if (answer.fds.size() != answer.reply.arenas.size()) {
-      return {Code::kDataLoss, "the daemon sent another number of descriptors than of arenas"};
+    RETURN_IF_ERROR(TakeArenas(life, answer.reply.arenas, answer.fds, writable));
+  }
+  return {};
+}
+
+Status Client::TakeArenas(Life& life, std::span<const messages::Arena> arenas,
+                          std::span<const UniqueFd> fds, bool writable) {
+  const auto by_descriptor = [](const messages::Arena& arena) { return arena.handle.empty(); };
+  if (std::ranges::count_if(arenas, by_descriptor) != static_cast<ptrdiff_t>(fds.size())) {
+    return {Code::kDataLoss, "the daemon sent another number of descriptors than of arenas"};
+  }
+  const std::vector<std::shared_ptr<Device>> devices = Devices();
+  size_t next = 0;
+  for (const messages::Arena& arena : arenas) {
+    const UniqueFd* fd = by_descriptor(arena) ? &fds[next++] : nullptr;
+    if (arena.device == 0 && fd == nullptr) {
+      return {Code::kDataLoss, "the daemon sent a handle of host memory"};
     }
-    for (size_t i = 0; i < answer.fds.size(); ++i) {
-      const messages::Arena& arena = answer.reply.arenas[i];
-      RETURN_IF_ERROR(writable ? life.arenas().AddWritable(arena, answer.fds[i])
-                               : life.arenas().Add(arena, answer.fds[i]));
+    if (arena.device == 0) {
+      RETURN_IF_ERROR(writable ? life.arenas().AddWritable(arena, *fd)
+                               : life.arenas().Add(arena, *fd));
+      continue;
+    }
+    life.Given(arena.id);
+    for (const std::shared_ptr<Device>& device : devices) {
+      if (device->NumberIn(life.epoch()) != arena.device) continue;
+      DeviceMemory& memory = device->memory();
+      const SharedMemory shared{.fd = fd != nullptr ? fd->get() : -1,
+                                .handle = arena.handle,
+                                .bytes = memory.Rounded(arena.bytes)};
+      RETURN_IF_ERROR(life.arenas().AddBy(arena, writable, [&] {
+        return writable ? memory.Map(shared, GpuAccess::kReadWrite)
+                        : memory.MapPages(arena.page_bytes, shared);
+      }));
+      break;
     }
   }
   return {};
+}
+
+// ---- Devices
+
+void Client::AddDevice(const std::shared_ptr<Device>& device) {
+  MutexLock lock(mu_);
+  std::erase_if(devices_, [](const auto& known) { return known.expired(); });
+  devices_.push_back(device);
+}
+
+std::vector<std::shared_ptr<Device>> Client::Devices() {
+  MutexLock lock(mu_);
+  std::vector<std::shared_ptr<Device>> devices;
+  for (const std::weak_ptr<Device>& known : devices_) {
+    if (std::shared_ptr<Device> device = known.lock()) devices.push_back(std::move(device));
+  }
+  return devices;
+}
+
+void Client::UnmapWanted(Life& life, const messages::UnmapWantedEvent& event) {
+  for (const uint32_t arena : event.arenas) {
+    if (event.lost) life.arenas().Lose(arena);
+  }
+  for (const std::shared_ptr<Device>& device : Devices()) {
+    if (device->NumberIn(life.epoch()) != event.device) continue;
+    for (const uint64_t attachment : event.attachments)
+      device->Ask(life.epoch(), attachment, event.deadline_ms, event.lost);
+  }
+  MutexLock lock(mu_);
+  for (const uint32_t arena : event.arenas) {
+    if (arena < shm::kMaxArenas && chores_.let_go.size() < kMaxChores) chores_.let_go.insert(arena);
+  }
+  Wake();
+}
+
+void Client::LetArenasGo(const Contact& now, Deadline deadline) {
+  std::set<uint32_t> wanted;
+  {
+    MutexLock lock(mu_);
+    wanted = chores_.let_go;
+  }
+  messages::LetGo request;
+  for (const uint32_t arena : wanted) {
+    const auto pinned = [&] { return now.life->PinsNow().arenas.contains(arena); };
+    if (!now.life->arenas().LetGo(arena, pinned)) continue;
+    // As often as it was given.
+    request.arenas.insert(request.arenas.end(), now.life->TakeGiven(arena), arena);
+    MutexLock lock(mu_);
+    chores_.let_go.erase(arena);
+  }
+  if (request.arenas.empty()) return;
+  // If it fails the daemon counts them as mapped until this client ends.
+  static_cast<void>(now.connection->Call(request, deadline).status());
 }
 
 // ---- What comes unasked
@@ -253,6 +334,9 @@ void Client::Event(const Connection& from, const Frame& frame) {
   if (frame.header.type == wire::Type::kUnmapEvent) {
     messages::UnmapEvent event;
     if (messages::Decode(frame.body, &event)) life->RemoveArenas(event.arenas);
+  } else if (frame.header.type == wire::Type::kUnmapWantedEvent) {
+    messages::UnmapWantedEvent event;
+    if (messages::Decode(frame.body, &event)) UnmapWanted(*life, event);
   } else if (frame.header.type == wire::Type::kGrantExpiredEvent) {
     messages::GrantExpiredEvent event;
     if (!messages::Decode(frame.body, &event)) return;
@@ -302,6 +386,7 @@ void Client::DoChores(const Contact& now) {
     const messages::Detach request{.attachment = attachment};
     static_cast<void>(now.connection->Call(request, deadline).status());
   }
+  LetArenasGo(now, deadline);
 }
 
 // ---- The end

@@ -23,6 +23,7 @@
 #include "base/unique_fd.h"
 #include "libclient/connection.h"
 #include "libclient/deadline.h"
+#include "libclient/device/device.h"
 #include "libclient/fork_word.h"
 #include "libclient/life.h"
 #include "libclient/messages.h"
@@ -103,6 +104,13 @@ class Client final : private ConnectionEvents {
   // Maps arenas of `life` for reading or writing; those that no longer exist are left out.
   Status MapArenas(Life& life, const std::vector<uint32_t>& arenas, bool writable,
                    Deadline deadline);
+  // Maps what the daemon sent: a descriptor for each arena that has no handle, in their order.
+  // Memory of devices that are not open here stays unmapped.
+  Status TakeArenas(Life& life, std::span<const messages::Arena> arenas,
+                    std::span<const UniqueFd> fds, bool writable) EXCLUDES(mu_);
+
+  // A device that was opened, for as long as somebody has it.
+  void AddDevice(const std::shared_ptr<Device>& device) EXCLUDES(mu_);
 
  private:
   // What the background thread does next in the present life.
@@ -110,7 +118,9 @@ class Client final : private ConnectionEvents {
     std::vector<uint64_t> expired;   // Grants whose deadline passed: some may be known to nobody.
     std::vector<uint64_t> aborts;    // Grants whose reply came too late.
     std::vector<uint64_t> detaches;  // Attachments likewise.
+    std::set<uint32_t> let_go;       // Arenas of devices that the daemon wants back.
   };
+  static constexpr int kLetGoMs = 5;  // How often it is looked whether those are still in use.
   static constexpr size_t kMaxEarly = 64;
   static constexpr size_t kMaxChores = 65'536;  // Of a kind; more wait for the end of the process.
 
@@ -127,12 +137,16 @@ class Client final : private ConnectionEvents {
   Result<std::shared_ptr<Connection>> OpenConnection(Deadline deadline);
   Result<std::shared_ptr<Life>> SayHello(Connection& connection, Deadline deadline);
   void ReopenSpaces(Connection& connection, const Life& life, Deadline deadline);
+  void RenumberDevices(Connection& connection, const Life& life, Deadline deadline) EXCLUDES(mu_);
 
   // ---- The background thread
   void Run();
   // Waits for a while, or until the client is closed.
   void Pause(int ms) EXCLUDES(mu_);
   void DoChores(const Contact& now);
+  void LetArenasGo(const Contact& now, Deadline deadline) EXCLUDES(mu_);
+  void UnmapWanted(Life& life, const messages::UnmapWantedEvent& event) EXCLUDES(mu_);
+  std::vector<std::shared_ptr<Device>> Devices() EXCLUDES(mu_);
   void Wake();
 
   // The single turn of opening and closing spaces: the daemon counts a space as open once a client,
@@ -164,6 +178,7 @@ class Client final : private ConnectionEvents {
   std::vector<Frame> early_ GUARDED_BY(mu_);  // Events from before the connection was taken over.
   uint32_t granting_ GUARDED_BY(mu_) = 0;
   Chores chores_ GUARDED_BY(mu_);
+  std::vector<std::weak_ptr<Device>> devices_ GUARDED_BY(mu_);
 };
 
 }  // namespace terrace::client

@@ -134,6 +134,16 @@ void Client::ReopenSpaces(Connection& connection, const Life& life, Deadline dea
   }
 }
 
+void Client::RenumberDevices(Connection& connection, const Life& life, Deadline deadline) {
+  const std::vector<std::shared_ptr<Device>> devices = Devices();
+  if (devices.empty() || (life.hello().capabilities & wire::kDeviceCapability) == 0) return;
+  // Without an answer they have no number in this life, and nothing of theirs is looked for.
+  const auto answer = connection.Call(messages::Devices(), deadline);
+  if (!answer) return;
+  for (const std::shared_ptr<Device>& device : devices)
+    device->Renumber(life.epoch(), answer->reply);
+}
+
 Status Client::Establish(Deadline reach, Deadline deadline) {
   ASSIGN_OR_RETURN(const std::shared_ptr<Connection> connection, OpenConnection(reach));
   std::vector<Frame> early;
@@ -145,6 +155,7 @@ Status Client::Establish(Deadline reach, Deadline deadline) {
       before = life_;
     }
     if (life != before) ReopenSpaces(*connection, *life, deadline);
+    if (life != before) RenumberDevices(*connection, *life, deadline);
     MutexLock lock(mu_);
     if (stopping_) return {Code::kUnavailable, "the client is closed"};
     RETURN_IF_ERROR(connection->broken());
@@ -182,7 +193,12 @@ void Client::Run() {
     if (now.connection != nullptr) {
       pause_ms = kFirstPauseMs;
       DoChores(now);
-      now.connection->Serve();
+      bool lingers = false;  // Nothing tells when a pin is released.
+      {
+        MutexLock lock(mu_);
+        lingers = !chores_.let_go.empty();
+      }
+      now.connection->Serve(lingers ? kLetGoMs : -1);
     } else if (!options_.reconnect) {
       MutexLock lock(mu_);
       gone_ = true;

@@ -366,11 +366,15 @@ void Connection::Dispatch(Frame frame) {
   }
 }
 
-void Connection::Serve() {
+void Connection::Serve(int limit_ms) {
+  const Deadline limit = Deadline::In(limit_ms);
   while (broken().ok()) {
+    const int wait_ms = limit_ms < 0 ? -1 : static_cast<int>(limit.left_ms());
     std::array<pollfd, 2> items{{{.fd = unread_.get(), .events = POLLIN, .revents = 0},
                                  {.fd = wake_, .events = POLLIN, .revents = 0}}};
-    if (::poll(items.data(), items.size(), -1) < 0) continue;
+    const int ready = ::poll(items.data(), items.size(), wait_ms);
+    if (ready < 0) continue;
+    if (ready == 0) return;
     bool mine = false;
     if (items[0].revents != 0) {
       MutexLock lock(mu_);

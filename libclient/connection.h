@@ -114,8 +114,9 @@ class Connection {
   // deadline none had. None of them is waited for by another thread meanwhile.
   std::optional<size_t> WaitAny(std::span<Slot* const> begun, Deadline deadline) EXCLUDES(mu_);
 
-  // Receives while no caller does; returns when `wake` is signalled or the connection is broken.
-  void Serve();
+  // Receives while no caller does; returns when `wake` is signalled, the connection is broken, or
+  // after `limit_ms`, if it is not negative.
+  void Serve(int limit_ms);
   // Fails every call, now and later, with `why`. Never waits.
   void Break(const Status& why) EXCLUDES(mu_);
   Status broken() const EXCLUDES(mu_);

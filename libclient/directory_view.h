@@ -21,7 +21,8 @@ struct SpaceRef {
   uint32_t generation_index = 0;  // Below shm::kMaxGenerations.
   uint64_t generation = 0;
 
-  uint64_t word() const { return shm::PackPair(slot, epoch); }
+  // Of the pages of one place.
+  uint64_t word(uint32_t place = 0) const { return shm::SpaceWord(slot, epoch, place); }
 };
 
 // Whether a directory still answers for a space.
@@ -95,20 +96,23 @@ class DirectoryView {
     uint32_t tokens = 0;  // shm::PackTokens
   };
 
-  uint64_t Home(const SpaceRef& space, uint32_t part, const Digest& key) const {
-    return shm::HomeLine(key.Word(0), space.word(), part, capacity_);
+  // `place`: 0, host memory; else that of the device of this number.
+  uint64_t Home(const SpaceRef& space, uint32_t part, const Digest& key, uint32_t place = 0) const {
+    return shm::HomeLine(key.Word(0), space.word(place), part, capacity_);
   }
   void Prefetch(uint64_t home) const { __builtin_prefetch(&entries_[home]); }
 
   // The entry of a page, whose fields were read after the handle. They belong to it if the handle
   // is still there when it is read again.
-  Match Find(uint64_t home, const SpaceRef& space, uint32_t part, const Digest& key) const {
+  Match Find(uint64_t home, const SpaceRef& space, uint32_t part, const Digest& key,
+             uint32_t place = 0) const {
     constexpr auto kAcquire = std::memory_order_acquire;
+    const uint64_t space_word = space.word(place);
     for (uint64_t distance = 0; distance < shm::kMaxProbe; ++distance) {
       const shm::Entry& entry = entries_[(home + distance) & (capacity_ - 1)];
       const shm::Handle handle = Atomics::Load(entry.handle, kAcquire);
       if (handle != 0 && SameKey(entry, key) &&
-          Atomics::Load(entry.space, kAcquire) == space.word()) {
+          Atomics::Load(entry.space, kAcquire) == space_word) {
         const uint64_t part_bytes = Atomics::Load(entry.part_bytes, kAcquire);
         if (shm::LowOf(part_bytes) == part) {
           const uint64_t tokens = Atomics::Load(entry.tokens_passed, kAcquire);

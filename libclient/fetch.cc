@@ -15,7 +15,7 @@ Result<std::unique_ptr<Fetch>> Fetch::Ask(std::shared_ptr<Client> client, const 
   if (binding.life_epoch != now.life->epoch()) {
     return Status(Code::kStale, "the space could not be opened again after a reconnect");
   }
-  const messages::Prefetch request{
+  messages::Prefetch request{
       .slot = binding.ref().slot,
       .epoch = binding.ref().epoch,
       .part = space.facts().part,
@@ -23,6 +23,9 @@ Result<std::unique_ptr<Fetch>> Fetch::Ask(std::shared_ptr<Client> client, const 
       .deadline_ms = options.deadline_ms,
       .min_percent = options.min_percent,
       .recompute_us = options.recompute_us};
+  if (options.device != nullptr) {
+    ASSIGN_OR_RETURN(request.device, options.device->CheckedNumberIn(now.life->epoch()));
+  }
   ASSIGN_OR_RETURN(Connection::Begun call, now.connection->Begin(request, deadline));
   return std::unique_ptr<Fetch>(
       new Fetch(std::move(now), std::move(client), std::move(call), keys.size()));

@@ -17,9 +17,10 @@
 namespace terrace::client {
 
 struct FetchOptions {
-  uint32_t deadline_ms = 0;   // 0: the daemon's default.
-  uint32_t min_percent = 0;   // As of messages::Prefetch.
-  uint32_t recompute_us = 0;  // Likewise.
+  uint32_t deadline_ms = 0;        // 0: the daemon's default.
+  uint32_t min_percent = 0;        // As of messages::Prefetch.
+  uint32_t recompute_us = 0;       // Likewise.
+  const Device* device = nullptr;  // Where to; nullptr: to host memory.
 };
 
 class Fetch {

@@ -24,6 +24,9 @@ Result<std::unique_ptr<GrantSet>> GrantSet::Ask(std::shared_ptr<Client> client, 
                           .deadline_ms = options.deadline_ms,
                           .parent = {},
                           .position = 0};
+  if (options.device != nullptr) {
+    ASSIGN_OR_RETURN(request.device, options.device->CheckedNumberIn(now.life->epoch()));
+  }
   if (options.parent) {
     const auto& parent = options.parent->bytes;
     request.parent.assign(reinterpret_cast<const char*>(parent.data()), parent.size());
@@ -59,17 +62,13 @@ Status GrantSet::Take(const messages::GrantReply& reply, size_t count) {
 }
 
 Status GrantSet::Map(const Answer<messages::GrantReply>& answer, Deadline deadline) {
-  if (answer.fds.size() != answer.reply.arenas.size()) {
-    return {Code::kDataLoss, "the daemon sent another number of descriptors than of arenas"};
-  }
-  for (size_t i = 0; i < answer.fds.size(); ++i) {
-    RETURN_IF_ERROR(life_->arenas().AddWritable(answer.reply.arenas[i], answer.fds[i]));
-  }
+  RETURN_IF_ERROR(client_->TakeArenas(*life_, answer.reply.arenas, answer.fds, true));
   std::set<uint32_t> missing;
   const auto find = [&](Page& page) {
-    if (page.code != Code::kOk) return true;
-    page.data = life_->arenas().WritableAt(page.handle);
-    return page.data != nullptr;
+    if (page.code != Code::kOk || page.data != nullptr) return true;
+    page.data = life_->arenas().Borrow(page.handle);
+    page.borrowed = page.data != nullptr;
+    return page.borrowed;
   };
   for (Page& page : pages_) {
     if (!find(page)) missing.insert(shm::ArenaOf(page.handle));
@@ -128,6 +127,9 @@ Status GrantSet::Commit(std::span<const uint32_t> valid_tokens, Deadline deadlin
 }
 
 GrantSet::~GrantSet() {
+  for (const Page& page : pages_) {
+    if (page.borrowed) life_->arenas().Return(page.handle);
+  }
   messages::Abort request{.grants = Held()};
   if (request.grants.empty()) return;
   const Result<Contact> now = client_->contact();

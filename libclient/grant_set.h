@@ -17,9 +17,10 @@
 namespace terrace::client {
 
 struct GrantOptions {
-  uint32_t deadline_ms = 0;      // 0: the daemon's default.
-  std::optional<Digest> parent;  // Of the first key, the others following it; zero: it has none.
-  uint32_t position = 0;         // Pages before the first key in its chain.
+  uint32_t deadline_ms = 0;        // 0: the daemon's default.
+  std::optional<Digest> parent;    // Of the first key, the others following it; zero: it has none.
+  uint32_t position = 0;           // Pages before the first key in its chain.
+  const Device* device = nullptr;  // Where they are to lie; nullptr: in host memory.
 };
 
 class GrantSet {
@@ -48,6 +49,7 @@ class GrantSet {
     uint64_t grant = 0;  // 0: none, or the daemon no longer knows it.
     shm::Handle handle = 0;
     uint8_t* data = nullptr;
+    bool borrowed = false;  // Its arena stays mapped while the set lives.
   };
 
   GrantSet(std::shared_ptr<Client> client, std::shared_ptr<Life> life)

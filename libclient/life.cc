@@ -85,6 +85,20 @@ std::vector<uint64_t> Life::UnknownOf(std::span<const uint64_t> grants) const {
   return unknown;
 }
 
+void Life::Given(uint32_t arena) {
+  MutexLock lock(mu_);
+  ++given_[arena];
+}
+
+uint32_t Life::TakeGiven(uint32_t arena) {
+  MutexLock lock(mu_);
+  const auto given = given_.find(arena);
+  if (given == given_.end()) return 0;
+  const uint32_t count = given->second;
+  given_.erase(given);
+  return count;
+}
+
 void Life::RemoveArenas(std::span<const uint32_t> arenas) {
   arenas_.Remove(arenas, PinsNow().arenas);
 }
@@ -106,12 +120,13 @@ Life::Counts Life::counts() const {
 }
 
 Life::Pins Life::PinsNow() const {
-  constexpr auto kRelaxed = std::memory_order_relaxed;
+  // In the total order with the pins, for ArenaMap::LetGo.
+  constexpr auto kTotal = std::memory_order_seq_cst;
   Pins pins;
   for (uint32_t line = 0; line < shm::kMaxPinLines; ++line) {
-    if ((channel().summary[line / 64].load(kRelaxed) >> line % 64 & 1) == 0) continue;
+    if ((channel().summary[line / 64].load(kTotal) >> line % 64 & 1) == 0) continue;
     for (const shm::Word& word : channel().lines[line].pins) {
-      const shm::Handle handle = word.load(kRelaxed);
+      const shm::Handle handle = word.load(kTotal);
       if (handle == 0) continue;
       pins.arenas.insert(shm::ArenaOf(handle));
       ++pins.count;

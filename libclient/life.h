@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -70,6 +71,10 @@ class Life {
   void ForgetGrants(std::span<const uint64_t> grants) EXCLUDES(mu_);
   std::vector<uint64_t> UnknownOf(std::span<const uint64_t> grants) const EXCLUDES(mu_);
 
+  // The daemon gave an arena of a device once more; how often it has, from then on counted anew.
+  void Given(uint32_t arena) EXCLUDES(mu_);
+  uint32_t TakeGiven(uint32_t arena) EXCLUDES(mu_);
+
   // The daemon says that these arenas are gone.
   void RemoveArenas(std::span<const uint32_t> arenas);
 
@@ -105,6 +110,7 @@ class Life {
   std::shared_ptr<const Directory> directory_ GUARDED_BY(mu_);
   uint64_t lanes_ GUARDED_BY(mu_) = 0;  // A bit a lane in use.
   std::set<uint64_t> grants_ GUARDED_BY(mu_);
+  std::map<uint32_t, uint32_t> given_ GUARDED_BY(mu_);
 };
 
 }  // namespace terrace::client

@@ -5,6 +5,11 @@
 // order, reads again whatever could have changed. What is unchanged cannot change any more until
 // the pin is released: the daemon scans pins after it unlinks and before it reuses.
 //
+// A page may lie in several places. A lookup that prefers a device takes the copy there, and that
+// of host memory where there is none; one that prefers none never meets memory of a device, and
+// pays nothing for that there is some. The two looks are not one moment: a page that is moved from
+// one place to the other between them may be missed, as one that is just being evicted.
+//
 // Every function is called by the lane's owner. When it answers kSuperseded nothing was pinned and
 // nothing counted: the caller fetches the newer directory and calls again. Otherwise each key is
 // counted as a hit or a miss, touches and the first miss are put into the lane's ring.
@@ -42,12 +47,16 @@ struct LookupSpec {
 template <class Atomics = shm::StdAtomics>
 class Lookup {
  public:
-  Lookup(const DirectoryView<Atomics>& view, Lane<Atomics>& lane, const LookupSpec& spec)
-      : view_(view), lane_(lane), spec_(spec) {}
+  // `device`: the number of the one whose copies are preferred; 0: host memory alone. Not part of
+  // the spec, which is copied whole from where it has long been.
+  Lookup(const DirectoryView<Atomics>& view, Lane<Atomics>& lane, const LookupSpec& spec,
+         uint32_t device = 0)
+      : view_(view), lane_(lane), spec_(spec), device_(device) {}
 
   // One page.
   LookupResult One(const Digest& key, Pinned* page) {
-    const Step step = PinPage(key, view_.Home(spec_.space, spec_.part, key), page);
+    if (device_ != 0) PrefetchHome(key);
+    const Step step = PinPage(key, page);
     switch (view_.StandingOf(spec_.space)) {
       case Standing::kSuperseded:
         TakeBack(page);
@@ -86,12 +95,22 @@ class Lookup {
     shm::Miss reason = shm::Miss::kAbsent;
   };
 
-  // Pins the page and confirms that the pin came in time. The standing of the space is still to be
-  // confirmed. Leaves page->pin nullptr if it does not hit.
-  Step PinPage(const Digest& key, uint64_t home, Pinned* page) {
+  // Pins the page where it is preferred. The standing of the space is still to be confirmed. Leaves
+  // page->pin nullptr if it does not hit.
+  Step PinPage(const Digest& key, Pinned* page) {
     page->pin = nullptr;
+    if (device_ != 0) {
+      const Step step = PinPageIn(device_, key, page);
+      if (step.hit || step.reason == shm::Miss::kBudget) return step;
+    }
+    return PinPageIn(0, key, page);
+  }
+
+  // Pins the page in that place and confirms that the pin came in time.
+  [[gnu::always_inline]] Step PinPageIn(uint32_t place, const Digest& key, Pinned* page) {
+    const uint64_t home = view_.Home(spec_.space, spec_.part, key, place);
     for (int attempt = 0; attempt < shm::kMaxRetries; ++attempt) {
-      const auto match = view_.Find(home, spec_.space, spec_.part, key);
+      const auto match = view_.Find(home, spec_.space, spec_.part, key, place);
       if (match.entry == nullptr) return {false, shm::Miss::kAbsent};
       shm::Word* pin = lane_.Pin(match.handle, match.bytes);
       if (pin == nullptr) return {false, shm::Miss::kBudget};
@@ -100,7 +119,7 @@ class Lookup {
       // because a handle is linked only once, all that Find read belongs to this page.
       if (Atomics::Load(match.entry->handle, std::memory_order_seq_cst) == match.handle) {
         *page = {match.handle, match.bytes, shm::TokensOf(match.tokens), shm::TierOf(match.tokens),
-                 pin};
+                 place,        pin};
         return {true, {}};
       }
       lane_.Unpin(pin, match.bytes);
@@ -122,8 +141,7 @@ class Lookup {
           PrefetchHome(keys[looked_at + kPrefetchAhead]);
         }
         const Digest& key = keys[looked_at];
-        const uint64_t home = view_.Home(spec_.space, spec_.part, key);
-        const Step step = PinPage(key, home, &pages[looked_at]);
+        const Step step = PinPage(key, &pages[looked_at]);
         tally.Add(step, pages[looked_at].tier);
         ++looked_at;
       }
@@ -203,11 +221,13 @@ class Lookup {
 
   void PrefetchHome(const Digest& key) const {
     view_.Prefetch(view_.Home(spec_.space, spec_.part, key));
+    if (device_ != 0) view_.Prefetch(view_.Home(spec_.space, spec_.part, key, device_));
   }
 
   const DirectoryView<Atomics>& view_;
   Lane<Atomics>& lane_;
   const LookupSpec spec_;
+  const uint32_t device_;
 };
 
 }  // namespace terrace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -37,27 +38,24 @@ Result<std::unique_ptr<PageRange>> PageRange::Reserve(uint32_t page_bytes,
 
 Result<const uint8_t*> PageRange::Map(int fd, uint64_t bytes) {
   MutexLock lock(mu_);
-  uint64_t offset = 0;
-  for (const auto& [used, used_bytes] : used_) {
-    if (bytes <= used && offset <= used - bytes) break;
-    offset = (used + used_bytes + step_ - 1) / step_ * step_;
-  }
-  if (bytes == 0 || offset > addresses_.size() || bytes > addresses_.size() - offset) {
+  const std::optional<uint64_t> offset = places_.Take(bytes);
+  if (!offset) {
     return Status(Code::kExhausted, "no addresses left for pages of " +
                                         std::to_string(page_bytes_) +
                                         " bytes: release pages of old daemon lives");
   }
-  RETURN_IF_ERROR(addresses_.MapAt(offset, fd, bytes, Protection::kRead));
-  used_.emplace(offset, bytes);
-  return addresses_.data() + offset;
+  const Status mapped = addresses_.MapAt(*offset, fd, bytes, Protection::kRead);
+  if (!mapped.ok()) {
+    places_.Give(*offset);
+    return mapped;
+  }
+  return addresses_.data() + *offset;
 }
 
 void PageRange::Unmap(const uint8_t* data) {
   MutexLock lock(mu_);
-  const auto place = used_.find(static_cast<uint64_t>(data - addresses_.data()));
-  if (place == used_.end()) return;
-  addresses_.UnmapAt(place->first, place->second);
-  used_.erase(place);
+  const auto offset = static_cast<uint64_t>(data - addresses_.data());
+  if (const auto bytes = places_.Give(offset)) addresses_.UnmapAt(offset, *bytes);
 }
 
 Result<PageRange*> PageRanges::Of(uint32_t page_bytes, uint64_t capacity_bytes) {

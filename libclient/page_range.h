@@ -11,6 +11,7 @@
 
 #include "base/mutex.h"
 #include "base/status.h"
+#include "libclient/address_places.h"
 #include "libclient/mapped_range.h"
 
 namespace terrace::client {
@@ -30,13 +31,14 @@ class PageRange {
 
  private:
   PageRange(uint32_t page_bytes, uint64_t step, MappedRange addresses)
-      : page_bytes_(page_bytes), step_(step), addresses_(std::move(addresses)) {}
+      : page_bytes_(page_bytes),
+        addresses_(std::move(addresses)),
+        places_(addresses_.size(), step) {}
 
   const uint32_t page_bytes_;
-  const uint64_t step_;  // Places begin at multiples of it.
   MappedRange addresses_;
   Mutex mu_;
-  std::map<uint64_t, uint64_t> used_ GUARDED_BY(mu_);  // Offset -> bytes.
+  AddressPlaces places_ GUARDED_BY(mu_);
 };
 
 // The ranges of a client by page size; shared by the client and its lives.

@@ -146,6 +146,11 @@ Reader::~Reader() {
   client_->RemoveReader();
 }
 
+void Reader::SetDevice(std::shared_ptr<Device> device) {
+  device_ = std::move(device);
+  number_ = device_ == nullptr ? 0 : device_->NumberIn(berth_->life().epoch());
+}
+
 bool Reader::Move() {
   std::shared_ptr<Life> life = client_->life();
   Berth* before = berth_;
@@ -158,6 +163,7 @@ bool Reader::Move() {
     berth_ = berth;
     old_.push_back(before);
   }
+  if (device_ != nullptr) number_ = device_->NumberIn(berth->life().epoch());
   DropOld();
   return true;
 }
@@ -227,7 +233,7 @@ Ticket Reader::Pin(const Space& space, const Digest& key, Pinned* page, const ui
   if (berth == nullptr) return 0;
   for (int renewals = 0; renewals < kMaxRenewals; ++renewals) {
     const int64_t begin = berth->lane().TimesNext(1) ? BeginTime() : 0;
-    Lookup<> lookup(berth->directory().view, berth->lane(), *spec);
+    Lookup<> lookup(berth->directory().view, berth->lane(), *spec, number_);
     const LookupResult result = lookup.One(key, page);
     if (begin != 0) [[unlikely]]
       CountTime(berth->lane(), begin, result.hits);
@@ -276,7 +282,7 @@ LookupResult Reader::Fill(Berth& berth, const LookupSpec& spec, std::span<const 
                           Want want, PageSet* set) {
   for (int renewals = 0; renewals < kMaxRenewals; ++renewals) {
     const int64_t begin = berth.lane().TimesNext(keys.size()) ? BeginTime() : 0;
-    Lookup<> lookup(berth.directory().view, berth.lane(), spec);
+    Lookup<> lookup(berth.directory().view, berth.lane(), spec, number_);
     const std::span<Pinned> pages(set->Pages(), keys.size());
     const LookupResult result =
         want == Want::kPrefix ? lookup.Prefix(keys, pages) : lookup.Each(keys, pages);

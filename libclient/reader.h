@@ -113,6 +113,9 @@ class Reader {
 
   const std::shared_ptr<Client>& client() const { return client_; }
 
+  // Whose copies are preferred from now on; null: host memory alone. The reader's thread's.
+  void SetDevice(std::shared_ptr<Device> device);
+
   // 0: a miss, for `why`.
   Ticket Pin(const Space& space, const Digest& key, Pinned* page, const uint8_t** data,
              shm::Miss* why);
@@ -151,7 +154,9 @@ class Reader {
   void LeaveUnmapped(Berth& berth, Want want, PageSet* set, Found* found);
 
   const std::shared_ptr<Client> client_;
-  Berth* const first_;       // Not to be touched any more once moved_ and without pins.
+  Berth* const first_;  // Not to be touched any more once moved_ and without pins.
+  std::shared_ptr<Device> device_;
+  uint32_t number_ = 0;      // Of device_ in the berth's life.
   Berth* berth_;             // The present one. Written by the reader's thread, under mu_.
   bool has_old_ = false;     // Whether old_ has any; the reader's thread's.
   uint32_t since_drop_ = 0;  // Lookups since DropOld, while there are some; likewise.

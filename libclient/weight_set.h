@@ -1,8 +1,9 @@
 // WeightSet: an attached model: its manifest, and its blocks at their place of one address range.
 //
 // Constant once attached, but for a set that was attached early: its blocks appear as they come and
-// are waited for. Any thread. What is mapped stays so until the set ends, whatever becomes of the
-// daemon.
+// are waited for, and for one on a device, which may be unmapped for a while. Any thread; Unmap and
+// Remap by one, while no other uses the set. What is mapped stays so until Unmap or the set's end,
+// whatever becomes of the daemon.
 #pragma once
 
 #include <atomic>
@@ -27,9 +28,10 @@ struct AttachSpec {
   std::string version;  // Empty: the one added last.
   bool load = false;
   uint32_t first_layer = 0;
-  uint32_t layer_count = 0;  // 0: everything.
-  bool with_rest = false;    // The tensors outside layers too.
-  bool early = false;        // Does not wait for the load.
+  uint32_t layer_count = 0;        // 0: everything.
+  bool with_rest = false;          // The tensors outside layers too.
+  bool early = false;              // Does not wait for the load.
+  std::shared_ptr<Device> device;  // Where they are to be; null: in host memory. Not with `early`.
 };
 
 class WeightSet {
@@ -53,7 +55,19 @@ class WeightSet {
   // load is done, and all that were chosen are mapped.
   Status Wait(std::span<const uint32_t> blocks, Deadline deadline) EXCLUDES(mu_);
   const ManifestView& manifest() const { return view_; }
-  const uint8_t* base() const { return image_.data(); }
+  // nullptr on a device without slabs: there each block has an address of its own.
+  const uint8_t* base() const { return range_ != nullptr ? range_->base() : image_.data(); }
+  const std::shared_ptr<Device>& device() const { return device_; }
+
+  // ---- On a device
+  // Gives the memory back and keeps the addresses. Nothing happens if it is unmapped.
+  Status Unmap(Deadline deadline);
+  // Attaches again, loading it if need be, at the same addresses. kMismatch: it is another content
+  // by now, or the device keeps no addresses.
+  Status Remap(Deadline deadline);
+  // Its memory is gone: nothing of it is to be used until it is mapped again.
+  void SetLost() { lost_.store(true, std::memory_order_release); }
+  bool lost() const { return lost_.load(std::memory_order_acquire); }
   uint64_t mapped_bytes() const { return mapped_bytes_.load(std::memory_order_relaxed); }
   // nullptr if not all of its blocks are mapped.
   const uint8_t* DataOf(const manifest::TensorRecord& record) const;
@@ -76,7 +90,16 @@ class WeightSet {
   // Maps what the daemon sends of `wanted`; says how many there were.
   Result<size_t> MapBlocks(Connection& connection, std::vector<uint32_t> wanted, Deadline deadline)
       EXCLUDES(mu_);
-  Status MapBlock(uint32_t block, int fd) EXCLUDES(mu_);
+  Status MapBlock(uint32_t block, int fd, const std::string& handle) EXCLUDES(mu_);
+  Status MapOnDevice(uint32_t block, const SharedMemory& memory) REQUIRES(mu_);
+  Status ReserveOnDevice();
+  // kMismatch: not the content, or not the places, that were attached before.
+  Status CheckSame(const Answer<messages::AttachReply>& answer) const EXCLUDES(mu_);
+  void UnmapBlocks() EXCLUDES(mu_);
+  // Of the request that names it.
+  Result<Answer<messages::AttachReply>> AskFor(const Contact& now, const messages::Attach& request,
+                                               Deadline deadline);
+  void Detach(uint64_t attachment, Deadline deadline);
 
   const std::shared_ptr<Client> client_;
   const std::string model_;
@@ -86,8 +109,12 @@ class WeightSet {
   MappedRange manifest_;
   ManifestView view_;
   MappedRange image_;
+  std::shared_ptr<Device> device_;
+  std::shared_ptr<DeviceMemory::Range> range_;       // On a device with slabs, instead of image_.
+  std::vector<MappedArena> pieces_ GUARDED_BY(mu_);  // By block: on a device without.
+  std::atomic<bool> lost_ = false;
   std::vector<bool> chosen_;                     // By block.
-  std::unique_ptr<std::atomic<bool>[]> mapped_;  // By block; never unset.
+  std::unique_ptr<std::atomic<bool>[]> mapped_;  // By block.
   std::atomic<uint64_t> mapped_bytes_ = 0;
   std::atomic<bool> arriving_ = false;
   mutable Mutex mu_;  // While a block is mapped: two threads may wait for one.

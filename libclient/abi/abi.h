@@ -4,6 +4,7 @@
 // (memory that is not there) and forked children stop here.
 #pragma once
 
+#include <kvclient/device.h>
 #include <kvclient/kvclient.h>
 
 #include <algorithm>
@@ -19,6 +20,7 @@
 #include "base/digest.h"
 #include "base/status.h"
 #include "libclient/client.h"
+#include "libclient/device/device.h"
 #include "libclient/fetch.h"
 #include "libclient/grant_set.h"
 #include "libclient/page_keys.h"
@@ -32,6 +34,9 @@ namespace terrace::client::abi {
 
 struct ClientHandle {
   std::shared_ptr<Client> client;
+};
+struct DeviceHandle {
+  std::shared_ptr<Device> device;
 };
 struct SpaceHandle {
   std::shared_ptr<Client> client;
@@ -49,6 +54,12 @@ inline SpaceHandle* Of(kvc_space* handle) {
 }
 inline const SpaceHandle* Of(const kvc_space* handle) {
   return reinterpret_cast<const SpaceHandle*>(handle);
+}
+inline DeviceHandle* Of(kvc_device* handle) {
+  return reinterpret_cast<DeviceHandle*>(handle);
+}
+inline const DeviceHandle* Of(const kvc_device* handle) {
+  return reinterpret_cast<const DeviceHandle*>(handle);
 }
 inline PageSequence* Of(kvc_sequence* handle) {
   return reinterpret_cast<PageSequence*>(handle);
@@ -120,6 +131,12 @@ inline kvc_code Report(const Status& status, kvc_error* error) {
     error->message[bytes] = 0;
   }
   return code;
+}
+
+// Of an option that may be NULL: it must be of the same client.
+inline Status CheckDevice(const kvc_device* device, const Client& client) {
+  if (device == nullptr || Of(device)->device->client().get() == &client) return {};
+  return Invalid("device belongs to another client");
 }
 
 // Runs the body of a call.

@@ -13,6 +13,9 @@ using terrace::client::PageSet;
 using terrace::client::Reader;
 using terrace::client::Ticket;
 
+// Padding once: no program knows another size.
+static_assert(sizeof(kvc_page) == 24 && offsetof(kvc_page, device) == 20);
+
 namespace {
 
 kvc_miss MissOf(shm::Miss miss) {
@@ -34,9 +37,25 @@ Status CheckSet(const kvc_pages* pages) {
   return Of(pages)->in_child() ? InChild() : Status();
 }
 
+// Which pages have numbers, and from where they are counted.
+struct Numbering {
+  const uint8_t* base = nullptr;
+  bool on_device = false;
+
+  bool Has(const Pinned& page) const { return (page.place != 0) == on_device; }
+};
+Result<Numbering> NumberingOf(const PageSet& set, const kvc_table_options& options) {
+  if (options.device == nullptr || options.format != KVC_TABLE_BLOCK) {
+    return Numbering{.base = set.range().base()};
+  }
+  ASSIGN_OR_RETURN(const uint8_t* base,
+                   Of(options.device)->device->memory().PagesBase(set.range().page_bytes()));
+  return Numbering{.base = base, .on_device = true};
+}
+
 // The entries of one leaf, or of a flat table, from place `first` on.
-Status FillTable(const PageSet& set, kvc_table_format format, size_t first, size_t count,
-                 void* table) {
+Status FillTable(const PageSet& set, const Numbering& numbering, kvc_table_format format,
+                 size_t first, size_t count, void* table) {
   if (table == nullptr) return Invalid("table or one of its leaves is NULL");
   for (size_t i = 0; i < count; ++i) {
     const uint8_t* data = set.DataAt(first + i);
@@ -45,8 +64,8 @@ Status FillTable(const PageSet& set, kvc_table_format format, size_t first, size
       continue;
     }
     int32_t block = -1;
-    if (data != nullptr) {
-      const auto offset = static_cast<uint64_t>(data - set.range().base());
+    if (data != nullptr && numbering.Has(set.pages()[first + i])) {
+      const auto offset = static_cast<uint64_t>(data - numbering.base);
       // All pages of a space have one size, so they lie in one range, at whole numbers.
       if (offset % set.range().page_bytes() != 0) {
         return Status(Code::kInternal, "a page lies outside the range of its space");
@@ -93,7 +112,9 @@ kvc_ticket kvc_pin(kvc_reader* reader, const kvc_space* space, const kvc_key* ke
       return {};
     });
   }
-  if (page != nullptr && ticket != 0) *page = {data, pinned.bytes, pinned.valid_tokens};
+  if (page != nullptr && ticket != 0) {
+    *page = {data, pinned.bytes, pinned.valid_tokens, pinned.place};
+  }
   if (why != nullptr) *why = ticket != 0 ? KVC_MISS_NONE : MissOf(miss);
   return ticket;
 }
@@ -149,7 +170,9 @@ kvc_code kvc_pages_get(const kvc_pages* pages, size_t index, kvc_page* page) {
     if (index >= set.places()) return Invalid("index is not below kvc_pages_count");
     const Pinned& pinned = set.pages()[index];
     *page = {};
-    if (pinned.pin != nullptr) *page = {set.DataAt(index), pinned.bytes, pinned.valid_tokens};
+    if (pinned.pin != nullptr) {
+      *page = {set.DataAt(index), pinned.bytes, pinned.valid_tokens, pinned.place};
+    }
     return {};
   });
 }
@@ -175,6 +198,7 @@ kvc_code kvc_pages_table(const kvc_pages* pages, const kvc_table_options* option
     if (asked.first > set.places() || asked.count > set.places() - asked.first) {
       return Invalid("first and count go beyond kvc_pages_count");
     }
+    ASSIGN_OR_RETURN(const Numbering numbering, NumberingOf(set, asked));
     const size_t count = asked.count != 0 ? asked.count : set.places() - asked.first;
     const size_t leaf = asked.leaf_size;
     const size_t fits = leaf == 0                        ? capacity
@@ -182,11 +206,12 @@ kvc_code kvc_pages_table(const kvc_pages* pages, const kvc_table_options* option
                                                          : capacity * leaf;
     const size_t entries = std::min(count, fits);
     if (leaf == 0) {
-      if (entries > 0) RETURN_IF_ERROR(FillTable(set, asked.format, asked.first, entries, table));
+      if (entries > 0)
+        RETURN_IF_ERROR(FillTable(set, numbering, asked.format, asked.first, entries, table));
     } else {
       for (size_t done = 0; done < entries; done += leaf) {
         if (table == nullptr) return Invalid("table is NULL");
-        RETURN_IF_ERROR(FillTable(set, asked.format, asked.first + done,
+        RETURN_IF_ERROR(FillTable(set, numbering, asked.format, asked.first + done,
                                   std::min(leaf, entries - done),
                                   static_cast<void**>(table)[done / leaf]));
       }

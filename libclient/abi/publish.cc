@@ -49,11 +49,13 @@ kvc_code kvc_grant(kvc_client* client, const kvc_space* space, const kvc_key* ke
     const std::shared_ptr<Client>& core = Of(client)->client;
     RETURN_IF_ERROR(CheckWriter(*core));
     ASSIGN_OR_RETURN(const kvc_grant_options asked, Read(options));
+    RETURN_IF_ERROR(CheckDevice(asked.device, *core));
     ASSIGN_OR_RETURN(const Deadline deadline, core->DeadlineOf(timeout_ms));
     const client::GrantOptions wanted{
         .deadline_ms = asked.deadline_ms,
         .parent = asked.parent == nullptr ? std::nullopt : std::optional(*Of(asked.parent)),
-        .position = asked.position};
+        .position = asked.position,
+        .device = asked.device == nullptr ? nullptr : Of(asked.device)->device.get()};
     ASSIGN_OR_RETURN(std::unique_ptr<GrantSet> set,
                      GrantSet::Ask(core, *Of(space)->space, {Of(keys), count}, wanted, deadline));
     *grants = ToHandle<kvc_grants>(set.release());
@@ -135,14 +137,17 @@ kvc_code kvc_prefetch(kvc_client* client, const kvc_space* space, const kvc_key*
     RETURN_IF_ERROR(CheckBatch(client, space, keys, count));
     const std::shared_ptr<Client>& core = Of(client)->client;
     ASSIGN_OR_RETURN(const kvc_prefetch_options asked, Read(options));
+    RETURN_IF_ERROR(CheckDevice(asked.device, *core));
     if (asked.min_percent > 100) return Invalid("min_percent is over 100");
     ASSIGN_OR_RETURN(const Deadline deadline, core->DeadlineOf(timeout_ms));
-    ASSIGN_OR_RETURN(std::unique_ptr<Fetch> begun,
-                     Fetch::Ask(core, *Of(space)->space, {Of(keys), count},
-                                {.deadline_ms = asked.deadline_ms,
-                                 .min_percent = asked.min_percent,
-                                 .recompute_us = asked.recompute_us},
-                                deadline));
+    ASSIGN_OR_RETURN(
+        std::unique_ptr<Fetch> begun,
+        Fetch::Ask(core, *Of(space)->space, {Of(keys), count},
+                   {.deadline_ms = asked.deadline_ms,
+                    .min_percent = asked.min_percent,
+                    .recompute_us = asked.recompute_us,
+                    .device = asked.device == nullptr ? nullptr : Of(asked.device)->device.get()},
+                   deadline));
     *fetch = ToHandle<kvc_fetch>(begun.release());
     return {};
   });

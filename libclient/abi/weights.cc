@@ -26,6 +26,9 @@ Status CheckWeights(const kvc_weights* weights) {
 
 Status WriteTensor(const WeightSet& weights, const manifest::TensorRecord& record,
                    kvc_tensor* out) {
+  if (weights.lost()) {
+    return {Code::kStale, "the device memory of these weights was lost: unmap and remap them"};
+  }
   kvc_tensor tensor{};
   const std::string_view name = weights.manifest().name(record);
   tensor.name = name.data();
@@ -58,6 +61,9 @@ kvc_code kvc_attach(kvc_client* client, const char* model, const kvc_attach_opti
     spec.with_rest = asked.with_rest != 0;
     spec.early = asked.early != 0;
     if (spec.early && !spec.load) return Invalid("early needs load");
+    RETURN_IF_ERROR(CheckDevice(asked.device, *core));
+    if (asked.device != nullptr) spec.device = Of(asked.device)->device;
+    if (spec.early && spec.device != nullptr) return Invalid("early is not for a device");
     ASSIGN_OR_RETURN(const Deadline deadline, core->DeadlineOf(timeout_ms));
     ASSIGN_OR_RETURN(std::unique_ptr<WeightSet> set, WeightSet::Attach(core, spec, deadline));
     *weights = ToHandle<kvc_weights>(set.release());

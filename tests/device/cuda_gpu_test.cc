@@ -49,7 +49,8 @@ class CudaGpuTest : public testing::Test {
     driver_.FakeCudaReset(size_t{1} << 30);
   }
   Result<std::unique_ptr<Gpus>> OpenGpus() {
-    return OpenCudaGpus({.library = FAKE_LIBCUDA, .registration_bytes = kPiece});
+    return OpenCudaGpus(
+        {.library = FAKE_LIBCUDA, .registration_bytes = kPiece, .kernels = PagedCopyFatbin()});
   }
   void Open() {
     gpu_.reset();

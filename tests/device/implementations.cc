@@ -1,6 +1,7 @@
 #include "tests/device/implementations.h"
 
 #include "base/clock.h"
+#include "kernels/cuda_kernels.h"
 #include "tiers/device/cuda_gpu.h"
 #include "tiers/device/host_gpu.h"
 #include "tiers/sim/faulty_gpu.h"
@@ -30,12 +31,16 @@ Result<std::unique_ptr<Gpus>> OpenImplementation(std::string_view name) {
   }
   if (name == "CudaCalls") {
 #ifdef FAKE_LIBCUDA
-    return OpenCudaGpus({.library = FAKE_LIBCUDA, .registration_bytes = kTestRegistrationBytes});
+    return OpenCudaGpus({.library = FAKE_LIBCUDA,
+                         .registration_bytes = kTestRegistrationBytes,
+                         .kernels = PagedCopyFatbin()});
 #else
     return Status(Code::kMismatch, "this build has no CUDA: there was no cuda.h");
 #endif
   }
-  if (name == "Cuda") return OpenCudaGpus({.registration_bytes = kTestRegistrationBytes});
+  if (name == "Cuda")
+    return OpenCudaGpus(
+        {.registration_bytes = kTestRegistrationBytes, .kernels = PagedCopyFatbin()});
   return Status(Code::kInvalidArgument, "no such implementation");
 }
 

@@ -54,6 +54,24 @@ class Lookups : public testing::Test {
   void Link(uint64_t key, uint32_t sequence = 1) {
     ASSERT_TRUE(index_->Link(Page(key, sequence)).ok());
   }
+  // The copy in the memory of device `place`: an arena of its own, and a life of its own.
+  LinkedPage Copy(uint64_t key, uint32_t place, uint32_t sequence = 1) const {
+    LinkedPage page = Page(key);
+    page.name.place = place;
+    page.handle = shm::MakeHandle(100 + place, static_cast<uint32_t>(key), sequence);
+    page.tier = shm::Tier::kDevice;
+    return page;
+  }
+  void LinkCopy(uint64_t key, uint32_t place, uint32_t sequence = 1) {
+    ASSERT_TRUE(index_->Link(Copy(key, place, sequence)).ok());
+  }
+  void UnlinkCopy(uint64_t key, uint32_t place, uint32_t sequence = 1) {
+    const LinkedPage copy = Copy(key, place, sequence);
+    ASSERT_TRUE(index_->Unlink(copy.name, copy.handle));
+  }
+  Lookup<StepAtomics> LookOn(uint32_t device) {
+    return Lookup<StepAtomics>(view_, *lane_, {space_, 0}, device);
+  }
   void Unlink(uint64_t key, uint32_t sequence = 1) {
     ASSERT_TRUE(index_->Unlink(Page(key).name, Page(key, sequence).handle));
   }
@@ -331,6 +349,131 @@ TEST_F(Lookups, BudgetEndsAPrefixAndKeepsWhatIsPinned) {
   EXPECT_EQ(Look().One(KeyOf(1), &page).reason, shm::Miss::kBudget);
   lane_->Release(pages);
   EXPECT_EQ(Look().One(KeyOf(1), &page).outcome, Outcome::kHit);
+}
+
+// ---- Places
+
+TEST_F(Lookups, CopyOnTheDeviceIsPreferred) {
+  Link(7);
+  LinkCopy(7, 2);
+  Pinned page;
+  EXPECT_EQ(LookOn(2).One(KeyOf(7), &page).outcome, Outcome::kHit);
+  EXPECT_EQ(page.handle, Copy(7, 2).handle);
+  EXPECT_EQ(page.place, 2u);
+  lane_->Release({&page, 1});
+  EXPECT_THAT(index_->totals().hits, testing::ElementsAre(1, 0, 0, 0));
+  EXPECT_EQ(LookupsCounted(), 1u);
+}
+
+TEST_F(Lookups, PageThatIsNotOnTheDeviceIsTakenFromHostMemory) {
+  Link(7);
+  LinkCopy(7, 1);
+  Pinned page;
+  EXPECT_EQ(LookOn(2).One(KeyOf(7), &page).outcome, Outcome::kHit);
+  EXPECT_EQ(page.handle, Page(7).handle);
+  EXPECT_EQ(page.place, 0u);
+  EXPECT_EQ(Hits(), 1u);
+}
+
+TEST_F(Lookups, WithoutADeviceMemoryOfDevicesIsNotMet) {
+  LinkCopy(7, 1);
+  Pinned page;
+  EXPECT_EQ(Look().One(KeyOf(7), &page).reason, shm::Miss::kAbsent);
+  Link(7);
+  EXPECT_EQ(Look().One(KeyOf(7), &page).outcome, Outcome::kHit);
+  EXPECT_EQ(page.handle, Page(7).handle);
+}
+
+TEST_F(Lookups, EvictionOfOneCopyLeavesTheOther) {
+  Link(7);
+  LinkCopy(7, 1);
+  UnlinkCopy(7, 1);
+  Pinned page;
+  EXPECT_EQ(LookOn(1).One(KeyOf(7), &page).outcome, Outcome::kHit);
+  EXPECT_EQ(page.place, 0u);
+  lane_->Release({&page, 1});
+  LinkCopy(7, 1, 2);
+  Unlink(7);
+  EXPECT_EQ(LookOn(1).One(KeyOf(7), &page).outcome, Outcome::kHit);
+  EXPECT_EQ(page.handle, Copy(7, 1, 2).handle);
+  lane_->Release({&page, 1});
+  UnlinkCopy(7, 1, 2);
+  EXPECT_EQ(LookOn(1).One(KeyOf(7), &page).reason, shm::Miss::kAbsent);
+  EXPECT_EQ(Pins(), 0u);
+}
+
+TEST_F(Lookups, CopyThatGoesBetweenFindAndPinFallsBackToHostMemory) {
+  Link(7);
+  LinkCopy(7, 1);
+  StepAtomics::between = [&] {
+    UnlinkCopy(7, 1);
+    StepAtomics::between = [] {};
+  };
+  Pinned page;
+  EXPECT_EQ(LookOn(1).One(KeyOf(7), &page).outcome, Outcome::kHit);
+  EXPECT_EQ(page.handle, Page(7).handle);
+  EXPECT_EQ(Pins(), 1u) << "the pin of the copy that went is taken back";
+  EXPECT_EQ(LookupsCounted(), 1u);
+}
+
+TEST_F(Lookups, CopyThatChangesAtEveryTryFallsBackToHostMemory) {
+  Link(7);
+  LinkCopy(7, 1);
+  uint32_t sequence = 1;
+  StepAtomics::between = [&] {
+    if (sequence > shm::kMaxRetries) return;
+    UnlinkCopy(7, 1, sequence);
+    LinkCopy(7, 1, ++sequence);
+  };
+  Pinned page;
+  EXPECT_EQ(LookOn(1).One(KeyOf(7), &page).outcome, Outcome::kHit);
+  EXPECT_EQ(page.place, 0u);
+  EXPECT_EQ(sequence, 1u + shm::kMaxRetries);
+  EXPECT_EQ(Pins(), 1u);
+}
+
+TEST_F(Lookups, PrefixIsMadeOfBothPlaces) {
+  for (const uint64_t key : {0, 1, 4})
+    Link(key);
+  for (const uint64_t key : {1, 2, 3, 4})
+    LinkCopy(key, 3);
+  std::vector<Pinned> pages(6);
+  const LookupResult result = LookOn(3).Prefix(Keys(6), pages);
+  EXPECT_EQ(result.hits, 5u);
+  EXPECT_EQ(result.reason, shm::Miss::kAbsent);
+  const uint32_t places[] = {0, 3, 3, 3, 3};
+  for (size_t i = 0; i < 5; ++i)
+    EXPECT_EQ(pages[i].place, places[i]) << i;
+  EXPECT_THAT(index_->totals().hits, testing::ElementsAre(4, 1, 0, 0));
+  lane_->Release(pages);
+  EXPECT_EQ(Look().Prefix(Keys(6), pages).hits, 2u) << "of host memory alone";
+  lane_->Release(pages);
+  EXPECT_EQ(LookOn(3).Each(Keys(6), pages).hits, 5u);
+  lane_->Release(pages);
+  EXPECT_EQ(Pins(), 0u);
+}
+
+TEST_F(Lookups, FenceIsOneForAllPlaces) {
+  Link(7);
+  LinkCopy(7, 1);
+  StepAtomics::between = [&] { index_->SetGeneration(3, 1); };
+  Pinned page;
+  EXPECT_EQ(LookOn(1).One(KeyOf(7), &page).reason, shm::Miss::kStale);
+  EXPECT_EQ(page.pin, nullptr);
+  EXPECT_EQ(Pins(), 0u);
+}
+
+TEST_F(Lookups, BudgetIsNotLookedForInAnotherPlace) {
+  for (uint64_t key = 0; key < 600; ++key) {
+    Link(key);
+    LinkCopy(key, 1);
+  }
+  Fetch();  // The directory may have grown.
+  std::vector<Pinned> pages(600);
+  const LookupResult result = LookOn(1).Prefix(Keys(600), pages);
+  EXPECT_EQ(result.reason, shm::Miss::kBudget);
+  EXPECT_EQ(result.hits, 512u);
+  EXPECT_THAT(index_->totals().hits, testing::ElementsAre(512, 0, 0, 0));
 }
 
 }  // namespace

@@ -69,8 +69,10 @@ class PageReader {
     PageContent content;
   };
 
-  PageReader(Board& board, const PlainPages& pages, Lane<>& lane, uint64_t keys, uint64_t seed)
-      : board_(board), pages_(pages), lane_(lane), keys_(keys), random_(seed) {
+  // Prefers copies on that device; 0: host memory alone.
+  PageReader(Board& board, const PlainPages& pages, Lane<>& lane, uint64_t keys, uint64_t seed,
+             uint32_t device = 0)
+      : board_(board), pages_(pages), lane_(lane), keys_(keys), device_(device), random_(seed) {
     for (uint64_t key = 0; key < keys + kMaxCount; ++key)
       digests_.push_back(KeyOf(key));
     board_.Fetch(&view_, &space_);
@@ -132,7 +134,7 @@ class PageReader {
     LookupResult result;
     // A fence or a growth may come again before the next try; each try is a new chance.
     for (int attempt = 0; attempt < 100; ++attempt) {
-      Lookup<> lookup(view_, lane_, {space_, 0});
+      Lookup<> lookup(view_, lane_, {space_, 0}, device_);
       result = count == 1 ? lookup.One(keys[0], room)
                : holes    ? lookup.Each(keys, pages)
                           : lookup.Prefix(keys, pages);
@@ -169,6 +171,7 @@ class PageReader {
   const PlainPages& pages_;
   Lane<>& lane_;
   const uint64_t keys_;
+  const uint32_t device_;
   Random random_;
   std::vector<Digest> digests_;
   DirectoryView<> view_;

@@ -35,8 +35,9 @@ class Pager {
   static constexpr uint32_t kArena = 1;
   static constexpr uint32_t kGeneration = 7;  // Index of the generation word.
 
-  Pager(TenantIndex& index, Pages& pages, uint32_t slots, uint64_t seed)
-      : index_(index), pages_(pages), random_(seed), slots_(slots) {
+  // Every other page lies on that device; 0: none does.
+  Pager(TenantIndex& index, Pages& pages, uint32_t slots, uint64_t seed, uint32_t device = 0)
+      : index_(index), pages_(pages), device_(device), random_(seed), slots_(slots) {
     OpenSpace();
   }
 
@@ -152,7 +153,9 @@ class Pager {
   };
 
   bool pinned(uint32_t slot) const { return slots_[slot].pinned_at == scan_; }
-  PageName NameOf(uint64_t key) const { return {space_.slot, space_.epoch, 0, Pages::Key(key)}; }
+  PageName NameOf(uint64_t key) const {
+    return {space_.slot, space_.epoch, 0, Pages::Key(key), key % 2 == 0 ? 0 : device_};
+  }
 
   void OpenSpace() {
     auto slot = index_.AddSpace(KeyOf(space_.generation), kGeneration, 4096, &space_.epoch);
@@ -187,6 +190,7 @@ class Pager {
 
   TenantIndex& index_;
   Pages& pages_;
+  const uint32_t device_;
   Random random_;
   std::vector<Slot> slots_;
   std::vector<uint32_t> victims_;

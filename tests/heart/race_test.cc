@@ -38,6 +38,8 @@ constexpr uint64_t kTurnsARound = 5'000;
 constexpr uint64_t kHitsARound = 100;
 constexpr uint32_t kSlots = 64;
 constexpr uint64_t kKeys = 80;
+// Where every other page lies. One of the readers looks in host memory alone.
+constexpr uint32_t kDevice = 5;
 
 // In this process: what the owner thread posts under a mutex.
 class ThreadBoard final : public Board {
@@ -96,7 +98,7 @@ RoundFigures RunRound(uint64_t seed) {
   auto index = *MakeTenantIndex(memory);
   PlainBytes bytes(kSlots * PlainPages::kPageBytes);
   PlainPages pages(bytes.span());
-  Pager<PlainPages> pager(*index, pages, kSlots, seed);
+  Pager<PlainPages> pager(*index, pages, kSlots, seed, kDevice);
   Growth growth(*index, 20'000);
   ThreadBoard board;
   uint64_t posted = 0;
@@ -119,7 +121,8 @@ RoundFigures RunRound(uint64_t seed) {
   std::vector<std::unique_ptr<PageReader>> readers;
   for (int i = 0; i < kReaders; ++i) {
     lanes.push_back(std::make_unique<Lane<>>(pools[i / 2], static_cast<uint32_t>(i % 2)));
-    readers.push_back(std::make_unique<PageReader>(board, pages, *lanes[i], kKeys, seed * 10 + i));
+    readers.push_back(std::make_unique<PageReader>(board, pages, *lanes[i], kKeys, seed * 10 + i,
+                                                   i == 0 ? 0 : kDevice));
   }
 
   Mailbox mailbox;
@@ -216,14 +219,14 @@ TEST(Race, PinIsSeenBetweenUnlinkAndScan) {
   auto index = *MakeTenantIndex(memory);
   PlainBytes bytes(kHotSlots * PlainPages::kPageBytes);
   PlainPages pages(bytes.span());
-  Pager<PlainPages> pager(*index, pages, kHotSlots, 1);
+  Pager<PlainPages> pager(*index, pages, kHotSlots, 1, kDevice);
   ThreadBoard board;
   board.Post(*DirectoryView<>::Of(memory.region(0)), pager.space());
   PlainChannel channel;
   index->AddChannel(1, channel.span(), 1);
   PinPool<> pool(channel.channel(), 1u << 20);
   Lane<> lane(pool, 0);
-  PageReader reader(board, pages, lane, kHotSlots, 2);
+  PageReader reader(board, pages, lane, kHotSlots, 2, kDevice);
   std::atomic<bool> running = true;
   std::atomic<uint64_t> turns = 0;
   std::thread thread([&] {

@@ -31,7 +31,13 @@ UniqueFd MakeArena(uint64_t mark, uint64_t bytes = kArenaBytes, uint32_t page_by
   return *std::move(fd);
 }
 messages::Arena Describe(uint32_t id, uint64_t bytes = kArenaBytes, uint32_t page_bytes = kPage) {
-  return {.id = id, .bytes = bytes, .page_bytes = page_bytes, .tier = 1, .writable = false};
+  return {.id = id,
+          .bytes = bytes,
+          .page_bytes = page_bytes,
+          .tier = 1,
+          .writable = false,
+          .device = 0,
+          .handle = {}};
 }
 uint64_t MarkAt(const uint8_t* page) {
   uint64_t word = 0;
@@ -88,11 +94,11 @@ TEST_F(ArenaMapTest, ArenasThatAreGoneAreUnmappedAndTheirPlaceIsUsedAgain) {
   ASSERT_TRUE(map_.Add(Describe(2), MakeArena(200)).ok());
   ASSERT_TRUE(map_.AddWritable(Describe(1), MakeArena(100)).ok());
   const uint8_t* place = map_.PageAt(shm::MakeHandle(1, 0, 1));
-  const uint8_t* writable = map_.WritableAt(shm::MakeHandle(1, 0, 0));
+  const uint8_t* writable = map_.Borrow(shm::MakeHandle(1, 0, 0));
   ASSERT_TRUE(IsMapped(place));
   map_.Remove(std::vector<uint32_t>{1, 77, shm::kMaxArenas}, {});
   EXPECT_EQ(map_.PageAt(shm::MakeHandle(1, 0, 1)), nullptr);
-  EXPECT_EQ(map_.WritableAt(shm::MakeHandle(1, 0, 0)), nullptr);
+  EXPECT_EQ(map_.Borrow(shm::MakeHandle(1, 0, 0)), nullptr);
   EXPECT_FALSE(IsMapped(place));
   EXPECT_FALSE(IsMapped(writable));
   EXPECT_EQ(MarkAt(map_.PageAt(shm::MakeHandle(2, 0, 1))), 200u);
@@ -106,6 +112,36 @@ TEST_F(ArenaMapTest, PinnedArenasStayUntilALaterCall) {
   EXPECT_EQ(MarkAt(map_.PageAt(shm::MakeHandle(1, 0, 1))), 100u);
   map_.Remove({}, {});
   EXPECT_EQ(map_.PageAt(shm::MakeHandle(1, 0, 1)), nullptr);
+}
+
+TEST_F(ArenaMapTest, ArenaIsLetGoOnlyWhenNobodyUsesIt) {
+  const messages::Arena arena = Describe(1);
+  const auto fd = CreateMemfd("arena", kArenaBytes);
+  ASSERT_TRUE(map_.Add(arena, *fd).ok());
+  ASSERT_TRUE(map_.AddWritable(arena, *fd).ok());
+  const shm::Handle handle = shm::MakeHandle(1, 0, 1);
+  const uint8_t* data = map_.PageAt(handle);
+  const auto pinned = [] { return true; };
+  const auto free = [] { return false; };
+  EXPECT_FALSE(map_.LetGo(1, pinned));
+  EXPECT_EQ(map_.PageAt(handle), data);
+  // A pin that comes between the two looks: the address is back as if nothing had been.
+  int looks = 0;
+  EXPECT_FALSE(map_.LetGo(1, [&] { return ++looks == 2; }));
+  EXPECT_EQ(looks, 2);
+  EXPECT_EQ(map_.PageAt(handle), data);
+  ASSERT_NE(map_.Borrow(handle), nullptr);
+  EXPECT_FALSE(map_.LetGo(1, free)) << "somebody writes it";
+  map_.Return(handle);
+  EXPECT_TRUE(map_.LetGo(1, free));
+  EXPECT_EQ(map_.PageAt(handle), nullptr);
+  EXPECT_EQ(map_.Borrow(handle), nullptr);
+  ASSERT_TRUE(map_.Add(arena, *fd).ok());
+  EXPECT_NE(map_.PageAt(handle), nullptr);
+  map_.Lose(1);
+  EXPECT_EQ(map_.PageAt(handle), nullptr);
+  EXPECT_EQ(map_.Add(arena, *fd).code(), Code::kUnavailable);
+  EXPECT_TRUE(map_.LetGo(1, free));
 }
 
 TEST_F(ArenaMapTest, WrongDescriptionsAreRefused) {

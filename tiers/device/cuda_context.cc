@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "kernels/cuda_kernels.h"
 #include "kernels/paged_copy_launch.h"
 
 namespace terrace {
@@ -64,9 +63,8 @@ CudaEvent::~CudaEvent() {
   (void)context_->driver().cuEventDestroy(event_);
 }
 
-Result<std::unique_ptr<CudaKernels>> CudaKernels::Load(std::shared_ptr<CudaContext> context) {
-  const std::span<const std::byte> fatbin = PagedCopyFatbin();
-  if (fatbin.empty()) return Status(Code::kMismatch, "this build has no kernels: it had no nvcc");
+Result<std::unique_ptr<CudaKernels>> CudaKernels::Load(std::shared_ptr<CudaContext> context,
+                                                       std::span<const std::byte> fatbin) {
   RETURN_IF_ERROR(context->Enter());
   const CudaDriver& driver = context->driver();
   CUmodule module = nullptr;

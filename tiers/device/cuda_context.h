@@ -7,7 +7,9 @@
 #include <cuda.h>
 
 #include <atomic>
+#include <cstddef>
 #include <memory>
+#include <span>
 
 #include "base/mutex.h"
 #include "base/status.h"
@@ -77,8 +79,8 @@ class CudaEvent {
 // The kernels of kernels/paged_copy.cu, loaded for the context's device.
 class CudaKernels {
  public:
-  // `mismatch` where the build has none, or none for this device.
-  static Result<std::unique_ptr<CudaKernels>> Load(std::shared_ptr<CudaContext> context);
+  static Result<std::unique_ptr<CudaKernels>> Load(std::shared_ptr<CudaContext> context,
+                                                   std::span<const std::byte> fatbin);
   ~CudaKernels();
   CudaKernels(const CudaKernels&) = delete;
   CudaKernels& operator=(const CudaKernels&) = delete;

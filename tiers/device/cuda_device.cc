@@ -56,7 +56,7 @@ class CudaGpu final : public Gpu {
       no_kernels_ = Status(Code::kMismatch, "no kernels for this device, or none in this build");
       return;
     }
-    Result<std::unique_ptr<CudaKernels>> kernels = CudaKernels::Load(context_);
+    Result<std::unique_ptr<CudaKernels>> kernels = CudaKernels::Load(context_, device.kernels);
     if (kernels) {
       kernels_ = *std::move(kernels);
     } else {

@@ -4,7 +4,9 @@
 
 #include <cuda.h>
 
+#include <cstddef>
 #include <memory>
+#include <span>
 
 #include "tiers/device/cuda_context.h"
 #include "tiers/device/gpu.h"
@@ -14,6 +16,7 @@ namespace terrace {
 struct CudaDevice {
   CUdevice device = 0;
   bool rdma = false;  // Network cards may reach its slabs.
+  std::span<const std::byte> kernels;
   GpuFacts facts;
 };
 

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <utility>
 
-#include "kernels/cuda_kernels.h"
 #include "tiers/device/cuda_device.h"
 #include "tiers/device/cuda_driver.h"
 
@@ -105,8 +104,9 @@ class CudaGpus final : public Gpus {
       facts.granularity = granularity;
     }
     facts.allocations = true;
+    device.kernels = options.kernels;
     facts.batches = driver_->has_batches();
-    facts.paged_copies = !PagedCopyFatbin().empty() && capability >= kFirstWithKernels;
+    facts.paged_copies = !options.kernels.empty() && capability >= kFirstWithKernels;
     facts.read_only_registration = read_only != 0;
     facts.registration_bytes = options.registration_bytes;
     return {};

@@ -5,8 +5,10 @@
 // sticky error (`stale`) a Gpu that is opened anew in the same process gets it too.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "base/status.h"
@@ -17,6 +19,8 @@ namespace terrace {
 struct CudaGpuOptions {
   std::string library = "libcuda.so.1";             // As dlopen takes it.
   uint64_t registration_bytes = uint64_t{8} << 30;  // A multiple of 4096.
+  // kernels/cuda_kernels.h, where GatherPages and ScatterPages are wanted; outlives the Gpus.
+  std::span<const std::byte> kernels = {};
 };
 
 // not_found: no driver, or it finds no GPU. permission_denied: it may not open what is there, with

@@ -22,7 +22,10 @@ void* Pointer(GpuAddress at) {
 // MAP_FIXED replaces what is there in one step, so nobody else can take the addresses meanwhile.
 Status Replace(GpuAddress at, uint64_t bytes, int flags, int fd) {
   void* placed = ::mmap(Pointer(at), bytes, PROT_NONE, flags | MAP_FIXED, fd, 0);
-  return placed == MAP_FAILED ? SystemError("mmap at a reserved address", errno) : Status();
+  if (placed == MAP_FAILED) return SystemError("mmap at a reserved address", errno);
+  // As a GPU's: a forked child has none of it.
+  if (::madvise(placed, bytes, MADV_DONTFORK) != 0) return SystemError("MADV_DONTFORK", errno);
+  return {};
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
  *   kvc_grants   space for pages being written; used by one thread at a time
  *   kvc_fetch    pages on their way into memory; used by one thread at a time
  *   kvc_weights  an attached weight set, readable until detached; thread-safe
+ *   kvc_device   memory of a GPU: device.h
  *
  * Structs. Those that begin with `struct_size`, which the caller sets to sizeof, may grow: the
  * library reads and writes no more than that, so programs compiled against an older header keep
@@ -35,8 +36,8 @@
  * there: calls that need the daemon or its memory fail with KVC_PERMISSION_DENIED, pins miss, and
  * releasing does nothing. Calls that only look at a handle's own values do not check it.
  *
- * The library keeps no global state, exports only what is declared here and in admin.h, and needs
- * nothing at run time but libc, libstdc++ and libgcc. */
+ * The library keeps no global state, exports only what is declared here, in admin.h and in
+ * device.h, and needs nothing at run time but libc, libstdc++ and libgcc. */
 #ifndef KVCLIENT_KVCLIENT_H
 #define KVCLIENT_KVCLIENT_H
 
@@ -90,6 +91,7 @@ typedef struct kvc_pages kvc_pages;
 typedef struct kvc_grants kvc_grants;
 typedef struct kvc_fetch kvc_fetch;
 typedef struct kvc_weights kvc_weights;
+typedef struct kvc_device kvc_device; /* device.h */
 
 /* A page key or a digest: 32 bytes. */
 typedef struct kvc_key {
@@ -248,6 +250,8 @@ typedef struct kvc_page {
   const void* data; /* page_bytes readable bytes */
   uint64_t bytes;
   uint32_t valid_tokens; /* page_tokens for a full page */
+  uint32_t device;       /* 0: `data` is host memory; else an address of the reader's device, whose
+                            number this is (kvc_reader_set_device) */
 } kvc_page;
 
 /* Hit path for one page: pins it and fills *page, returns a ticket for kvc_unpin; 0 is a miss,
@@ -281,7 +285,8 @@ KVC_API void kvc_pages_release(kvc_pages* pages);
 /* An engine's block table, filled from a pinned set. */
 typedef enum kvc_table_format {
   KVC_TABLE_ADDRESS = 0, /* uint64_t: address of each page, 0 for an empty place */
-  KVC_TABLE_BLOCK = 1    /* int32_t: index from kvc_space_info.base, -1 for an empty place */
+  KVC_TABLE_BLOCK = 1    /* int32_t: index from kvc_space_info.base, or from kvc_device_base with
+                            `device`; -1 for an empty place, and for a page in other memory */
 } kvc_table_format;
 typedef struct kvc_table_options {
   size_t struct_size;
@@ -291,6 +296,7 @@ typedef struct kvc_table_options {
   size_t leaf_size; /* two-level: entries of one leaf; 0: flat. `table` is then an array of pointers
                        to leaves of that many entries, provided by the caller; the entry for place
                        `first` + i goes to leaf i / leaf_size at i % leaf_size */
+  const kvc_device* device; /* KVC_TABLE_BLOCK: whose pages are numbered; NULL: host memory's */
 } kvc_table_options;
 /* Writes at most `capacity` entries (for two levels: leaves) and says in *written how many entries.
  * KVC_EXHAUSTED if that is not enough for what was asked. */
@@ -322,6 +328,7 @@ typedef struct kvc_grant_options {
                             the key of the page before it, all zero if there is none; NULL: not
                             told. Pages of a chain are stored side by side and fetched together */
   uint32_t position;     /* pages before the first key in its chain */
+  kvc_device* device;    /* in whose memory the pages are to lie; NULL: in host memory */
 } kvc_grant_options;
 
 /* Space for `count` pages (at most 512), one message. Pages get their own code: KVC_OK, or
@@ -331,7 +338,8 @@ KVC_API kvc_code kvc_grant(kvc_client* client, const kvc_space* space, const kvc
                            kvc_grants** grants, kvc_error* error);
 KVC_API size_t kvc_grants_count(const kvc_grants* grants);
 KVC_API kvc_code kvc_grants_code(const kvc_grants* grants, size_t index);
-/* page_bytes writable bytes; NULL where there is no grant, and after commit. */
+/* page_bytes writable bytes, on the device that was asked for; NULL where there is no grant, and
+ * after commit. */
 KVC_API void* kvc_grants_data(kvc_grants* grants, size_t index);
 /* Publishes every granted page, one message; `valid_tokens` (may be NULL: all full) has one number
  * a page. Nothing may be written to the pages after the first call that sent them, whatever it
@@ -366,6 +374,7 @@ typedef struct kvc_prefetch_options {
   uint32_t min_percent;  /* if fewer of the keys can be had than this, nothing is fetched; 0: any */
   uint32_t recompute_us; /* what recomputing one page costs: only as many of the first keys are
                             fetched as come sooner than that; 0: all that can be had */
+  kvc_device* device;    /* into whose memory; NULL: into host memory */
 } kvc_prefetch_options;
 
 /* Asks for pages that lie in the page store to be brought into memory, and returns: one message.
@@ -417,7 +426,9 @@ typedef struct kvc_attach_options {
   uint32_t first_layer; /* chosen layers: [first_layer, first_layer + layer_count), and with */
   uint32_t layer_count; /* `with_rest` the tensors outside layers too. layer_count 0: everything */
   int32_t with_rest;
-  int32_t early; /* not 0, with `load`: do not wait for the blocks; see kvc_model_wait */
+  int32_t early;      /* not 0, with `load`: do not wait for the blocks; see kvc_model_wait */
+  kvc_device* device; /* not NULL: the weights are to be in its memory, and `data` and `base` are
+                         its addresses; not with `early`. See device.h */
 } kvc_attach_options;
 
 /* Attaches a model's weights: two round trips, whatever the number of tensors. Pages are mapped

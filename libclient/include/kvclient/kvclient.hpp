@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <kvclient/device.hpp>
 #include <kvclient/pages.hpp>
 #include <kvclient/result.hpp>
 #include <kvclient/space.hpp>
@@ -71,6 +72,15 @@ class Weights {
     return detail::StatusOf([&](kvc_error* error) {
       return kvc_model_wait_tensor(handle_.get(), name.c_str(), timeout_ms, error);
     });
+  }
+  // Of weights on a device: see kvc_weights_unmap.
+  Status Unmap(std::int32_t timeout_ms = 0) {
+    return detail::StatusOf(
+        [&](kvc_error* error) { return kvc_weights_unmap(handle_.get(), timeout_ms, error); });
+  }
+  Status Remap(std::int32_t timeout_ms = 0) {
+    return detail::StatusOf(
+        [&](kvc_error* error) { return kvc_weights_remap(handle_.get(), timeout_ms, error); });
   }
   const kvc_weights* get() const { return handle_.get(); }
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <kvclient/device.hpp>
 #include <kvclient/result.hpp>
 #include <kvclient/space.hpp>
 #include <utility>
@@ -26,6 +27,7 @@ class Page {
   explicit operator bool() const { return ticket_ != 0; }
   ConstBytes bytes() const { return detail::BytesOf(page_.data, page_.bytes); }
   std::uint32_t valid_tokens() const { return page_.valid_tokens; }
+  std::uint32_t device() const { return page_.device; }  // 0: host memory.
 
  private:
   friend class Reader;
@@ -43,6 +45,7 @@ class Page {
 struct PageView {
   ConstBytes bytes;  // Empty for an empty place.
   std::uint32_t valid_tokens = 0;
+  std::uint32_t device = 0;  // 0: host memory; else `bytes` are addresses of the reader's device.
 };
 
 // A set of pinned pages, released with the object.
@@ -55,7 +58,7 @@ class Pages {
   PageView operator[](std::size_t index) const {
     kvc_page page{};
     kvc_pages_get(handle_.get(), index, &page);
-    return {detail::BytesOf(page.data, page.bytes), page.valid_tokens};
+    return {detail::BytesOf(page.data, page.bytes), page.valid_tokens, page.device};
   }
   // The engine's block table; see kvc_pages_table. Returns how many entries were written.
   Result<std::size_t> Table(Span<std::uint64_t> addresses) const {
@@ -90,6 +93,10 @@ class Pages {
 
 class Reader {
  public:
+  // Prefers copies on that device from now on; see kvc_reader_set_device.
+  Status SetDevice(const Device& device) {
+    return detail::StatusOf(kvc_reader_set_device(handle_.get(), device.get()), "device");
+  }
   // An empty Page is a miss; `why` may be null.
   Page Pin(const Space& space, const Key& key, kvc_miss* why = nullptr) {
     Page page;

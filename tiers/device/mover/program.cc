@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/unique_fd.h"
+#include "kernels/cuda_kernels.h"
 #include "tiers/device/cuda_gpu.h"
 #include "tiers/device/host_gpu.h"
 #include "tiers/device/mover/listing.h"
@@ -68,7 +69,7 @@ int ListDevices(const std::function<Result<std::unique_ptr<Gpus>>(const MoverArg
 }  // namespace
 
 Result<std::unique_ptr<Gpus>> OpenGpusOfMover(const MoverArguments& arguments) {
-  if (arguments.kind == MoverKind::kCuda) return OpenCudaGpus({});
+  if (arguments.kind == MoverKind::kCuda) return OpenCudaGpus({.kernels = PagedCopyFatbin()});
   return OpenHostGpus({.devices = {{.uuid = arguments.device, .bytes = arguments.host_bytes}}});
 }
 
