@@ -1,4 +1,5 @@
 // The verbs of HostEngine on pages in memory of devices.
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -21,6 +22,18 @@ void HostEngine::MakeDevicePages(OfDevice& device) {
                                                                       .arenas = device.arenas,
                                                                       .clock = clock_});
   placement_.AddWatcher(*device.pages);
+  device.fetch = std::make_unique<DeviceFetch>(DeviceFetch::Parts{
+      .catalog = catalog_,
+      .slabs = slabs_,
+      .clients = clients_,
+      .pages = *device.pages,
+      .arenas = device.arenas,
+      .clock = clock_,
+      .below = [this](ClientId client, const PrefetchSpec& spec, DeviceFetch::Done done) {
+        Prefetch(client, spec, std::move(done));
+      }});
+  placement_.AddWatcher(*device.fetch);
+  pins_.AddWatcher(*device.fetch);
 }
 
 Result<PagesOnDevice::Slots> HostEngine::SlotsFor(TenantId tenant, uint32_t number,
@@ -48,7 +61,10 @@ Result<DeviceMemory> HostEngine::GiveDeviceArena(ClientId id, ArenaId arena) {
                                        " is no memory of a device that the client may map");
   }
   DeviceArenas& arenas = devices_[place - 1]->arenas;
-  if (!arenas.Give(arena, id)) {
+  // Once, however often it asks: it lets go of it once.
+  const std::vector<ClientId> given = arenas.GivenTo(arena);
+  const bool again = std::find(given.begin(), given.end(), id) != given.end();
+  if (slab->closed() || (!again && !arenas.Give(arena, id))) {
     return Status(Code::kStale, "arena " + std::to_string(arena) + " was lost, or is given up");
   }
   return *arenas.MemoryOf(arena);
@@ -73,21 +89,23 @@ void HostEngine::DemoteDevice(uint32_t number, uint64_t bytes, Progress progress
 void HostEngine::DeviceArenaLost(ArenaId arena) {
   for (const std::unique_ptr<OfDevice>& device : devices_) {
     if (!device->pages->Lost(arena)) continue;
+    Slab& slab = *slabs_.Find(arena);
+    for (uint32_t i = 0; i < slab.shape().slots; ++i)
+      device->fetch->Dropped({&slab, i});
     for (const ClientId client : device->arenas.GivenTo(arena))
       lost_slabs_[{client, device->arenas.device()}].push_back(arena);
   }
 }
 
-bool HostEngine::TurnDevices(std::vector<Placement::Gone>* gone) {
+bool HostEngine::TurnDevices(std::span<const Placement::Gone> gone) {
   bool more = false;
   for (const std::unique_ptr<OfDevice>& device : devices_) {
     // What host memory gave up.
-    for (const Placement::Gone& arena : *gone)
+    for (const Placement::Gone& arena : gone)
       device->pages->HostSlabGone(arena.arena);
-  }
-  for (const std::unique_ptr<OfDevice>& device : devices_) {
     more |= device->arenas.Turn();
-    more |= device->pages->Turn(gone);
+    more |= device->pages->Turn();
+    device->fetch->Turn();
   }
   return more;
 }
@@ -111,10 +129,27 @@ void HostEngine::TellUnmapWanted() {
   }
 }
 
+void HostEngine::PrefetchToDevice(const Client& client, const PrefetchSpec& spec,
+                                  std::function<void(Result<Prefetched>)> done) {
+  const Result<OfDevice*> device = DeviceOf(spec.device);
+  if (!device) return done(device.error());
+  const StoreOptions& limits = options_.store;
+  const uint32_t asked_ms = spec.deadline_ms == 0 ? limits.prefetch_deadline_ms : spec.deadline_ms;
+  const MonotonicNs deadline =
+      clock_.Now() + std::min(asked_ms, limits.prefetch_deadline_max_ms) * kNsPerMs;
+  (*device)->fetch->Fetch(client, spec, deadline, std::move(done));
+}
+
+void HostEngine::DeviceClientGone(ClientId client) {
+  for (const std::unique_ptr<OfDevice>& device : devices_)
+    device->fetch->ClientGone(client);
+}
+
 Status HostEngine::CheckDevices() const {
   for (const std::unique_ptr<OfDevice>& device : devices_) {
     RETURN_IF_ERROR(device->arenas.CheckInvariants());
     RETURN_IF_ERROR(device->pages->CheckInvariants());
+    RETURN_IF_ERROR(device->fetch->CheckInvariants());
   }
   return {};
 }

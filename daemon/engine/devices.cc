@@ -70,6 +70,8 @@ std::vector<GpuReport> HostEngine::Devices() const {
     report.zombie_arenas = device->arenas.zombie_arenas();
     report.unmap_requests = device->arenas.unmap_requests();
     device->pages->AddFigures(&report);
+    report.promoted_pages = device->fetch->promoted().extents;
+    report.promoted_bytes = device->fetch->promoted().bytes;
     report.policy = device->policy->name();
     report.tier = device->arenas.tier().Report();
     reports.push_back(std::move(report));

@@ -149,8 +149,12 @@ class HostEngine final : public Engine {
                                         uint64_t count);
   Residents& ResidentsOf(SlotRef slot);
   void DropFrom(TenantId tenant, const PageName& name, bool* dropped);
-  bool TurnDevices(std::vector<Placement::Gone>* gone);
+  bool TurnDevices(std::span<const Placement::Gone> gone);
   void TellUnmapWanted();
+  void PrefetchToDevice(const Client& client, const PrefetchSpec& spec,
+                        std::function<void(Result<Prefetched>)> done);
+  // What it waits for there is answered, and it holds nothing there.
+  void DeviceClientGone(ClientId client);
   Code CommitOne(Client& client, uint64_t id, uint32_t valid_tokens);
   PageCounts& CountsOf(const Client& client) { return catalog_.At(client.spec.tenant).counts; }
   void AddPageFigures(std::vector<TenantFigures>* tenants) const;

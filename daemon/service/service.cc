@@ -275,7 +275,11 @@ void Service::ArenasGone(TenantId tenant, std::span<const ArenaId> arenas) {
 
 void Service::UnmapWanted(ClientId client, const UnmapRequest& request) {
   const auto found = clients_.find(client);
-  if (found == clients_.end() || found->second->caller == nullptr) return;
+  if (found == clients_.end()) return;
+  // Nothing of it is given again.
+  for (const ArenaId arena : request.arenas)
+    found->second->arenas.erase(arena);
+  if (found->second->caller == nullptr) return;
   wire::UnmapWantedEvent event;
   event.set_device(request.device);
   event.mutable_arenas()->Add(request.arenas.begin(), request.arenas.end());

@@ -57,8 +57,16 @@ inline void FillArena(const ArenaFacts& facts, bool writable, wire::Arena* arena
   arena->set_id(facts.id);
   arena->set_bytes(facts.bytes);
   arena->set_page_bytes(facts.page_bytes);
-  arena->set_tier(static_cast<uint32_t>(shm::Tier::kHost));
+  const shm::Tier tier = facts.device == 0 ? shm::Tier::kHost : shm::Tier::kDevice;
+  arena->set_tier(static_cast<uint32_t>(tier));
+  arena->set_device(facts.device);
   arena->set_writable(writable);
+}
+
+// For what names a device: whoever did not say that it knows of them is given nothing of theirs.
+inline Status CheckDevice(const Caller& caller, uint32_t device) {
+  if (device == 0 || (caller.capabilities & wire::kDeviceCapability) != 0) return {};
+  return {Code::kInvalidArgument, "device: the client's hello did not have the capability"};
 }
 
 inline std::string DigestBytes(const Digest& digest) {

@@ -15,6 +15,7 @@
 #include "daemon/service/reports.h"
 
 namespace terrace::wire {
+class Arena;
 class Arenas;
 class Report;
 }  // namespace terrace::wire
@@ -107,8 +108,12 @@ class Verbs {
   Status OnCloseSpace(Caller& caller, Frame& frame);
   Status OnGrant(Caller& caller, Frame& frame);
   // A step: done when there are answers for all of `keys`.
+  struct GrantSoFar {
+    std::vector<GrantGiven> given;
+    MonotonicNs waits_since = 0;  // For memory of a device; 0: the last step got some.
+  };
   StepEnd GrantMore(Caller& caller, uint64_t request, GrantSpec spec, std::span<const Digest> keys,
-                    std::vector<GrantGiven>* given);
+                    GrantSoFar* so_far);
   void SendGrants(Caller& caller, uint64_t request, std::span<const GrantGiven> given);
   Status OnCommit(Caller& caller, Frame& frame);
   Status OnAbort(Caller& caller, Frame& frame);
@@ -174,6 +179,9 @@ class Verbs {
   Caller* Finish(const Ticket& ticket);
   // The descriptor of a slab, noted as given to the client: it is told when the slab goes.
   Result<UniqueFd> GiveArena(ClientRecord& client, ArenaId arena, bool writable);
+  // What the client maps an arena by: a descriptor goes to `fds`, a handle into the message.
+  Status AddArena(Caller& caller, const ArenaFacts& facts, bool writable, wire::Arena* arena,
+                  std::vector<UniqueFd>* fds);
 
   const Parts parts_;
   std::unique_ptr<Messages> messages_;

@@ -13,6 +13,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -51,7 +52,8 @@ class DescribedHostTier final : public HostTier {
 class ServiceWorld {
  public:
   // With model files of 8 KiB and 2 MiB, "/m" and "/large".
-  explicit ServiceWorld(const EngineOptions& options, uint64_t descriptors = 65536) {
+  explicit ServiceWorld(const EngineOptions& options, uint64_t descriptors = 65536,
+                        std::vector<DevicePart> devices = {}) {
     for (const auto& [path, bytes] : {std::pair("/m", 8u << 10), std::pair("/large", 2u << 20)}) {
       sources_.AddFile(
           path,
@@ -68,6 +70,7 @@ class ServiceWorld {
     parts.journal = &journal_;
     parts.directory_memory = &directory_;
     parts.host_policy = MakeLru();
+    parts.devices = std::move(devices);
     Result<std::unique_ptr<Engine>> engine = MakeEngine(options, std::move(parts), *service_);
     TERRACE_CHECK(engine.has_value());
     engine_ = *std::move(engine);
@@ -109,7 +112,7 @@ class ServiceWorld {
     }
   }
 
- private:
+  // Tiers of the engine are its thread's.
   void OnLoop(const std::function<void()>& task) {
     std::promise<void> done;
     loop_.Post([&] {
@@ -118,7 +121,9 @@ class ServiceWorld {
     });
     done.get_future().wait();
   }
+  Engine& engine() { return *engine_; }
 
+ private:
   // In the order in which they depend on each other.
   OwnerLoop loop_;
   ManualClock clock_;
