@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/random.h"
+#include "kernels/cuda_kernels.h"
 #include "tiers/device/cuda_gpu.h"
 #include "tiers/device/host_gpu.h"
 #include "tiers/device/supervisor/mover_tier.h"

@@ -1,4 +1,5 @@
 // The verbs of HostEngine on pages in memory of devices.
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -21,6 +22,18 @@ void HostEngine::MakeDevicePages(OfDevice& device) {
                                                                       .arenas = device.arenas,
                                                                       .clock = clock_});
   placement_.AddWatcher(*device.pages);
+  device.fetch = std::make_unique<DeviceFetch>(DeviceFetch::Parts{
+      .catalog = catalog_,
+      .slabs = slabs_,
+      .clients = clients_,
+      .pages = *device.pages,
+      .arenas = device.arenas,
+      .clock = clock_,
+      .below = [this](ClientId client, const PrefetchSpec& spec, DeviceFetch::Done done) {
+        Prefetch(client, spec, std::move(done));
+      }});
+  placement_.AddWatcher(*device.fetch);
+  pins_.AddWatcher(*device.fetch);
 }
 
 Result<PagesOnDevice::Slots> HostEngine::SlotsFor(TenantId tenant, uint32_t number,
@@ -53,6 +66,17 @@ void HostEngine::DemoteDevice(uint32_t number, uint64_t bytes, Progress progress
   const Result<OfDevice*> device = DeviceOf(number);
   if (!device) return done(device.error());
   (*device)->pages->Demote(bytes, std::move(progress), std::move(done));
+}
+
+void HostEngine::PrefetchToDevice(const Client& client, const PrefetchSpec& spec,
+                                  std::function<void(Result<Prefetched>)> done) {
+  const Result<OfDevice*> device = DeviceOf(spec.device);
+  if (!device) return done(device.error());
+  const StoreOptions& limits = options_.store;
+  const uint32_t asked_ms = spec.deadline_ms == 0 ? limits.prefetch_deadline_ms : spec.deadline_ms;
+  const MonotonicNs deadline =
+      clock_.Now() + std::min(asked_ms, limits.prefetch_deadline_max_ms) * kNsPerMs;
+  (*device)->fetch->Fetch(client, spec, deadline, std::move(done));
 }
 
 }  // namespace terrace

@@ -51,7 +51,10 @@ Result<DeviceMemory> HostEngine::GiveDeviceArena(ClientId id, ArenaId arena) {
     return Status(Code::kNotFound,
                   "arena " + std::to_string(arena) + " is no memory that the client may map");
   }
-  if (!device->arenas.Give(arena, id)) {
+  // Once, however often it asks: it lets go of it once.
+  const std::vector<ClientId> given = device->arenas.GivenTo(arena);
+  const bool again = std::find(given.begin(), given.end(), id) != given.end();
+  if (slab->closed() || (!again && !device->arenas.Give(arena, id))) {
     return Status(Code::kStale, "arena " + std::to_string(arena) + " was lost, or is given up");
   }
   return *device->arenas.MemoryOf(arena);
@@ -60,29 +63,36 @@ Result<DeviceMemory> HostEngine::GiveDeviceArena(ClientId id, ArenaId arena) {
 void HostEngine::DeviceArenaLost(ArenaId arena) {
   OfDevice* const device = HasArena(arena);
   if (device == nullptr) return;
-  if (arena <= kLastDeviceSlabId) {
-    if (!device->pages->Lost(arena)) return;
-    for (const ClientId client : device->arenas.GivenTo(arena))
-      lost_slabs_[{client, device->arenas.device()}].push_back(arena);
-  } else {
+  if (arena > kLastDeviceSlabId) {
     device->arenas.Lost(arena);
     device->weights->Lost(arena);
+    return;
   }
+  if (!device->pages->Lost(arena)) return;
+  Slab& slab = *slabs_.Find(arena);
+  for (uint32_t i = 0; i < slab.shape().slots; ++i)
+    device->fetch->Dropped({&slab, i});
+  for (const ClientId client : device->arenas.GivenTo(arena))
+    lost_slabs_[{client, device->arenas.device()}].push_back(arena);
 }
 
-bool HostEngine::TurnDevices(std::vector<Placement::Gone>* gone) {
+bool HostEngine::TurnDevices(std::span<const Placement::Gone> gone) {
   bool more = false;
   for (const std::unique_ptr<OfDevice>& device : devices_) {
     // What host memory gave up.
-    for (const Placement::Gone& arena : *gone)
+    for (const Placement::Gone& arena : gone)
       device->pages->HostSlabGone(arena.arena);
-  }
-  for (const std::unique_ptr<OfDevice>& device : devices_) {
     more |= device->arenas.Turn();
-    more |= device->pages->Turn(gone);
+    more |= device->pages->Turn();
+    device->fetch->Turn();
     device->weights->Turn();
   }
   return more;
+}
+
+void HostEngine::DeviceClientGone(ClientId client) {
+  for (const std::unique_ptr<OfDevice>& device : devices_)
+    device->fetch->ClientGone(client);
 }
 
 void HostEngine::TellUnmapWanted() {
@@ -150,6 +160,7 @@ Status HostEngine::CheckDevices() const {
   for (const std::unique_ptr<OfDevice>& device : devices_) {
     RETURN_IF_ERROR(device->arenas.CheckInvariants());
     RETURN_IF_ERROR(device->pages->CheckInvariants());
+    RETURN_IF_ERROR(device->fetch->CheckInvariants());
     RETURN_IF_ERROR(device->weights->CheckInvariants());
   }
   return {};
@@ -184,6 +195,8 @@ std::vector<GpuReport> HostEngine::Devices() const {
     report.zombie_arenas = device->arenas.zombie_arenas();
     report.unmap_requests = device->arenas.unmap_requests();
     device->pages->AddFigures(&report);
+    report.promoted_pages = device->fetch->promoted().extents;
+    report.promoted_bytes = device->fetch->promoted().bytes;
     report.loaded_bytes = device->weights->loaded_bytes();
     report.evicted_blocks = device->weights->evicted_blocks();
     report.policy = device->policy->name();

@@ -148,6 +148,7 @@ void HostEngine::ClientGone(ClientId id) {
     slabs_.Free(EndGrant(*client, grant));
   catalog_.ClientGone(tenant, id);
   clients_.Remove(id);
+  DeviceClientGone(id);
   weights_.ClientGone(id);
   for (const std::unique_ptr<OfDevice>& device : devices_) {
     device->weights->ClientGone(id);
@@ -357,7 +358,7 @@ bool HostEngine::Turn() {
   std::vector<Placement::Gone> gone;
   more |= placement_.Turn(&gone);
   more |= weights_.Turn();
-  more |= TurnDevices(&gone);
+  more |= TurnDevices(gone);
   if (store_ != nullptr) more |= store_->Turn();
   std::map<TenantId, std::vector<ArenaId>> gone_of;
   for (const Placement::Gone& arena : gone)
@@ -370,6 +371,7 @@ bool HostEngine::Turn() {
   for (const auto& [client, why] : pins_.TakeCut()) {
     AbandonGrants(client);
     if (store_ != nullptr) store_->ClientGone(client);
+    DeviceClientGone(client);
     events_.ClientCut(client, why);
   }
   return more;

@@ -150,14 +150,18 @@ class HostEngine final : public Engine {
                                         uint64_t count);
   Residents& ResidentsOf(SlotRef slot);
   void DropFrom(TenantId tenant, const PageName& name, bool* dropped);
-  bool TurnDevices(std::vector<Placement::Gone>* gone);
+  bool TurnDevices(std::span<const Placement::Gone> gone);
+  void TellUnmapWanted();
+  void TellUnmapWanted(OfDevice& device);
+  OfDevice* HasArena(ArenaId arena) const;  // Null: none has.
+  void PrefetchToDevice(const Client& client, const PrefetchSpec& spec,
+                        std::function<void(Result<Prefetched>)> done);
+  // What it waits for there is answered, and it holds nothing there.
+  void DeviceClientGone(ClientId client);
   // weights_on_devices.cc
   void MakeDeviceWeights(OfDevice& device);
   // The device where the client has the attachment; null: it is in host memory, or none.
   OfDevice* AttachedOn(ClientId client, uint64_t attachment) const;
-  OfDevice* HasArena(ArenaId arena) const;  // Null: none has.
-  void TellUnmapWanted();
-  void TellUnmapWanted(OfDevice& device);
   Code CommitOne(Client& client, uint64_t id, uint32_t valid_tokens);
   PageCounts& CountsOf(const Client& client) { return catalog_.At(client.spec.tenant).counts; }
   void AddPageFigures(std::vector<TenantFigures>* tenants) const;

@@ -207,7 +207,8 @@ void HostEngine::DropFrom(TenantId tenant, const PageName& name, bool* dropped) 
   ResidentsOf(*slot).Unlink(*slot);
   // Freed by the next scan, of which a turn or an eviction makes one, unless somebody reads it.
   pins_.AddLimbo(*slot);
-  if (store_ != nullptr && name.place == 0) store_->DroppedFromMemory(*slot);
+  if (name.place != 0) return devices_[name.place - 1]->fetch->Dropped(*slot);
+  if (store_ != nullptr) store_->DroppedFromMemory(*slot);
 }
 
 Evicted HostEngine::Evict(uint64_t bytes, uint64_t limit) {
@@ -219,7 +220,7 @@ std::optional<ArenaFacts> HostEngine::FindArena(ClientId id, ArenaId arena) cons
   const auto client = clients_.all().find(id);
   const Slab* slab = slabs_.Find(arena);
   if (client == clients_.all().end() || slab == nullptr ||
-      slab->tenant() != client->second.spec.tenant) {
+      slab->tenant() != client->second.spec.tenant || slab->closed()) {
     return std::nullopt;
   }
   return ArenaFacts{.id = arena,

@@ -171,7 +171,7 @@ Status HostEngine::CheckTransfers() const {
   });
   uint64_t moved = store_ == nullptr ? 0 : store_->transfers();
   for (const std::unique_ptr<OfDevice>& device : devices_)
-    moved += device->pages->transfers();
+    moved += device->pages->transfers() + device->fetch->transfers();
   if (transfers == moved) return {};
   return Status(Code::kInternal, "slots in transfer are not the pages read and written");
 }

@@ -29,6 +29,7 @@ void HostEngine::Prefetch(ClientId id, const PrefetchSpec& spec,
   }
   const Result<Space*> space = OpenedSpace(**client, spec.slot, spec.epoch);
   if (!space) return done(space.error());
+  if (spec.device != 0) return PrefetchToDevice(**client, spec, std::move(done));
   if (store_ != nullptr) return store_->Prefetch(**client, **space, spec, std::move(done));
   done(FoundInMemory(catalog_.At((*client)->spec.tenant), spec));
 }

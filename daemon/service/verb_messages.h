@@ -53,8 +53,8 @@ inline Status TooMany(const char* field, int64_t count, int64_t limit) {
                                       " are allowed"};
 }
 
-// Of a field that names a device: who does not know of them has no business with its memory.
-inline Status CheckDeviceField(const Caller& caller, uint32_t device) {
+// For what names a device: whoever did not say that it knows of them is given nothing of theirs.
+inline Status CheckKnowsDevice(const Caller& caller, uint32_t device) {
   if (device == 0 || (caller.capabilities & wire::kDeviceCapability) != 0) return {};
   return {Code::kMismatch, "device: " + std::to_string(device) +
                                ", and this client did not announce the capability of devices"};
@@ -64,7 +64,9 @@ inline void FillArena(const ArenaFacts& facts, bool writable, wire::Arena* arena
   arena->set_id(facts.id);
   arena->set_bytes(facts.bytes);
   arena->set_page_bytes(facts.page_bytes);
-  arena->set_tier(static_cast<uint32_t>(shm::Tier::kHost));
+  const shm::Tier tier = facts.device == 0 ? shm::Tier::kHost : shm::Tier::kDevice;
+  arena->set_tier(static_cast<uint32_t>(tier));
+  arena->set_device(facts.device);
   arena->set_writable(writable);
 }
 

@@ -216,4 +216,24 @@ Result<UniqueFd> Verbs::GiveArena(ClientRecord& client, ArenaId arena, bool writ
   return fd;
 }
 
+Status Verbs::AddArena(Caller& caller, const ArenaFacts& facts, bool writable, wire::Arena* arena,
+                       std::vector<UniqueFd>* fds) {
+  ClientRecord& client = *caller.client;
+  if (facts.device == 0) {
+    ASSIGN_OR_RETURN(UniqueFd fd, GiveArena(client, facts.id, writable));
+    fds->push_back(std::move(fd));
+    return {};
+  }
+  ASSIGN_OR_RETURN(const DeviceMemory memory, parts_.engine->GiveDeviceArena(client.id, facts.id));
+  bool& given_writable = client.arenas[facts.id];
+  given_writable = given_writable || writable;
+  if (memory.slab == nullptr) {
+    arena->set_handle(memory.handle.data(), memory.handle.size());
+    return {};
+  }
+  ASSIGN_OR_RETURN(UniqueFd fd, memory.slab->Duplicate());
+  fds->push_back(std::move(fd));
+  return {};
+}
+
 }  // namespace terrace

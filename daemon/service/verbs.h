@@ -15,6 +15,7 @@
 #include "daemon/service/reports.h"
 
 namespace terrace::wire {
+class Arena;
 class Arenas;
 class AttachBlocksReply;
 class Report;
@@ -69,7 +70,7 @@ class Verbs {
   // it is. Not to be called from within a verb of the engine.
   void EndUnused(ClientRecord& client);
   // Nothing where it is away: it is told when it comes back.
-  static void TellUnmapWanted(const ClientRecord& client, const UnmapRequest& request);
+  static void TellUnmapWanted(ClientRecord& client, const UnmapRequest& request);
 
  private:
   // Where a late reply goes.
@@ -111,8 +112,12 @@ class Verbs {
   Status OnCloseSpace(Caller& caller, Frame& frame);
   Status OnGrant(Caller& caller, Frame& frame);
   // A step: done when there are answers for all of `keys`.
+  struct GrantSoFar {
+    std::vector<GrantGiven> given;
+    MonotonicNs waits_since = 0;  // For memory of a device; 0: the last step got some.
+  };
   StepEnd GrantMore(Caller& caller, uint64_t request, GrantSpec spec, std::span<const Digest> keys,
-                    std::vector<GrantGiven>* given);
+                    GrantSoFar* so_far);
   void SendGrants(Caller& caller, uint64_t request, std::span<const GrantGiven> given);
   Status OnCommit(Caller& caller, Frame& frame);
   Status OnAbort(Caller& caller, Frame& frame);
@@ -185,6 +190,9 @@ class Verbs {
   Caller* Finish(const Ticket& ticket);
   // The descriptor of a slab, noted as given to the client: it is told when the slab goes.
   Result<UniqueFd> GiveArena(ClientRecord& client, ArenaId arena, bool writable);
+  // What the client maps an arena by: a descriptor goes to `fds`, a handle into the message.
+  Status AddArena(Caller& caller, const ArenaFacts& facts, bool writable, wire::Arena* arena,
+                  std::vector<UniqueFd>* fds);
 
   const Parts parts_;
   std::unique_ptr<Messages> messages_;

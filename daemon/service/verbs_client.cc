@@ -278,18 +278,19 @@ Verbs::StepEnd Verbs::SendArenas(Caller& caller, uint64_t request, const wire::A
     const auto same = [id](const wire::Arena& arena) { return arena.id() == id; };
     if (std::any_of(reply.arenas().begin(), reply.arenas().end(), same)) continue;
     const std::optional<ArenaFacts> facts = parts_.engine->FindArena(client.id, id);
-    if (facts) FillArena(*facts, writable, reply.add_arenas());
+    if (facts && CheckKnowsDevice(caller, facts->device).ok()) {
+      FillArena(*facts, writable, reply.add_arenas());
+    }
   }
   const auto count = static_cast<size_t>(reply.arenas_size());
   if (count > 0 && !caller.connection.MayQueueFds(count)) return StepEnd::kWaits;
   std::vector<UniqueFd> fds;
-  for (const wire::Arena& arena : reply.arenas()) {
-    Result<UniqueFd> fd = GiveArena(client, arena.id(), writable);
-    if (!fd) {
-      caller.connection.SendError(request, fd.error());
+  for (wire::Arena& arena : *reply.mutable_arenas()) {
+    const ArenaFacts facts{.id = arena.id(), .device = arena.device()};
+    if (const Status given = AddArena(caller, facts, writable, &arena, &fds); !given.ok()) {
+      caller.connection.SendError(request, given);
       return StepEnd::kDone;
     }
-    fds.push_back(*std::move(fd));
   }
   caller.connection.Send(wire::Type::kArenasReply, request, reply, std::move(fds));
   return StepEnd::kDone;

@@ -26,13 +26,19 @@ Status Verbs::OnLetGo(Caller& caller, Frame& frame) {
   if (request.arenas_size() > static_cast<int>(kMaxLetGo)) {
     return TooMany("arenas", request.arenas_size(), kMaxLetGo);
   }
+  // Should it map one anew, it is given it anew.
+  for (const uint32_t arena : request.arenas())
+    caller.client->arenas.erase(arena);
   parts_.engine->LetGoArenas(caller.client->id,
                              {request.arenas().data(), static_cast<size_t>(request.arenas_size())});
   caller.connection.Send(wire::Type::kLetGoReply, frame.header.request, wire::LetGoReply());
   return {};
 }
 
-void Verbs::TellUnmapWanted(const ClientRecord& client, const UnmapRequest& request) {
+void Verbs::TellUnmapWanted(ClientRecord& client, const UnmapRequest& request) {
+  // Nothing of it is given again.
+  for (const ArenaId arena : request.arenas)
+    client.arenas.erase(arena);
   if (client.caller == nullptr) return;
   wire::UnmapWantedEvent event;
   event.set_device(request.device);

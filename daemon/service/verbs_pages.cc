@@ -107,6 +107,8 @@ Status Verbs::OnGrant(Caller& caller, Frame& frame) {
   spec.chain = !request.parent().empty();
   ASSIGN_OR_RETURN(spec.parent, DigestField("parent", request.parent(), true));
   spec.position = request.position();
+  spec.device = request.device();
+  RETURN_IF_ERROR(CheckKnowsDevice(caller, spec.device));
   spec.keys = messages_->keys;
   std::vector<GrantGiven>& given = messages_->given;
   given.clear();
@@ -115,18 +117,19 @@ Status Verbs::OnGrant(Caller& caller, Frame& frame) {
     SendGrants(caller, frame.header.request, given);
     return {};
   }
-  // Large pages: the memory for the rest is got in steps.
+  // Large pages, or those of a device: the memory for the rest is got in steps.
   spec.keys = {};
-  BeginLong(
-      caller, frame.header.request,
-      [this, spec, keys = messages_->keys, all = given](Caller& waiting, uint64_t id) mutable {
-        return GrantMore(waiting, id, spec, keys, &all);
-      });
+  BeginLong(caller, frame.header.request,
+            [this, spec, keys = messages_->keys, all = GrantSoFar{.given = given}](
+                Caller& waiting, uint64_t id) mutable {
+              return GrantMore(waiting, id, spec, keys, &all);
+            });
   return {};
 }
 
 Verbs::StepEnd Verbs::GrantMore(Caller& caller, uint64_t request, GrantSpec spec,
-                                std::span<const Digest> keys, std::vector<GrantGiven>* given) {
+                                std::span<const Digest> keys, GrantSoFar* so_far) {
+  std::vector<GrantGiven>* const given = &so_far->given;
   const ClientId client = caller.client->id;
   const uint32_t first_position = spec.position;
   // The rest of the chain.
@@ -144,7 +147,20 @@ Verbs::StepEnd Verbs::GrantMore(Caller& caller, uint64_t request, GrantSpec spec
     return StepEnd::kDone;
   }
   given->insert(given->end(), more.begin(), more.end());
-  if (given->size() < keys.size()) return StepEnd::kMore;
+  const MonotonicNs now = parts_.clock->Now();
+  if (!more.empty()) {
+    so_far->waits_since = 0;
+  } else if (so_far->waits_since == 0) {
+    so_far->waits_since = now;
+  }
+  if (given->size() < keys.size()) {
+    if (!more.empty()) return StepEnd::kMore;
+    // Memory of a device comes when others have let go of it, or not.
+    if (now - so_far->waits_since < parts_.limits->reader_stall_ms * kNsPerMs / 2) {
+      return StepEnd::kWaits;
+    }
+    given->resize(keys.size(), {.code = Code::kExhausted});
+  }
   SendGrants(caller, request, *given);
   return StepEnd::kDone;
 }
@@ -168,10 +184,9 @@ void Verbs::SendGrants(Caller& caller, uint64_t request, std::span<const GrantGi
     if (fds.size() == wire::kMaxFds || !caller.connection.MayQueueFds(fds.size() + 1)) continue;
     const std::optional<ArenaFacts> facts = parts_.engine->FindArena(client.id, arena);
     if (!facts) continue;
-    Result<UniqueFd> fd = GiveArena(client, arena, true);
-    if (!fd) continue;
-    fds.push_back(*std::move(fd));
-    FillArena(*facts, true, reply.add_arenas());
+    wire::Arena message;
+    FillArena(*facts, true, &message);
+    if (AddArena(caller, *facts, true, &message, &fds).ok()) *reply.add_arenas() = message;
   }
   caller.connection.Send(wire::Type::kGrantReply, request, reply, std::move(fds));
 }

@@ -17,6 +17,8 @@ Status Verbs::OnPrefetch(Caller& caller, Frame& frame) {
   spec.deadline_ms = request.deadline_ms();
   spec.min_fraction = request.min_percent() / 100.0;
   spec.recompute_us_per_page = request.recompute_us();
+  spec.device = request.device();
+  RETURN_IF_ERROR(CheckKnowsDevice(caller, spec.device));
   const Ticket ticket = Begin(caller, frame.header.request);
   parts_.engine->Prefetch(
       ticket.client, spec, [this, ticket](const Result<Prefetched>& prefetched) {
@@ -57,18 +59,23 @@ Status Verbs::OnPersist(Caller& caller, Frame& frame) {
 Status Verbs::OnDemote(Caller& caller, Frame& frame) {
   RETURN_IF_ERROR(CheckAdmin(caller, "Demote"));
   ASSIGN_OR_RETURN(const wire::Demote request, ParseFrame<wire::Demote>(frame));
+  RETURN_IF_ERROR(CheckKnowsDevice(caller, request.device()));
   const Ticket ticket = Begin(caller, frame.header.request);
-  parts_.engine->Demote(request.bytes(), ProgressTo(ticket),
-                        [this, ticket](const Result<Demoted>& demoted) {
-                          Caller* waiting = Finish(ticket);
-                          if (waiting == nullptr) return;
-                          if (!demoted)
-                            return waiting->connection.SendError(ticket.request, demoted.error());
-                          wire::DemoteReply reply;
-                          reply.set_pages(demoted->pages);
-                          reply.set_bytes(demoted->bytes);
-                          waiting->connection.Send(wire::Type::kDemoteReply, ticket.request, reply);
-                        });
+  auto done = [this, ticket](const Result<Demoted>& demoted) {
+    Caller* waiting = Finish(ticket);
+    if (waiting == nullptr) return;
+    if (!demoted) return waiting->connection.SendError(ticket.request, demoted.error());
+    wire::DemoteReply reply;
+    reply.set_pages(demoted->pages);
+    reply.set_bytes(demoted->bytes);
+    waiting->connection.Send(wire::Type::kDemoteReply, ticket.request, reply);
+  };
+  if (request.device() != 0) {
+    parts_.engine->DemoteDevice(request.device(), request.bytes(), ProgressTo(ticket),
+                                std::move(done));
+  } else {
+    parts_.engine->Demote(request.bytes(), ProgressTo(ticket), std::move(done));
+  }
   return {};
 }
 

@@ -107,7 +107,7 @@ Status Verbs::OnLoad(Caller& caller, Frame& frame) {
   if (!caller.identity.may_administer) {
     RETURN_IF_ERROR(parts_.engine->CheckModelAccess(caller.identity.tenant, request.name()));
   }
-  RETURN_IF_ERROR(CheckDeviceField(caller, request.device()));
+  RETURN_IF_ERROR(CheckKnowsDevice(caller, request.device()));
   const Ticket ticket = Begin(caller, frame.header.request);
   const auto done = [this, ticket](const Result<ModelLoaded>& loaded) {
     Caller* waiting = Finish(ticket);
@@ -131,7 +131,7 @@ Status Verbs::OnLoad(Caller& caller, Frame& frame) {
 Status Verbs::OnUnload(Caller& caller, Frame& frame) {
   RETURN_IF_ERROR(CheckAdmin(caller, "Unload"));
   ASSIGN_OR_RETURN(const wire::Unload request, ParseFrame<wire::Unload>(frame));
-  RETURN_IF_ERROR(CheckDeviceField(caller, request.device()));
+  RETURN_IF_ERROR(CheckKnowsDevice(caller, request.device()));
   ASSIGN_OR_RETURN(
       const Unloaded unloaded,
       request.device() != 0
@@ -149,7 +149,7 @@ Status Verbs::OnAttach(Caller& caller, Frame& frame) {
   if (request.early() && !request.load()) {
     return {Code::kInvalidArgument, "early: without load there is nothing to be early for"};
   }
-  RETURN_IF_ERROR(CheckDeviceField(caller, request.device()));
+  RETURN_IF_ERROR(CheckKnowsDevice(caller, request.device()));
   if (request.early() && request.device() != 0) {
     return {Code::kInvalidArgument,
             "early: not with device, whose memory is seen when all is there"};

@@ -310,7 +310,6 @@ TEST_F(DevicePagesTest, MemoryPassesToAnotherTenantWhenItsClientsHaveUnmapped) {
   of.world.engine->LetGoArenas(client.given.id, wanted[0].arenas);
   of.Settle();
   EXPECT_TRUE(other.PutHere(others, 1).has_value());
-  EXPECT_EQ(of.world.events.gone[client.tenant()], wanted[0].arenas);
   for (uint64_t i = 0; i < 16; ++i) {
     EXPECT_TRUE(client.ReadsAt(space, i, 0) || client.ReadsAt(space, i, 1)) << i;
   }
@@ -334,6 +333,168 @@ TEST_F(DevicePagesTest, ARestartFindsNothingOfTheDevice) {
   const SpaceGiven same = again.Open();
   EXPECT_FALSE(again.FindAt(same, 1, 1).has_value());
   EXPECT_TRUE(again.PutHere(same, 1).has_value());
+}
+
+// ---- To the device
+
+class DeviceFetchTest : public DevicePagesTest {
+ protected:
+  // In host memory, with bytes of its own.
+  void PutBelow(uint64_t number) {
+    const GrantGiven grant = client.Grant(space, number);
+    ASSERT_EQ(grant.code, Code::kOk);
+    client.Write(space, grant.handle, number);
+    ASSERT_EQ(client.Commit(grant.grant), Code::kOk);
+  }
+  std::vector<Code> CodesOf(const std::shared_ptr<DeviceClient::Fetch>& fetch) {
+    of.Settle();
+    if (!fetch->answer.has_value() || !fetch->answer->has_value()) return {};
+    return (*fetch->answer)->codes;
+  }
+  // As far as the copy, which waits.
+  std::shared_ptr<DeviceClient::Fetch> FetchUntilTheCopy(uint64_t number) {
+    auto fetch = client.FetchHere(space, {number});
+    for (int i = 0; i < 10 && tier().copy_calls == 0; ++i) {
+      tier().RunPending(1);
+      (void)of.world.engine->Turn();
+    }
+    EXPECT_EQ(tier().copy_calls, 1u);
+    EXPECT_EQ(tier().pending(), 1u);
+    return fetch;
+  }
+};
+
+TEST_F(DeviceFetchTest, PagesComeOutOfHostMemoryAndStayThere) {
+  for (uint64_t i = 0; i < 3; ++i)
+    PutBelow(i);
+  ASSERT_TRUE(client.PutHere(space, 3).has_value());
+  EXPECT_THAT(CodesOf(client.FetchHere(space, {0, 1, 2, 3})),
+              ElementsAre(Code::kOk, Code::kOk, Code::kOk, Code::kOk));
+  for (uint64_t i = 0; i < 3; ++i) {
+    EXPECT_TRUE(client.ReadsAt(space, i, 1));
+    EXPECT_TRUE(client.ReadsAt(space, i, 0));
+  }
+  EXPECT_EQ(Device().promoted_pages, 3u);
+  EXPECT_EQ(Device().demoted_pages, 0u);
+}
+
+TEST_F(DeviceFetchTest, NothingBehindAGapIsFetched) {
+  PutBelow(0);
+  PutBelow(2);
+  const auto fetch = client.FetchHere(space, {0, 1, 2});
+  EXPECT_THAT(CodesOf(fetch), ElementsAre(Code::kOk, Code::kNotFound, Code::kNotFound));
+  EXPECT_EQ((*fetch->answer)->worth, 1u);
+  EXPECT_FALSE(client.FindAt(space, 2, 1).has_value());
+}
+
+TEST_F(DeviceFetchTest, ManyWhoWaitForAPageCostOneCopy) {
+  PutBelow(1);
+  std::vector<std::shared_ptr<DeviceClient::Fetch>> fetches;
+  fetches.push_back(FetchUntilTheCopy(1));
+  for (int i = 0; i < 4; ++i)
+    fetches.push_back(client.FetchHere(space, {1, 1}));
+  for (const auto& fetch : fetches)
+    EXPECT_THAT(CodesOf(fetch), testing::Each(Code::kOk));
+  EXPECT_EQ(tier().copied_bytes, kPage);
+}
+
+TEST_F(DeviceFetchTest, WhatWasFetchedStaysUntilItIsLookedUp) {
+  PutBelow(1);
+  const auto fetch = client.FetchHere(space, {1}, 10'000);
+  EXPECT_THAT(CodesOf(fetch), ElementsAre(Code::kOk));
+  for (uint64_t i = 10; i < 40; ++i)
+    ASSERT_TRUE(client.PutHere(space, i).has_value());
+  ASSERT_TRUE(client.ReadsAt(space, 1, 1));
+  client.channel.Touch(client.FindAt(space, 1, 1).value());
+  for (uint64_t i = 40; i < 80; ++i)
+    ASSERT_TRUE(client.PutHere(space, i).has_value());
+  EXPECT_FALSE(client.FindAt(space, 1, 1).has_value()) << "held no more";
+}
+
+TEST_F(DeviceFetchTest, WhatIsDroppedOnItsWayIsNotFound) {
+  PutBelow(1);
+  const auto fetch = FetchUntilTheCopy(1);
+  EXPECT_EQ(client.Drop(space, 1), 1u);
+  Check();
+  EXPECT_THAT(CodesOf(fetch), ElementsAre(Code::kNotFound));
+  EXPECT_FALSE(client.FindAt(space, 1, 1).has_value());
+}
+
+TEST_F(DeviceFetchTest, WhatIsInvalidatedOnItsWayIsStale) {
+  PutBelow(1);
+  const auto fetch = FetchUntilTheCopy(1);
+  EndGeneration();
+  EXPECT_THAT(CodesOf(fetch), ElementsAre(Code::kStale));
+  EXPECT_FALSE(client.FindAt(space, 1, 1).has_value());
+}
+
+TEST_F(DeviceFetchTest, WhoeverCommitsItMeanwhileWins) {
+  PutBelow(1);
+  const GrantGiven grant = client.GrantHere(space, {1})[0];
+  client.Write(space, grant.handle, 1);
+  const auto fetch = FetchUntilTheCopy(1);
+  EXPECT_EQ(client.Commit(grant.grant), Code::kOk);
+  EXPECT_THAT(CodesOf(fetch), ElementsAre(Code::kOk));
+  EXPECT_EQ(client.FindAt(space, 1, 1).value() >> shm::kSequenceBits,
+            grant.handle >> shm::kSequenceBits);
+}
+
+TEST_F(DeviceFetchTest, ADeviceLostOnTheWayIsUnavailable) {
+  PutBelow(1);
+  const auto fetch = FetchUntilTheCopy(1);
+  of.Lose();
+  Check();
+  EXPECT_THAT(CodesOf(fetch), ElementsAre(Code::kUnavailable));
+  EXPECT_TRUE(client.ReadsAt(space, 1, 0));
+  EXPECT_EQ(Device().bytes.used(), 0u);
+}
+
+TEST_F(DeviceFetchTest, ACopyThatFailsIsToldAndLeavesThePageBelow) {
+  PutBelow(1);
+  tier().copy_faults.FailAfter(0, Status(Code::kUnavailable, "no"));
+  EXPECT_THAT(CodesOf(client.FetchHere(space, {1})), ElementsAre(Code::kUnavailable));
+  EXPECT_TRUE(client.ReadsAt(space, 1, 0));
+  EXPECT_THAT(CodesOf(client.FetchHere(space, {1})), ElementsAre(Code::kOk));
+  EXPECT_TRUE(client.ReadsAt(space, 1, 1));
+}
+
+TEST_F(DeviceFetchTest, AFetchEndsAtItsDeadline) {
+  PutBelow(1);
+  tier().serving = false;
+  const auto fetch = client.FetchHere(space, {1}, 100);
+  of.world.clock.Advance(200 * kNsPerMs);
+  EXPECT_THAT(CodesOf(fetch), ElementsAre(Code::kDeadlineExceeded));
+  tier().serving = true;
+  of.Settle();
+}
+
+TEST_F(DeviceFetchTest, AClientThatIsGoneIsAnsweredAndHoldsNothing) {
+  PutBelow(1);
+  const auto fetch = FetchUntilTheCopy(1);
+  of.world.engine->ClientGone(client.given.id);
+  EXPECT_TRUE(fetch->answer.has_value());
+  of.Settle();
+}
+
+TEST(DeviceAndStore, StoredPagesComeByWayOfHostMemory) {
+  SimPageStore store{SimPageStoreOptions()};
+  EngineOptions options = EngineWorld::SmallOptions();
+  options.store.sketch_counters = 4096;
+  DeviceWorld of(options, DeviceWorld::Slabs(4), &store);
+  DeviceClient client(of);
+  const SpaceGiven space = client.Open();
+  ASSERT_TRUE(client.PutHere(space, 1).has_value());
+  of.world.engine->DemoteDevice(1, 0, {}, [](const Result<Demoted>&) {});
+  of.Settle();
+  ASSERT_TRUE(client.ReadsAt(space, 1, 0));
+  (void)of.world.engine->Evict(0, UINT64_MAX);
+  ASSERT_FALSE(client.FindAt(space, 1, 0).has_value());
+  const auto fetch = client.FetchHere(space, {1});
+  of.Settle();
+  ASSERT_TRUE(fetch->answer.has_value() && fetch->answer->has_value());
+  EXPECT_THAT((*fetch->answer)->codes, ElementsAre(Code::kOk));
+  EXPECT_TRUE(client.ReadsAt(space, 1, 1));
+  EXPECT_EQ(of.world.engine->CheckInvariants(), Status());
 }
 
 // Whatever is asked for in whatever order, and whatever fails: the books agree, budgets hold, and

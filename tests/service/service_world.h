@@ -13,6 +13,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -51,9 +52,10 @@ class DescribedHostTier final : public HostTier {
 
 class ServiceWorld {
  public:
-  // With model files of 8 KiB and 2 MiB, "/m" and "/large", and one device.
+  // With model files of 8 KiB and 2 MiB, "/m" and "/large", and one device, unless others are
+  // given.
   explicit ServiceWorld(const EngineOptions& options, uint64_t descriptors = 65536,
-                        bool device_has_slabs = true)
+                        bool device_has_slabs = true, std::vector<DevicePart> devices = {})
       : device_(1u << 30, 4096, [this](ArenaId arena) { return host_.Bytes(arena); }) {
     for (const auto& [path, bytes] : {std::pair("/m", 8u << 10), std::pair("/large", 2u << 20)}) {
       sources_.AddFile(
@@ -71,14 +73,8 @@ class ServiceWorld {
     parts.journal = &journal_;
     parts.directory_memory = &directory_;
     parts.host_policy = MakeLru();
-    device_.descriptors = true;
-    device_.slabs = device_has_slabs;
-    DevicePart device;
-    device.options.kind = "host";
-    device.options.capacity_bytes = 64u << 20;
-    device.tier = &device_;
-    device.policy = MakeLru();
-    parts.devices.push_back(std::move(device));
+    parts.devices = std::move(devices);
+    if (parts.devices.empty()) parts.devices.push_back(OwnDevice(device_has_slabs));
     Result<std::unique_ptr<Engine>> engine = MakeEngine(options, std::move(parts), *service_);
     TERRACE_CHECK(engine.has_value());
     engine_ = *std::move(engine);
@@ -124,7 +120,7 @@ class ServiceWorld {
     }
   }
 
- private:
+  // Tiers of the engine are its thread's.
   void OnLoop(const std::function<void()>& task) {
     std::promise<void> done;
     loop_.Post([&] {
@@ -132,6 +128,19 @@ class ServiceWorld {
       done.set_value();
     });
     done.get_future().wait();
+  }
+  Engine& engine() { return *engine_; }
+
+ private:
+  DevicePart OwnDevice(bool has_slabs) {
+    device_.descriptors = true;
+    device_.slabs = has_slabs;
+    DevicePart device;
+    device.options.kind = "host";
+    device.options.capacity_bytes = 64u << 20;
+    device.tier = &device_;
+    device.policy = MakeLru();
+    return device;
   }
 
   // In the order in which they depend on each other.

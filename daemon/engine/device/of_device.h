@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "daemon/engine/device/device_arenas.h"
+#include "daemon/engine/device/device_fetch.h"
 #include "daemon/engine/device/device_weights.h"
 #include "daemon/engine/device/item_numbers.h"
 #include "daemon/engine/device/pages_on_device.h"
@@ -23,6 +24,7 @@ struct OfDevice {
   ItemNumbers items;  // Of the policy.
   DeviceArenas arenas;
   std::unique_ptr<PagesOnDevice> pages;
+  std::unique_ptr<DeviceFetch> fetch;
   std::unique_ptr<DeviceWeights> weights;
 };
 

@@ -311,7 +311,7 @@ void PagesOnDevice::Close(Slab& slab) {
   closed_.insert(slab.arena());
 }
 
-void PagesOnDevice::EmptyClosed(std::vector<Placement::Gone>* gone) {
+void PagesOnDevice::EmptyClosed() {
   for (const ArenaId arena : std::set<ArenaId>(closed_)) {
     Slab& slab = *parts_.slabs.Find(arena);
     if (slab.idle_grains() == 0) {
@@ -325,7 +325,6 @@ void PagesOnDevice::EmptyClosed(std::vector<Placement::Gone>* gone) {
     // A reader may be about to look at an old handle: the arena stays as long as a pin names it.
     parts_.pins.Scan(slab.tenant());
     if (parts_.pins.AnyPinned(slab)) continue;
-    gone->push_back({.tenant = slab.tenant(), .arena = arena});
     closed_.erase(arena);
     lost_.erase(arena);
     parts_.slabs.Remove(&slab);
@@ -424,11 +423,11 @@ bool PagesOnDevice::KeepReserve() {
   return false;
 }
 
-bool PagesOnDevice::Turn(std::vector<Placement::Gone>* gone) {
+bool PagesOnDevice::Turn() {
   host_slabs_.Turn();
   (void)KeepReserve();
   GiveBackIdle();
-  EmptyClosed(gone);
+  EmptyClosed();
   return StepDemotion();
 }
 

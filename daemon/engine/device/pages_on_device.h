@@ -83,8 +83,8 @@ class PagesOnDevice final : public StoredCopies, public PageWatcher {
   bool Lost(ArenaId arena);
   void HostSlabGone(ArenaId slab) { host_slabs_.Gone(slab); }
   HostSlabs& host_slabs() { return host_slabs_; }
-  // Arenas that were released since the last call are in `gone`. True if more could be done.
-  bool Turn(std::vector<Placement::Gone>* gone);
+  // True if more could be done.
+  bool Turn();
 
   // ---- PageWatcher
   void Scanned(const Client&) override {}
@@ -150,7 +150,7 @@ class PagesOnDevice final : public StoredCopies, public PageWatcher {
   bool GiveUpOne(const SlabClass* spare);
   bool CanLeave(Slab& slab, std::set<TenantId>* scanned);
   void Close(Slab& slab);
-  void EmptyClosed(std::vector<Placement::Gone>* gone);
+  void EmptyClosed();
   void GiveBackIdle();
   bool StepDemotion();
   bool KeepReserve();

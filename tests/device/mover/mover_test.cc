@@ -404,6 +404,22 @@ TEST_F(MoverTest, HostArenasTakePartInCopiesAloneAndOnlyAsTheyMay) {
   EXPECT_OK(Do(OneCopy({.arena = 1, .offset = 0}, {.arena = 2, .offset = 0}, 16)));
 }
 
+TEST_F(MoverTest, AHostArenaThatIsNotToBeRegisteredIsCopiedByStaging) {
+  Start();
+  const Mapping device = Create(1, kGranule);
+  const auto fd = CreateMemfd("mover-test", kGranule);
+  EXPECT_OK(Do(MoverHost{.arena = 2, .bytes = kGranule, .writable = true, .registered = false},
+               fd->get()));
+  const Mapping host = *Mapping::Of(fd->get(), 0, kGranule, Protection::kReadWrite);
+  host.bytes()[kGranule - 1] = 7;
+  EXPECT_OK(Do(OneCopy({.arena = 1, .offset = 0}, {.arena = 2, .offset = 0}, kGranule)));
+  EXPECT_EQ(device.bytes()[kGranule - 1], 7);
+  const MoverFigures figures = Figures();
+  EXPECT_EQ(figures.registered_bytes, 0u);
+  EXPECT_EQ(figures.host_bytes, kGranule);
+  EXPECT_EQ(figures.staged_bytes, kGranule);
+}
+
 TEST_F(MoverTest, WhatCannotStartIsTold) {
   gpus_->Add({.fault = GpuFault::kOutOfMemory, .verb = GpuVerb::kRegisterHost});
   auto gpu = gpus_->Open(HostGpuUuid(0));
