@@ -99,10 +99,15 @@ class Lookup {
   // page->pin nullptr if it does not hit.
   Step PinPage(const Digest& key, Pinned* page) {
     page->pin = nullptr;
-    if (device_ != 0) {
-      const Step step = PinPageIn(device_, key, page);
-      if (step.hit || step.reason == shm::Miss::kBudget) return step;
-    }
+    if (device_ != 0) [[unlikely]]
+      return PinCopy(key, page);
+    return PinPageIn(0, key, page);
+  }
+
+  // Out of line: what is inline is for host memory alone, as it is where there are no devices.
+  [[gnu::noinline]] Step PinCopy(const Digest& key, Pinned* page) {
+    const Step step = PinPageIn(device_, key, page);
+    if (step.hit || step.reason == shm::Miss::kBudget) return step;
     return PinPageIn(0, key, page);
   }
 

@@ -113,7 +113,10 @@ kvc_ticket kvc_pin(kvc_reader* reader, const kvc_space* space, const kvc_key* ke
     });
   }
   if (page != nullptr && ticket != 0) {
-    *page = {data, pinned.bytes, pinned.valid_tokens, pinned.place};
+    *page = {data, pinned.bytes, pinned.valid_tokens, 0};
+    // Apart: words that were stored one by one a moment ago are not to be loaded as one.
+    if (pinned.place != 0) [[unlikely]]
+      page->device = pinned.place;
   }
   if (why != nullptr) *why = ticket != 0 ? KVC_MISS_NONE : MissOf(miss);
   return ticket;
