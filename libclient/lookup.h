@@ -100,24 +100,29 @@ class Lookup {
   Step PinPage(const Digest& key, Pinned* page) {
     page->pin = nullptr;
     if (device_ != 0) [[unlikely]]
-      return PinCopy(key, page);
-    return PinPageIn(0, key, page);
+      return PinCopy(view_, lane_, spec_, device_, key, page);
+    return PinPageIn(view_, lane_, spec_, 0, key, page);
   }
 
-  // Out of line: what is inline is for host memory alone, as it is where there are no devices.
-  [[gnu::noinline]] Step PinCopy(const Digest& key, Pinned* page) {
-    const Step step = PinPageIn(device_, key, page);
+  // Out of line, and without `this`, so that what is inline is for host memory alone and a lookup
+  // there need not lie in memory.
+  [[gnu::noinline]] static Step PinCopy(const DirectoryView<Atomics>& view, Lane<Atomics>& lane,
+                                        LookupSpec spec, uint32_t device, const Digest& key,
+                                        Pinned* page) {
+    const Step step = PinPageIn(view, lane, spec, device, key, page);
     if (step.hit || step.reason == shm::Miss::kBudget) return step;
-    return PinPageIn(0, key, page);
+    return PinPageIn(view, lane, spec, 0, key, page);
   }
 
   // Pins the page in that place and confirms that the pin came in time.
-  [[gnu::always_inline]] Step PinPageIn(uint32_t place, const Digest& key, Pinned* page) {
-    const uint64_t home = view_.Home(spec_.space, spec_.part, key, place);
+  [[gnu::always_inline]] static Step PinPageIn(const DirectoryView<Atomics>& view,
+                                               Lane<Atomics>& lane, const LookupSpec& spec,
+                                               uint32_t place, const Digest& key, Pinned* page) {
+    const uint64_t home = view.Home(spec.space, spec.part, key, place);
     for (int attempt = 0; attempt < shm::kMaxRetries; ++attempt) {
-      const auto match = view_.Find(home, spec_.space, spec_.part, key, place);
+      const auto match = view.Find(home, spec.space, spec.part, key, place);
       if (match.entry == nullptr) return {false, shm::Miss::kAbsent};
-      shm::Word* pin = lane_.Pin(match.handle, match.bytes);
+      shm::Word* pin = lane.Pin(match.handle, match.bytes);
       if (pin == nullptr) return {false, shm::Miss::kBudget};
       // After the pin in the total order. Either this reads the handle and the evictor, which takes
       // the handle away before it scans, finds the pin; or this reads that the handle is gone. And
@@ -127,7 +132,7 @@ class Lookup {
                  place,        pin};
         return {true, {}};
       }
-      lane_.Unpin(pin, match.bytes);
+      lane.Unpin(pin, match.bytes);
     }
     return {false, shm::Miss::kBusy};
   }

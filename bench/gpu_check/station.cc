@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/random.h"
+#include "kernels/cuda_kernels.h"
 
 namespace terrace::bench {
 namespace {
@@ -80,7 +81,7 @@ Result<uint64_t> Station::FreeBytes() const {
 
 Result<std::unique_ptr<GpuProbe>> Station::Probe() const {
   if (device_.kind == MoverKind::kHost) return OpenHostProbe();
-  return OpenCudaProbe(facts().uuid);
+  return OpenCudaProbe(facts().uuid, PagedCopyFatbin());
 }
 
 std::vector<uint8_t> SeedBytes(uint64_t bytes, uint64_t seed) {

@@ -51,10 +51,8 @@ Result<DeviceMemory> HostEngine::GiveDeviceArena(ClientId id, ArenaId arena) {
     return Status(Code::kNotFound,
                   "arena " + std::to_string(arena) + " is no memory that the client may map");
   }
-  // Once, however often it asks: it lets go of it once.
-  const std::vector<ClientId> given = device->arenas.GivenTo(arena);
-  const bool again = std::find(given.begin(), given.end(), id) != given.end();
-  if (slab->closed() || (!again && !device->arenas.Give(arena, id))) {
+  // Counted each time: it lets go of an arena as often as that was described to it.
+  if (slab->closed() || !device->arenas.Give(arena, id)) {
     return Status(Code::kStale, "arena " + std::to_string(arena) + " was lost, or is given up");
   }
   return *device->arenas.MemoryOf(arena);

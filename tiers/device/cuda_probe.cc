@@ -66,7 +66,8 @@ class HostNode {
 
 class CudaProbe final : public GpuProbe {
  public:
-  static Result<std::unique_ptr<GpuProbe>> Open(const GpuUuid& uuid) {
+  static Result<std::unique_ptr<GpuProbe>> Open(const GpuUuid& uuid,
+                                                std::span<const std::byte> fatbin) {
     ASSIGN_OR_RETURN(const std::shared_ptr<const CudaDriver> driver,
                      CudaDriver::Load("libcuda.so.1"));
     int count = 0;
@@ -78,7 +79,7 @@ class CudaProbe final : public GpuProbe {
       RETURN_IF_ERROR(driver->Tell("cuDeviceGetUuid", driver->cuDeviceGetUuid(&its, device)));
       if (std::memcmp(its.bytes, uuid.bytes.data(), uuid.bytes.size()) != 0) continue;
       ASSIGN_OR_RETURN(std::shared_ptr<CudaContext> context, CudaContext::Retain(driver, device));
-      return std::unique_ptr<GpuProbe>(new CudaProbe(std::move(context)));
+      return std::unique_ptr<GpuProbe>(new CudaProbe(std::move(context), fatbin));
     }
     return Status(Code::kNotFound, "no GPU is " + uuid.Text());
   }
@@ -90,7 +91,8 @@ class CudaProbe final : public GpuProbe {
 
   Status Store(GpuAddress at, GpuAddress readable) override {
     ASSIGN_OR_RETURN(const std::shared_ptr<CudaStream> stream, CudaStream::Create(context_));
-    ASSIGN_OR_RETURN(const std::unique_ptr<CudaKernels> kernels, CudaKernels::Load(context_));
+    ASSIGN_OR_RETURN(const std::unique_ptr<CudaKernels> kernels,
+                     CudaKernels::Load(context_, kernels_));
     PagedCopyLaunch launch;
     launch.block_stride = kPagedAlignment;
     launch.segment_stride = kPagedAlignment;
@@ -148,18 +150,20 @@ class CudaProbe final : public GpuProbe {
   }
 
  private:
-  explicit CudaProbe(std::shared_ptr<CudaContext> context)
-      : context_(std::move(context)), driver_(context_->driver()) {}
+  CudaProbe(std::shared_ptr<CudaContext> context, std::span<const std::byte> kernels)
+      : context_(std::move(context)), driver_(context_->driver()), kernels_(kernels) {}
 
   const std::shared_ptr<CudaContext> context_;
   const CudaDriver& driver_;
+  const std::span<const std::byte> kernels_;
   std::vector<CUevent> events_;
 };
 
 }  // namespace
 
-Result<std::unique_ptr<GpuProbe>> OpenCudaProbe(const GpuUuid& uuid) {
-  return CudaProbe::Open(uuid);
+Result<std::unique_ptr<GpuProbe>> OpenCudaProbe(const GpuUuid& uuid,
+                                                std::span<const std::byte> kernels) {
+  return CudaProbe::Open(uuid, kernels);
 }
 
 }  // namespace terrace

@@ -6,8 +6,10 @@
 // Thread safety: one thread uses it. It has the device's context as a Gpu of the same process has.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "base/status.h"
 #include "tiers/device/gpu.h"
@@ -31,7 +33,9 @@ class GpuProbe {
   virtual Status OpenEvent(const IpcHandle& handle) = 0;
 };
 
-Result<std::unique_ptr<GpuProbe>> OpenCudaProbe(const GpuUuid& uuid);
+// `kernels` as in CudaGpuOptions: it stores by one of them.
+Result<std::unique_ptr<GpuProbe>> OpenCudaProbe(const GpuUuid& uuid,
+                                                std::span<const std::byte> kernels);
 std::unique_ptr<GpuProbe> OpenHostProbe();
 
 // What libnvidia-ml says is free on a device, which needs no context; opened when it is asked.

@@ -8,7 +8,7 @@ Result<std::unique_ptr<Gpus>> OpenCudaGpus(const CudaGpuOptions&) {
   return Status(Code::kMismatch, "this build has no CUDA: there was no cuda.h");
 }
 
-Result<std::unique_ptr<GpuProbe>> OpenCudaProbe(const GpuUuid&) {
+Result<std::unique_ptr<GpuProbe>> OpenCudaProbe(const GpuUuid&, std::span<const std::byte>) {
   return Status(Code::kMismatch, "this build has no CUDA: there was no cuda.h");
 }
 
