@@ -25,7 +25,6 @@ struct Pinned {
   uint32_t bytes = 0;
   uint32_t valid_tokens = 0;
   shm::Tier tier = shm::Tier::kHost;
-  uint32_t place = 0;        // 0: host memory; else the device of that number.
   shm::Word* pin = nullptr;  // nullptr: not pinned.
 };
 

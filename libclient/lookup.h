@@ -44,18 +44,19 @@ struct LookupSpec {
   uint32_t part = 0;
 };
 
-template <class Atomics = shm::StdAtomics>
+// kPrefersDevice is known to the compiler, so that a lookup in host memory alone is the code that
+// it would be without devices.
+template <class Atomics = shm::StdAtomics, bool kPrefersDevice = false>
 class Lookup {
  public:
-  // `device`: the number of the one whose copies are preferred; 0: host memory alone. Not part of
-  // the spec, which is copied whole from where it has long been.
+  // `device`: the number of the one whose copies are preferred, where one is.
   Lookup(const DirectoryView<Atomics>& view, Lane<Atomics>& lane, const LookupSpec& spec,
          uint32_t device = 0)
       : view_(view), lane_(lane), spec_(spec), device_(device) {}
 
   // One page.
   LookupResult One(const Digest& key, Pinned* page) {
-    if (device_ != 0) PrefetchHome(key);
+    if constexpr (kPrefersDevice) PrefetchHome(key);
     const Step step = PinPage(key, page);
     switch (view_.StandingOf(spec_.space)) {
       case Standing::kSuperseded:
@@ -98,41 +99,31 @@ class Lookup {
   // Pins the page where it is preferred. The standing of the space is still to be confirmed. Leaves
   // page->pin nullptr if it does not hit.
   Step PinPage(const Digest& key, Pinned* page) {
-    page->pin = nullptr;
-    if (device_ != 0) [[unlikely]]
-      return PinCopy(view_, lane_, spec_, device_, key, page);
-    return PinPageIn(view_, lane_, spec_, 0, key, page);
-  }
-
-  // Out of line, and without `this`, so that what is inline is for host memory alone and a lookup
-  // there need not lie in memory.
-  [[gnu::noinline]] static Step PinCopy(const DirectoryView<Atomics>& view, Lane<Atomics>& lane,
-                                        LookupSpec spec, uint32_t device, const Digest& key,
-                                        Pinned* page) {
-    const Step step = PinPageIn(view, lane, spec, device, key, page);
-    if (step.hit || step.reason == shm::Miss::kBudget) return step;
-    return PinPageIn(view, lane, spec, 0, key, page);
+    if constexpr (kPrefersDevice) {
+      const Step step = PinPageIn(device_, key, page);
+      if (step.hit || step.reason == shm::Miss::kBudget) return step;
+    }
+    return PinPageIn(0, key, page);
   }
 
   // Pins the page in that place and confirms that the pin came in time.
-  [[gnu::always_inline]] static Step PinPageIn(const DirectoryView<Atomics>& view,
-                                               Lane<Atomics>& lane, const LookupSpec& spec,
-                                               uint32_t place, const Digest& key, Pinned* page) {
-    const uint64_t home = view.Home(spec.space, spec.part, key, place);
+  Step PinPageIn(uint32_t place, const Digest& key, Pinned* page) {
+    const uint64_t home = view_.Home(spec_.space, spec_.part, key, place);
+    page->pin = nullptr;
     for (int attempt = 0; attempt < shm::kMaxRetries; ++attempt) {
-      const auto match = view.Find(home, spec.space, spec.part, key, place);
+      const auto match = view_.Find(home, spec_.space, spec_.part, key, place);
       if (match.entry == nullptr) return {false, shm::Miss::kAbsent};
-      shm::Word* pin = lane.Pin(match.handle, match.bytes);
+      shm::Word* pin = lane_.Pin(match.handle, match.bytes);
       if (pin == nullptr) return {false, shm::Miss::kBudget};
       // After the pin in the total order. Either this reads the handle and the evictor, which takes
       // the handle away before it scans, finds the pin; or this reads that the handle is gone. And
       // because a handle is linked only once, all that Find read belongs to this page.
       if (Atomics::Load(match.entry->handle, std::memory_order_seq_cst) == match.handle) {
         *page = {match.handle, match.bytes, shm::TokensOf(match.tokens), shm::TierOf(match.tokens),
-                 place,        pin};
+                 pin};
         return {true, {}};
       }
-      lane.Unpin(pin, match.bytes);
+      lane_.Unpin(pin, match.bytes);
     }
     return {false, shm::Miss::kBusy};
   }
@@ -231,7 +222,7 @@ class Lookup {
 
   void PrefetchHome(const Digest& key) const {
     view_.Prefetch(view_.Home(spec_.space, spec_.part, key));
-    if (device_ != 0) view_.Prefetch(view_.Home(spec_.space, spec_.part, key, device_));
+    if constexpr (kPrefersDevice) view_.Prefetch(view_.Home(spec_.space, spec_.part, key, device_));
   }
 
   const DirectoryView<Atomics>& view_;

@@ -229,11 +229,19 @@ bool Reader::MapMissing(Berth& berth, std::span<const Pinned> pages) {
 
 Ticket Reader::Pin(const Space& space, const Digest& key, Pinned* page, const uint8_t** data,
                    shm::Miss* why) {
+  return device_ == nullptr ? PinBy<false>(space, key, page, data, why)
+                            : PinBy<true>(space, key, page, data, why);
+}
+
+template <bool kPrefersDevice>
+Ticket Reader::PinBy(const Space& space, const Digest& key, Pinned* page, const uint8_t** data,
+                     shm::Miss* why) {
   const auto [berth, spec] = Ready(space, 1, why);
   if (berth == nullptr) return 0;
   for (int renewals = 0; renewals < kMaxRenewals; ++renewals) {
     const int64_t begin = berth->lane().TimesNext(1) ? BeginTime() : 0;
-    Lookup<> lookup(berth->directory().view, berth->lane(), *spec, number_);
+    Lookup<shm::StdAtomics, kPrefersDevice> lookup(berth->directory().view, berth->lane(), *spec,
+                                                   kPrefersDevice ? number_ : 0);
     const LookupResult result = lookup.One(key, page);
     if (begin != 0) [[unlikely]]
       CountTime(berth->lane(), begin, result.hits);
@@ -278,11 +286,13 @@ void Reader::Unpin(Ticket ticket) {
   }
 }
 
+template <bool kPrefersDevice>
 LookupResult Reader::Fill(Berth& berth, const LookupSpec& spec, std::span<const Digest> keys,
                           Want want, PageSet* set) {
   for (int renewals = 0; renewals < kMaxRenewals; ++renewals) {
     const int64_t begin = berth.lane().TimesNext(keys.size()) ? BeginTime() : 0;
-    Lookup<> lookup(berth.directory().view, berth.lane(), spec, number_);
+    Lookup<shm::StdAtomics, kPrefersDevice> lookup(berth.directory().view, berth.lane(), spec,
+                                                   kPrefersDevice ? number_ : 0);
     const std::span<Pinned> pages(set->Pages(), keys.size());
     const LookupResult result =
         want == Want::kPrefix ? lookup.Prefix(keys, pages) : lookup.Each(keys, pages);
@@ -325,8 +335,10 @@ Reader::Found Reader::Look(const Space& space, std::span<const Digest> keys, Wan
     return found;
   }
   PageSet* set = PageSet::Make(*berth, space.facts(), keys.size());
+  set->device_ = number_;
   found.set = set;
-  const LookupResult result = Fill(*berth, *spec, keys, want, set);
+  const LookupResult result = device_ == nullptr ? Fill<false>(*berth, *spec, keys, want, set)
+                                                 : Fill<true>(*berth, *spec, keys, want, set);
   found.all = result.outcome == Outcome::kHit;
   found.why = result.reason;
   set->found_ = result.hits;

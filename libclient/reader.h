@@ -83,6 +83,10 @@ class PageSet {
   std::span<const Digest> keys() const { return {Keys(), places_}; }
   // nullptr for an empty place.
   const uint8_t* DataAt(size_t place) const;
+  // The number of the device in whose memory it is; 0: in host memory.
+  uint32_t DeviceOf(size_t place) const {
+    return Pages()[place].tier == shm::Tier::kDevice ? device_ : 0;
+  }
 
  private:
   friend class Berth;   // Frees it.
@@ -96,6 +100,7 @@ class PageSet {
   Berth* berth_ = nullptr;
   const PageRange* range_ = nullptr;
   Digest space_;
+  uint32_t device_ = 0;  // That the lookup preferred.
   size_t places_ = 0;
   size_t found_ = 0;
   uint64_t tokens_ = 0;
@@ -115,6 +120,7 @@ class Reader {
 
   // Whose copies are preferred from now on; null: host memory alone. The reader's thread's.
   void SetDevice(std::shared_ptr<Device> device);
+  uint32_t device_number() const { return number_; }
 
   // 0: a miss, for `why`.
   Ticket Pin(const Space& space, const Digest& key, Pinned* page, const uint8_t** data,
@@ -148,6 +154,10 @@ class Reader {
   bool Renew(Berth& berth);
   // Maps what arenas of `pages` are not; true if some page still has no address.
   bool MapMissing(Berth& berth, std::span<const Pinned> pages);
+  template <bool kPrefersDevice>
+  Ticket PinBy(const Space& space, const Digest& key, Pinned* page, const uint8_t** data,
+               shm::Miss* why);
+  template <bool kPrefersDevice>
   LookupResult Fill(Berth& berth, const LookupSpec& spec, std::span<const Digest> keys, Want want,
                     PageSet* set);
   // Gives back the pages of `set` that could not be mapped.

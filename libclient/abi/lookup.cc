@@ -42,7 +42,7 @@ struct Numbering {
   const uint8_t* base = nullptr;
   bool on_device = false;
 
-  bool Has(const Pinned& page) const { return (page.place != 0) == on_device; }
+  bool Has(const Pinned& page) const { return (page.tier == shm::Tier::kDevice) == on_device; }
 };
 Result<Numbering> NumberingOf(const PageSet& set, const kvc_table_options& options) {
   if (options.device == nullptr || options.format != KVC_TABLE_BLOCK) {
@@ -114,9 +114,8 @@ kvc_ticket kvc_pin(kvc_reader* reader, const kvc_space* space, const kvc_key* ke
   }
   if (page != nullptr && ticket != 0) {
     *page = {data, pinned.bytes, pinned.valid_tokens, 0};
-    // Apart: words that were stored one by one a moment ago are not to be loaded as one.
-    if (pinned.place != 0) [[unlikely]]
-      page->device = pinned.place;
+    if (pinned.tier == shm::Tier::kDevice) [[unlikely]]
+      page->device = Of(reader)->device_number();
   }
   if (why != nullptr) *why = ticket != 0 ? KVC_MISS_NONE : MissOf(miss);
   return ticket;
@@ -174,7 +173,7 @@ kvc_code kvc_pages_get(const kvc_pages* pages, size_t index, kvc_page* page) {
     const Pinned& pinned = set.pages()[index];
     *page = {};
     if (pinned.pin != nullptr) {
-      *page = {set.DataAt(index), pinned.bytes, pinned.valid_tokens, pinned.place};
+      *page = {set.DataAt(index), pinned.bytes, pinned.valid_tokens, set.DeviceOf(index)};
     }
     return {};
   });

@@ -134,7 +134,7 @@ class PageReader {
     LookupResult result;
     // A fence or a growth may come again before the next try; each try is a new chance.
     for (int attempt = 0; attempt < 100; ++attempt) {
-      Lookup<> lookup(view_, lane_, {space_, 0}, device_);
+      Lookup<shm::StdAtomics, true> lookup(view_, lane_, {space_, 0}, device_);
       result = count == 1 ? lookup.One(keys[0], room)
                : holes    ? lookup.Each(keys, pages)
                           : lookup.Prefix(keys, pages);
