@@ -46,6 +46,7 @@ class DeviceWeightsTest : public testing::Test {
     for (SimDeviceTier* tier : {&one, &two}) {
       DevicePart part;
       part.options.capacity_bytes = room.device_blocks * room.block_bytes;
+      part.options.slab_bytes = room.block_bytes;
       part.options.pages_floor_bytes = room.pages_floor_blocks * room.block_bytes;
       part.options.unmap_deadline_ms = 1'000;
       part.options.call_deadline_ms = 1'000;
@@ -442,6 +443,42 @@ TEST_F(DeviceWeightsTest, WhatIsAttachedMakesNoRoomAndNothingLeavesInVain) {
   EXPECT_EQ(Load("c").code(), Code::kExhausted);
   EXPECT_EQ(StartAttach("b", false)->status, Status()) << "it would not have been enough";
   EXPECT_EQ(Report().evicted_blocks, 0u);
+}
+
+TEST_F(DeviceWeightsTest, PagesLeaveForWeightsAndAreInHostMemoryThen) {
+  AddModel("a", 6);
+  SpaceSpec spec;
+  spec.layout = LayoutOf(EngineWorld::kPage);
+  const SpaceGiven space = *engine->OpenSpace(client, spec);
+  const size_t pages = 4 * block_bytes / EngineWorld::kPage;
+  for (uint64_t number = 0; number < pages; ++number) {
+    const Digest key = KeyOf(number);
+    std::vector<GrantGiven> given;
+    for (int tries = 0; tries < 100 && given.empty(); ++tries) {
+      ASSERT_EQ(
+          engine->Grant(client,
+                        {.slot = space.slot, .epoch = space.epoch, .keys = {&key, 1}, .device = 1},
+                        &given),
+          Status());
+      Settle();
+    }
+    ASSERT_EQ(given.size(), 1u);
+    std::vector<Code> codes;
+    ASSERT_EQ(engine->Commit(client, {&given[0].grant, 1}, {}, &codes), Status());
+  }
+  ASSERT_EQ(Report().linked_pages, pages);
+  EXPECT_EQ(Load("a"), Status());
+  EXPECT_EQ(Report().bytes.weights, 6 * block_bytes);
+  EXPECT_LE(Report().bytes.pages, 2 * block_bytes);
+  size_t kept = 0;
+  for (uint64_t number = 0; number < pages; ++number) {
+    for (const uint32_t place : {0u, 1u}) {
+      if (!engine->index(1).Find({space.slot, space.epoch, 0, KeyOf(number), place})) continue;
+      ++kept;
+      break;
+    }
+  }
+  EXPECT_EQ(kept, pages);
 }
 
 TEST_F(DeviceWeightsTest, ALoadWaitsForMemoryThatIsAskedBack) {

@@ -295,15 +295,11 @@ bool PagesOnDevice::GiveUpOne(const SlabClass* spare) {
 }
 
 bool PagesOnDevice::MakeRoom(uint64_t bytes) {
-  const auto has = [&] {
-    uint64_t going = parts_.arenas.RoomFor(DeviceArenas::Use::kWeights);
-    for (const ArenaId arena : closed_)
-      going += parts_.arenas.BytesOf(arena);
-    return going + parts_.arenas.bytes().leaving >= bytes;
-  };
-  if (has()) return true;
-  if (parts_.arenas.bytes().pages <= parts_.arenas.options().pages_floor_bytes) return false;
-  return GiveUpOne(nullptr);
+  if (parts_.arenas.bytes().pages < parts_.arenas.options().pages_floor_bytes + bytes) return false;
+  uint64_t going = 0;
+  for (const ArenaId arena : closed_)
+    going += parts_.arenas.BytesOf(arena);
+  return going >= bytes || GiveUpOne(nullptr);
 }
 
 void PagesOnDevice::Close(Slab& slab) {

@@ -72,8 +72,9 @@ class PagesOnDevice final : public StoredCopies, public PageWatcher {
     bool more = false;           // Some of those that are missing are on their way.
   };
   Slots Allocate(SlabClass& of, uint64_t count);
-  // Makes room of `bytes` in the budget for weights, out of slabs, in the course of time. False:
-  // there is not so much that could leave. To be called again until there is room.
+  // Has slabs of `bytes` leave for weights, in the course of time, beside what has left already.
+  // False: there is not so much above the floor, or nothing more can leave. To be called again until
+  // there is room.
   bool MakeRoom(uint64_t bytes);
 
   // ---- Leaving
