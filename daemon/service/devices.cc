@@ -59,6 +59,7 @@ Result<ChosenDevices> ChooseOfHost(const Config& config) {
     device.uuid = HostGpuUuid(*HostDeviceOf(table.uuid));  // CheckConfig let it by.
     device.host_bytes = total;
     ASSIGN_OR_RETURN(device.options, OptionsOf(table, total));
+    device.options.kind = "host";
     // Room for several, in little memory.
     if (table.slab_bytes == 0) {
       const uint64_t eighth = device.options.capacity_bytes / 8 / 4096 * 4096;

@@ -347,6 +347,7 @@ Json GpuJson(const GpuReport& gpu) {
   Json json = {{"device", gpu.device},
                {"uuid", tier.uuid},
                {"name", tier.name},
+               {"kind", gpu.kind},
                {"driver", tier.driver},
                {"mode", tier.granularity == 0 ? ""
                         : tier.slabs          ? "slabs"
