@@ -61,9 +61,8 @@ void AddReportVerbs(CLI::App& app, Arguments& arguments) {
 void AddTierChoice(CLI::App* verb, Arguments& arguments) {
   verb->add_option("--tier", arguments.tier, "host (the default), or device: a GPU")
       ->check(CLI::IsMember({"host", "device"}));
-  verb->add_option(
-      "--device", arguments.device,
-      "Of --tier device, which one: its number or UUID; needed where there are several");
+  verb->add_option("--device", arguments.device,
+                   "Of --tier device, which one: its number or UUID; of several, load chooses");
 }
 
 void AddModelVerbs(CLI::App& app, Arguments& arguments) {

@@ -174,13 +174,12 @@ int LoadModel(Invocation& invocation, const ModelName& model, const TierChoice& 
   const uint64_t rate = static_cast<uint64_t>(static_cast<double>(loaded.bytes) / seconds);
   char took[32];
   std::snprintf(took, sizeof took, "%.2f s", seconds);
-  nlohmann::ordered_json json = {{"name", model.name},
-                                 {"version", loaded.version},
-                                 {"bytes", loaded.bytes},
-                                 {"digest", digest},
-                                 {"seconds", seconds}};
+  nlohmann::ordered_json json = {{"name", model.name},      {"version", loaded.version},
+                                 {"bytes", loaded.bytes},   {"digest", digest},
+                                 {"device", loaded.device}, {"seconds", seconds}};
+  const std::string where = loaded.device == 0 ? "" : " to device " + std::to_string(loaded.device);
   return Print(invocation, json,
-               "loaded " + Label({model.name, Printable(loaded.version)}) + ": " +
+               "loaded " + Label({model.name, Printable(loaded.version)}) + where + ": " +
                    HumanBytes(loaded.bytes) + " in " + took + " (" + HumanBytes(rate) +
                    "/s), digest " + digest.substr(0, 12));
 }

@@ -143,6 +143,10 @@ std::string DescribeGpu(const Json& gpu) {
   if (const std::string why = Text(gpu, "/why"); !why.empty()) {
     text += "  last end    " + Printable(why) + "\n";
   }
+  std::string tenants;
+  for (const Json& tenant : gpu.value("tenants", Json::array()))
+    tenants += (tenants.empty() ? "" : ", ") + Printable(tenant.get<std::string>());
+  if (!tenants.empty()) text += "  kept for    " + tenants + "\n";
   text += "  weights     " + Bytes(gpu, "/bytes/weights") + "\n";
   text += "  pages       " + Bytes(gpu, "/linked_bytes") + " in " + Count(gpu, "/pages") +
           " pages; slabs of " + Bytes(gpu, "/bytes/pages") + "\n";

@@ -60,12 +60,15 @@ struct ModelAccessReply {
   static auto Fields(auto&) { return std::tie(); }
 };
 
+// In place of the number of a device: the daemon chooses.
+inline constexpr uint32_t kAnyDevice = UINT32_MAX;
+
 struct Load {
   static constexpr wire::Type kType = wire::Type::kLoad;
   using Reply = struct LoadReply;
   std::string name;
   std::string version;
-  uint32_t device = 0;
+  uint32_t device = 0;  // Or kAnyDevice.
   static auto Fields(auto& m) { return std::tie(m.name, m.version, m.device); }
 };
 
@@ -81,7 +84,8 @@ struct LoadReply {
   std::string version;
   uint64_t bytes = 0;
   std::string digest;
-  static auto Fields(auto& m) { return std::tie(m.version, m.bytes, m.digest); }
+  uint32_t device = 0;
+  static auto Fields(auto& m) { return std::tie(m.version, m.bytes, m.digest, m.device); }
 };
 
 struct Unload {

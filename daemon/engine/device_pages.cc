@@ -42,7 +42,7 @@ Result<PagesOnDevice::Slots> HostEngine::SlotsFor(TenantId tenant, uint32_t numb
     ASSIGN_OR_RETURN(SlabClass * of, memory_.ClassOf(tenant, page_bytes));
     return PagesOnDevice::Slots{.slots = placement_.Allocate(*of, count)};
   }
-  ASSIGN_OR_RETURN(OfDevice * device, DeviceOf(number));
+  ASSIGN_OR_RETURN(OfDevice * device, DeviceFor(tenant, number));
   ASSIGN_OR_RETURN(SlabClass * of, device->pages->ClassOf(tenant, page_bytes));
   return device->pages->Allocate(*of, count);
 }
@@ -70,7 +70,7 @@ void HostEngine::DemoteDevice(uint32_t number, uint64_t bytes, Progress progress
 
 void HostEngine::PrefetchToDevice(const Client& client, const PrefetchSpec& spec,
                                   std::function<void(Result<Prefetched>)> done) {
-  const Result<OfDevice*> device = DeviceOf(spec.device);
+  const Result<OfDevice*> device = DeviceFor(client.spec.tenant, spec.device);
   if (!device) return done(device.error());
   const StoreOptions& limits = options_.store;
   const uint32_t asked_ms = spec.deadline_ms == 0 ? limits.prefetch_deadline_ms : spec.deadline_ms;

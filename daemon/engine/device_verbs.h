@@ -25,6 +25,9 @@ struct UnmapRequest {
   bool lost = false;  // The memory is gone: nothing of it may be used, also where it is mapped.
 };
 
+// In place of a number, of whoever leaves the choice to the engine.
+inline constexpr uint32_t kAnyDevice = UINT32_MAX;
+
 inline constexpr size_t kMaxPools = 16;  // Of a client.
 
 // Memory of the device that an engine owns, and has KV blocks in (kernels/paged_copy.h).
@@ -72,6 +75,7 @@ struct GpuReport {
   uint32_t device = 0;
   std::string kind;
   uint64_t capacity_bytes = 0;
+  std::vector<std::string> tenants;  // Whose memory lies on it; empty: everybody's.
   DeviceBytes bytes;
   uint64_t zombie_arenas = 0;
   // Of slabs of pages: extents by state.

@@ -25,11 +25,26 @@ void HostEngine::MakeDevices(EngineParts& parts) {
   }
 }
 
-Result<OfDevice*> HostEngine::DeviceOf(uint32_t device) {
+Result<OfDevice*> HostEngine::DeviceOf(uint32_t device) const {
   if (device >= 1 && device <= devices_.size()) return devices_[device - 1].get();
   return Status(Code::kInvalidArgument, "device " + std::to_string(device) + ": there are " +
                                             std::to_string(devices_.size()) +
                                             " (they are numbered from 1)");
+}
+
+Result<OfDevice*> HostEngine::DeviceFor(TenantId tenant, uint32_t number) const {
+  ASSIGN_OR_RETURN(OfDevice* const device, DeviceOf(number));
+  const std::vector<std::string>& tenants = device->arenas.options().tenants;
+  const std::string& name = catalog_.At(tenant).name;
+  if (tenants.empty() || std::find(tenants.begin(), tenants.end(), name) != tenants.end()) {
+    return device;
+  }
+  return Status(Code::kPermissionDenied,
+                "device " + std::to_string(number) + " is not for tenant '" + name + "'");
+}
+
+Status HostEngine::CheckDeviceAccess(TenantId tenant, uint32_t device) const {
+  return DeviceFor(tenant, device).status();
 }
 
 OfDevice* HostEngine::HasArena(ArenaId arena) const {
@@ -189,6 +204,7 @@ std::vector<GpuReport> HostEngine::Devices() const {
     report.device = device->arenas.device();
     report.kind = device->arenas.options().kind;
     report.capacity_bytes = device->arenas.capacity();
+    report.tenants = device->arenas.options().tenants;
     report.bytes = device->arenas.bytes();
     report.zombie_arenas = device->arenas.zombie_arenas();
     report.unmap_requests = device->arenas.unmap_requests();

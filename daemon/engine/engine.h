@@ -141,8 +141,12 @@ class Engine {
   virtual Status Detach(ClientId client, uint64_t attachment) = 0;
 
   // ---- Memory of devices. `invalid_argument` for a device that there is not; `unavailable` for
-  // one that does not serve. Host memory is loaded first where it has to be; both at once, block by
-  // block. Single flight.
+  // one that does not serve; `permission_denied` for one that is kept for other tenants.
+  virtual Status CheckDeviceAccess(TenantId tenant, uint32_t device) const = 0;
+  // Host memory is loaded first where it has to be; both at once, block by block. Single flight.
+  // The device is for a tenant that may attach the model; who asks need not be one. kAnyDevice: the
+  // one that has them, else of those that serve the one with the most room, or where the most can
+  // be made.
   virtual void LoadToDevice(ClientId client, uint32_t device, const std::string& name,
                             const std::string& version, Progress progress,
                             std::function<void(Result<ModelLoaded>)> done) = 0;

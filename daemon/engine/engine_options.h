@@ -57,8 +57,9 @@ struct DeviceOptions {
   // What a class keeps although another wants room.
   uint64_t weights_floor_bytes = 0;
   uint64_t pages_floor_bytes = 0;
-  uint32_t call_deadline_ms = 30'000;   // Of what the tier is asked for.
-  uint32_t unmap_deadline_ms = 10'000;  // Until who was asked to unmap holds a zombie.
+  uint32_t call_deadline_ms = 30'000;     // Of what the tier is asked for.
+  uint32_t unmap_deadline_ms = 10'000;    // Until who was asked to unmap holds a zombie.
+  std::vector<std::string> tenants = {};  // Whose memory lies on it; empty: everybody's.
 };
 
 struct EngineOptions : ClientLimits {

@@ -84,6 +84,7 @@ class HostEngine final : public Engine {
   void SetModelAccess(const std::string& name, const std::string& tenant, bool granted,
                       std::function<void(Status)> done) override;
   Status CheckModelAccess(TenantId tenant, const std::string& name) const override;
+  Status CheckDeviceAccess(TenantId tenant, uint32_t device) const override;
   void Attach(ClientId client, const std::string& name, const std::string& version, bool load,
               uint32_t deadline_ms, std::function<void(Result<Attached>)> done) override;
   void AttachEarly(ClientId client, const std::string& name, const std::string& version,
@@ -143,7 +144,12 @@ class HostEngine final : public Engine {
                                                        std::function<void(Result<Attached>)> done);
   void MakeStore(EngineParts& parts);
   void MakeDevices(EngineParts& parts);
-  Result<OfDevice*> DeviceOf(uint32_t device);
+  Result<OfDevice*> DeviceOf(uint32_t device) const;
+  // The same for a tenant that uses it.
+  Result<OfDevice*> DeviceFor(TenantId tenant, uint32_t device) const;
+  // The device that a model's weights are brought to: `device`, or the best for them.
+  Result<OfDevice*> DeviceForModel(const std::string& name, const std::string& version,
+                                   uint32_t device) const;
   void MakeDevicePages(OfDevice& device);
   // Slots for a grant; `more`: of those that are missing some are on their way.
   Result<PagesOnDevice::Slots> SlotsFor(TenantId tenant, uint32_t device, uint32_t page_bytes,

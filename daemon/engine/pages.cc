@@ -31,7 +31,7 @@ Status HostEngine::Grant(ClientId id, const GrantSpec& spec, std::vector<GrantGi
   RETURN_IF_ERROR(CheckBatch(spec.keys.size()));
   ASSIGN_OR_RETURN(const Space* space, OpenedSpace(*client, spec.slot, spec.epoch));
   ASSIGN_OR_RETURN(const uint32_t bytes, PartBytes(space->spec.layout, spec.part));
-  if (spec.device != 0) RETURN_IF_ERROR(DeviceOf(spec.device).status());
+  if (spec.device != 0) RETURN_IF_ERROR(CheckDeviceAccess(client->spec.tenant, spec.device));
   TenantIndex& index = *catalog_.At(client->spec.tenant).index;
 
   // Keys that are there already need no slot; the client's budget bounds the others.

@@ -31,6 +31,7 @@ struct ModelLoaded {
   std::string version;
   uint64_t bytes = 0;
   Digest digest;
+  uint32_t device = 0;  // In whose memory they are; 0: that of the host.
 };
 struct Attached {
   uint64_t attachment = 0;

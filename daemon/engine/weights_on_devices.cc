@@ -1,5 +1,8 @@
 // The verbs of HostEngine on weights in memory of devices.
+#include <algorithm>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "daemon/engine/host_engine.h"
 
@@ -25,11 +28,52 @@ OfDevice* HostEngine::AttachedOn(ClientId client, uint64_t attachment) const {
   return nullptr;
 }
 
+Result<OfDevice*> HostEngine::DeviceForModel(const std::string& name, const std::string& version,
+                                             uint32_t number) const {
+  const auto usable = [&](const OfDevice& device) {
+    const std::vector<std::string>& tenants = device.arenas.options().tenants;
+    return tenants.empty() || std::any_of(tenants.begin(), tenants.end(), [&](const auto& tenant) {
+             return access_.Allows(name, tenant);
+           });
+  };
+  if (number != kAnyDevice) {
+    ASSIGN_OR_RETURN(OfDevice* const device, DeviceOf(number));
+    if (usable(*device) || !weights_.Knows(name)) return device;
+    return Status(Code::kPermissionDenied, "device " + std::to_string(number) +
+                                               " is for tenants to none of which model '" + name +
+                                               "' is granted");
+  }
+  ASSIGN_OR_RETURN(const Weights::Registration facts, weights_.RegistrationOf(name, version));
+  // Where they are; else where they find room as it is, so that nothing is pushed out; else where
+  // the most can be made. Of those the emptiest.
+  using Rank = std::tuple<bool, bool, uint64_t>;
+  OfDevice* best = nullptr;
+  Rank of_best;
+  Status none(Code::kUnavailable,
+              "no device is for a tenant to whom model '" + name + "' is granted");
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    if (!usable(*device)) continue;
+    if (Status serving = device->weights->CheckServing(); !serving.ok()) {
+      none = serving;
+      continue;
+    }
+    const uint64_t room = device->arenas.RoomFor(DeviceArenas::Use::kWeights);
+    const bool fits = room >= facts.bytes;
+    const Rank rank = {device->weights->Has(facts.ordinal), fits,
+                       fits ? room : device->weights->RoomToMake()};
+    if (best != nullptr && rank <= of_best) continue;
+    best = device.get();
+    of_best = rank;
+  }
+  if (best == nullptr) return none;
+  return best;
+}
+
 void HostEngine::LoadToDevice(ClientId id, uint32_t number, const std::string& name,
                               const std::string& version, Progress progress,
                               std::function<void(Result<ModelLoaded>)> done) {
   if (const auto client = clients_.Serving(id); !client) return done(client.error());
-  const Result<OfDevice*> device = DeviceOf(number);
+  const Result<OfDevice*> device = DeviceForModel(name, version, number);
   if (!device) return done(device.error());
   (*device)->weights->Load(id, name, version, std::move(progress), std::move(done));
 }
@@ -45,9 +89,9 @@ void HostEngine::AttachOnDevice(ClientId id, uint32_t number, const std::string&
                                 std::function<void(Result<Attached>)> done) {
   const Result<Client*> client = clients_.Serving(id);
   if (!client) return done(client.error());
-  const Result<OfDevice*> device = DeviceOf(number);
-  if (!device) return done(device.error());
   const TenantId tenant = (*client)->spec.tenant;
+  const Result<OfDevice*> device = DeviceFor(tenant, number);
+  if (!device) return done(device.error());
   if (Status allowed = CheckModelAccess(tenant, name); !allowed.ok()) return done(allowed);
   (*device)->weights->Attach(id, name, version, load, deadline_ms,
                              IfStillAllowed(id, tenant, name, std::move(done)));

@@ -87,6 +87,7 @@ struct DeviceConfig {
   uint64_t pages_floor_bytes = 0;
   uint64_t slab_bytes = 0;  // 0: 64 MiB, less on a small device of kHost.
   uint32_t unmap_deadline_ms = 10'000;
+  std::vector<std::string> tenants = {};  // Empty: of all.
 
   friend bool operator==(const DeviceConfig&, const DeviceConfig&) = default;
 };

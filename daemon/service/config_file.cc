@@ -18,6 +18,16 @@ constexpr size_t kMaxConfigBytes = 1u << 20;
 
 // The text of a value as SetConfigField takes it; nothing for arrays, tables and dates.
 std::optional<std::string> TextOf(const toml::node& node) {
+  if (const auto* array = node.as_array()) {
+    // As "[a,b]": no element has a comma, and no field that is no list takes the brackets.
+    std::string text = "[";
+    for (const toml::node& element : *array) {
+      const auto* item = element.as_string();
+      if (item == nullptr || item->get().find(',') != std::string::npos) return std::nullopt;
+      text += (&element == &array->front() ? "" : ",") + item->get();
+    }
+    return text + "]";
+  }
   if (const auto* text = node.as_string()) return text->get();
   if (const auto* number = node.as_integer()) return std::to_string(number->get());
   if (const auto* flag = node.as_boolean()) return flag->get() ? "true" : "false";

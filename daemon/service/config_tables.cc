@@ -32,6 +32,7 @@ constexpr std::string_view kExpectedGroup = "the name or number of a group of th
 constexpr std::string_view kExpectedName =
     "1 to 255 printable characters without ':', as FileDescriptorName= takes";
 constexpr std::string_view kExpectedTenant = "1 to 64 letters, digits, '.', '_' and '-'";
+constexpr std::string_view kExpectedTenants = "a list of tenants such as [\"chat\", \"batch\"]";
 constexpr std::string_view kExpectedFloor = "a size such as \"16GiB\", a multiple of 4096, or 0";
 constexpr std::string_view kExpectedRole = "\"reader\", \"writer\" or \"admin\"";
 
@@ -77,6 +78,24 @@ bool SetTenant(std::string& tenant, std::string_view text) {
   if (text.empty() || text.size() > kMaxTenantName) return false;
   if (text.find_first_not_of(kAllowed) != std::string_view::npos) return false;
   tenant = text;
+  return true;
+}
+
+// "[a,b]", each once.
+bool SetTenants(std::vector<std::string>& tenants, std::string_view text) {
+  if (text.size() < 2 || text.front() != '[' || text.back() != ']') return false;
+  text = text.substr(1, text.size() - 2);
+  std::vector<std::string> named;
+  while (true) {
+    const size_t comma = text.find(',');
+    std::string tenant;
+    if (!SetTenant(tenant, text.substr(0, comma))) return false;
+    if (std::find(named.begin(), named.end(), tenant) != named.end()) return false;
+    named.push_back(std::move(tenant));
+    if (comma == std::string_view::npos) break;
+    text.remove_prefix(comma + 1);
+  }
+  tenants = std::move(named);
   return true;
 }
 
@@ -236,6 +255,14 @@ const std::vector<RowField<DeviceConfig>>& DeviceFields() {
          return true;
        },
        [](const Row& row) { return TomlString(DurationText(row.unmap_deadline_ms)); }},
+      {{"device.tenants", kExpectedTenants},
+       [](Row& row, std::string_view text) { return SetTenants(row.tenants, text); },
+       [](const Row& row) {
+         std::string text;
+         for (const std::string& tenant : row.tenants)
+           text += (text.empty() ? "[" : ", ") + TomlString(tenant);
+         return text.empty() ? text : text + "]";
+       }},
   };
   return fields;
 }
@@ -335,6 +362,21 @@ Status CheckDevice(const DeviceConfig& device, DeviceChoice choice) {
   return {};
 }
 
+// A name that nobody has is a slip of the pen, and would leave a device to nobody.
+Status CheckTenantsOf(const DeviceConfig& device, const Config& config) {
+  std::set<std::string> known;
+  for (const SocketConfig& socket : SocketsOf(config))
+    known.insert(socket.tenant);
+  for (const PeerConfig& peer : config.peers)
+    known.insert(peer.tenant);
+  for (const std::string& tenant : device.tenants) {
+    if (known.contains(tenant)) continue;
+    return Wrong("device.tenants: " + device.uuid + " is for '" + tenant +
+                 "', and no [[socket]] or [[peer]] is of such a tenant");
+  }
+  return {};
+}
+
 Status CheckDevices(const Config& config) {
   if (config.devices.size() > kMaxDevices) {
     return Wrong("device: " + std::to_string(config.devices.size()) + " tables, at most " +
@@ -343,6 +385,7 @@ Status CheckDevices(const Config& config) {
   std::set<std::string> uuids;
   for (const DeviceConfig& device : config.devices) {
     RETURN_IF_ERROR(CheckDevice(device, config.device));
+    RETURN_IF_ERROR(CheckTenantsOf(device, config));
     // One device has one name: "GPU-" and the digits' case are no part of it.
     const std::optional<GpuUuid> uuid = ParseGpuUuid(device.uuid);
     if (!uuids.insert(uuid ? uuid->Text() : device.uuid).second) {

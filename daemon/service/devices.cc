@@ -43,6 +43,7 @@ Result<DeviceOptions> OptionsOf(const DeviceConfig& device, uint64_t total_bytes
   options.weights_floor_bytes = device.weights_floor_bytes;
   options.pages_floor_bytes = device.pages_floor_bytes;
   options.unmap_deadline_ms = device.unmap_deadline_ms;
+  options.tenants = device.tenants;
   return options;
 }
 

@@ -354,6 +354,7 @@ Json GpuJson(const GpuReport& gpu) {
                                               : "legacy handles"},
                {"state", GpuStateName(tier.state)},
                {"why", tier.why},
+               {"tenants", gpu.tenants},
                {"capacity_bytes", gpu.capacity_bytes},
                {"used_bytes", gpu.bytes.used()},
                {"bytes", GpuBytes(gpu)},

@@ -7,6 +7,10 @@ Status Verbs::OnDevices(Caller& caller, Frame& frame) {
   RETURN_IF_ERROR(ParseFrame<wire::Devices>(frame).status());
   wire::DevicesReply reply;
   for (const GpuReport& gpu : parts_.engine->Devices()) {
+    // What is kept for other tenants is none of theirs.
+    const bool theirs = caller.identity.may_administer ||
+                        parts_.engine->CheckDeviceAccess(caller.identity.tenant, gpu.device).ok();
+    if (!theirs) continue;
     wire::Device& device = *reply.add_devices();
     device.set_number(gpu.device);
     device.set_uuid(gpu.tier.uuid);

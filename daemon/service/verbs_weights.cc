@@ -106,6 +106,10 @@ Status Verbs::OnLoad(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::Load request, ParseFrame<wire::Load>(frame));
   if (!caller.identity.may_administer) {
     RETURN_IF_ERROR(parts_.engine->CheckModelAccess(caller.identity.tenant, request.name()));
+    if (request.device() == kAnyDevice) return CheckAdmin(caller, "Load to any device");
+    if (request.device() != 0) {
+      RETURN_IF_ERROR(parts_.engine->CheckDeviceAccess(caller.identity.tenant, request.device()));
+    }
   }
   RETURN_IF_ERROR(CheckKnowsDevice(caller, request.device()));
   const Ticket ticket = Begin(caller, frame.header.request);
@@ -117,6 +121,7 @@ Status Verbs::OnLoad(Caller& caller, Frame& frame) {
     reply.set_version(loaded->version);
     reply.set_bytes(loaded->bytes);
     reply.set_digest(DigestBytes(loaded->digest));
+    reply.set_device(loaded->device);
     waiting->connection.Send(wire::Type::kLoadReply, ticket.request, reply);
   };
   if (request.device() != 0) {

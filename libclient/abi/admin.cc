@@ -2,6 +2,8 @@
 #include <kvclient/admin.h>
 
 #include <cstdlib>
+#include <cstring>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -66,6 +68,7 @@ Status WriteLoaded(const messages::LoadReply& reply, kvc_loaded* loaded) {
   if (loaded == nullptr) return {};
   kvc_loaded result{};
   result.bytes = reply.bytes;
+  result.device = reply.device;
   std::memcpy(result.digest.bytes, reply.digest.data(),
               std::min(reply.digest.size(), sizeof result.digest.bytes));
   CopyText(reply.version, result.version);
@@ -81,7 +84,9 @@ Status WriteUnloaded(const messages::UnloadReply& reply, kvc_unloaded* unloaded)
 }
 
 // The number of the device that is meant, by the daemon's list.
-Result<uint32_t> DeviceOf(const Contact& now, const kvc_device_choice* choice, Deadline deadline) {
+// `of_several`: what nobody chose from several is.
+Result<uint32_t> DeviceOf(const Contact& now, const kvc_device_choice* choice, Deadline deadline,
+                          std::optional<uint32_t> of_several = {}) {
   ASSIGN_OR_RETURN(const kvc_device_choice asked, Read(choice));
   ASSIGN_OR_RETURN(const std::string wanted, TextOf("device", asked.device, kMaxDeviceName));
   RETURN_IF_ERROR(now.CheckDoes(wire::kDeviceCapability, "keep weights on devices"));
@@ -96,6 +101,7 @@ Result<uint32_t> DeviceOf(const Contact& now, const kvc_device_choice* choice, D
     names += (names.empty() ? "" : ", ") + number + " (" +
              (device.uuid.empty() ? "not known yet" : device.uuid) + ")";
   }
+  if (wanted.empty() && of_several) return *of_several;
   if (wanted.empty()) {
     return Status(Code::kInvalidArgument, "device: there are several, choose one: " + names);
   }
@@ -250,7 +256,7 @@ kvc_code kvc_load_to_device(kvc_client* client, const char* name, const char* ve
     Client& core = *Of(client)->client;
     ASSIGN_OR_RETURN(const Deadline deadline, core.DeadlineOf(timeout_ms));
     ASSIGN_OR_RETURN(const auto now, core.contact());
-    ASSIGN_OR_RETURN(const uint32_t device, DeviceOf(now, choice, deadline));
+    ASSIGN_OR_RETURN(const uint32_t device, DeviceOf(now, choice, deadline, messages::kAnyDevice));
     const messages::Load request{
         .name = std::move(model.name), .version = std::move(model.version), .device = device};
     ASSIGN_OR_RETURN(const auto answer,

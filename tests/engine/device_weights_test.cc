@@ -24,6 +24,7 @@ struct Room {
   uint64_t pages_floor_blocks = 0;
   uint64_t granularity = kGranule;
   uint64_t block_bytes = kBlock;
+  std::vector<std::string> tenants_of_two = {};
 };
 
 class DeviceWeightsTest : public testing::Test {
@@ -50,6 +51,7 @@ class DeviceWeightsTest : public testing::Test {
       part.options.pages_floor_bytes = room.pages_floor_blocks * room.block_bytes;
       part.options.unmap_deadline_ms = 1'000;
       part.options.call_deadline_ms = 1'000;
+      if (tier == &two) part.options.tenants = room.tenants_of_two;
       part.tier = tier;
       part.policy = MakeLru();
       parts.devices.push_back(std::move(part));
@@ -188,6 +190,87 @@ class DeviceWeightsTest : public testing::Test {
   std::unique_ptr<Engine> engine;
   ClientId client = 0;
 };
+
+// ---- Which device
+
+TEST_F(DeviceWeightsTest, TheEngineChoosesTheDeviceWithTheMostRoom) {
+  AddModel("a", 2);
+  AddModel("b", 3);
+  AddModel("c", 4);
+  const auto first = StartLoad("a", kAnyDevice);
+  Settle();
+  EXPECT_EQ(first->loaded.device, 1u) << "both are empty";
+  const auto second = StartLoad("b", kAnyDevice);
+  Settle();
+  EXPECT_EQ(second->loaded.device, 2u);
+  const auto third = StartLoad("c", kAnyDevice);
+  Settle();
+  EXPECT_EQ(third->loaded.device, 1u);
+  EXPECT_EQ(Report(1).bytes.weights, 6 * kBlock);
+  EXPECT_EQ(Report(2).bytes.weights, 3 * kBlock);
+}
+
+TEST_F(DeviceWeightsTest, ADeviceThatHasTheWeightsIsChosenWhateverItsRoom) {
+  AddModel("a", 2);
+  AddModel("b", 5);
+  ASSERT_EQ(Load("a"), Status());
+  ASSERT_EQ(Load("b"), Status());
+  const auto again = StartLoad("b", kAnyDevice);
+  EXPECT_EQ(again->status, Status()) << "at once";
+  EXPECT_EQ(again->loaded.device, 1u);
+}
+
+TEST_F(DeviceWeightsTest, NothingIsPushedOutWhereAnotherDeviceHasRoom) {
+  AddModel("held", 5);
+  AddModel("idle", 7);
+  AddModel("new", 3);
+  ASSERT_EQ(Load("held", 2), Status());
+  (void)StartAttach("held", false, 0, 0, 2);
+  ASSERT_EQ(Load("idle", 1), Status());
+  const auto answer = StartLoad("new", kAnyDevice);
+  Settle();
+  EXPECT_EQ(answer->loaded.device, 2u);
+  EXPECT_EQ(Report(1).bytes.weights, 7 * kBlock);
+}
+
+TEST_F(DeviceWeightsTest, WhereNoneHasRoomItIsMadeWhereTheMostCanBe) {
+  AddModel("held", 6);
+  AddModel("idle", 7);
+  AddModel("new", 4);
+  ASSERT_EQ(Load("held", 1), Status());
+  (void)StartAttach("held", false);
+  ASSERT_EQ(Load("idle", 2), Status());
+  const auto answer = StartLoad("new", kAnyDevice);
+  Settle();
+  EXPECT_EQ(answer->status, Status());
+  EXPECT_EQ(answer->loaded.device, 2u);
+  EXPECT_EQ(Report(2).bytes.weights, 4 * kBlock);
+}
+
+class KeptDeviceTest : public DeviceWeightsTest {
+ protected:
+  KeptDeviceTest() : DeviceWeightsTest({.tenants_of_two = {"kept"}}) {}
+};
+
+TEST_F(KeptDeviceTest, OthersGetNoMemoryOfADeviceThatIsKeptForSome) {
+  AddModel("m", 2);
+  const ClientId kept = Arrive("kept");
+  const TenantId theirs = *engine->AddTenant("kept");
+  EXPECT_EQ(engine->CheckDeviceAccess(theirs, 2), Status());
+  EXPECT_EQ(engine->CheckDeviceAccess(*engine->AddTenant("t"), 2).code(), Code::kPermissionDenied);
+  EXPECT_EQ(Load("m", 2).code(), Code::kPermissionDenied) << "nobody there may attach it";
+  EXPECT_EQ(StartLoad("m", kAnyDevice)->status, std::nullopt);
+  Settle();
+  EXPECT_EQ(Report(1).bytes.weights, 2 * kBlock);
+  std::optional<Status> granted;
+  engine->SetModelAccess("m", "kept", true, [&](const Status& status) { granted = status; });
+  Settle();
+  ASSERT_EQ(granted, Status());
+  EXPECT_EQ(Load("m", 2), Status()) << "whoever asks";
+  EXPECT_EQ(StartAttach("m", false, kept, 0, 2)->status, Status());
+  EXPECT_EQ(StartAttach("m", false, client, 0, 2)->status->code(), Code::kPermissionDenied);
+  EXPECT_EQ(StartAttach("m", true, client, 0, 2)->status->code(), Code::kPermissionDenied);
+}
 
 // ---- Loading
 

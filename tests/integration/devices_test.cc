@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <string>
 
 #include "bench/model_writer.h"
@@ -351,6 +352,94 @@ TEST_F(DevicesTest, CudasDevicesAreFoundByThemselves) {
   EXPECT_EQ(Device()["mode"], "slabs");
 }
 #endif
+
+TEST_F(DevicesTest, ADeviceThatIsKeptForATenantIsNobodyElses) {
+  DaemonProcessOptions options;
+  options.store = R"([devices]
+device = "host"
+[[device]]
+uuid = "host:0"
+capacity = "64MiB"
+slab = "2MiB"
+[[device]]
+uuid = "host:1"
+capacity = "128MiB"
+slab = "2MiB"
+tenants = ["chat"]
+)";
+  options.tables = R"(
+[[socket]]
+path = "@/chat.sock"
+tenant = "chat"
+[[socket]]
+path = "@/batch.sock"
+tenant = "batch"
+[[socket]]
+path = "@/terraced.sock"
+tenant = "ops"
+role = "admin"
+admin = true
+)";
+  StartDaemon(options);
+  ASSERT_TRUE(Await([&] {
+    const Json devices = Report("status")["devices"];
+    return devices[0]["state"] == "serving" && devices[1]["state"] == "serving";
+  }));
+  EXPECT_EQ(Report("status")["devices"][1]["tenants"], Json::array({"chat"}));
+  const std::string kept = Report("status")["devices"][1]["uuid"];
+
+  const TemporaryFolder folder;
+  ASSERT_TRUE(
+      WriteModel(folder.path(), ManyTensors(10), {.seed = 5, .shards = 1, .config_json = ""}));
+  const auto load = [](kvc_client* client) -> Result<uint32_t> {
+    kvc_loaded loaded{};
+    loaded.struct_size = sizeof loaded;
+    kvc_error error{};
+    RETURN_IF_ERROR(bench::ToStatus(
+        kvc_load_to_device(client, "m", nullptr, nullptr, nullptr, nullptr, 0, &loaded, &error),
+        error));
+    return loaded.device;
+  };
+  bench::Child operator_ = StartClient("operator", [&](kvc_client* client, bench::Link&) -> Status {
+    RETURN_IF_ERROR(terrace::AddModel(client, "m", folder.path()));
+    // The other one has more room, but nobody there may attach it.
+    ASSIGN_OR_RETURN(const uint32_t first, load(client));
+    RETURN_UNLESS(first == 1, "device " + std::to_string(first));
+    kvc_error error{};
+    RETURN_UNLESS(kvc_unload_from_device(client, "m", nullptr, nullptr, 0, nullptr, nullptr) ==
+                      KVC_INVALID_ARGUMENT,
+                  "which of two it is to leave");
+    const kvc_device_choice one = {.struct_size = sizeof one, .device = "1"};
+    RETURN_IF_ERROR(bench::ToStatus(
+        kvc_unload_from_device(client, "m", nullptr, &one, 0, nullptr, &error), error));
+    RETURN_IF_ERROR(bench::ToStatus(kvc_model_grant(client, "m", "chat", 0, &error), error));
+    ASSIGN_OR_RETURN(const uint32_t second, load(client));
+    RETURN_UNLESS(second == 2, "device " + std::to_string(second));
+    return {};
+  });
+  ExpectDone(operator_);
+
+  const auto open_as = [&](const char* tenant) {
+    std::optional<kvc_code> code;
+    bench::Child engine = StartProcess(tenant, [&](bench::Link& link) -> Status {
+      ASSIGN_OR_RETURN(
+          const bench::Client client,
+          bench::Connect({.socket = daemon().folder() + "/" + tenant + ".sock", .name = tenant}));
+      kvc_device_options wanted{};
+      wanted.struct_size = sizeof wanted;
+      wanted.uuid = kept.c_str();
+      kvc_device* device = nullptr;
+      const kvc_code opened = kvc_device_open(client.get(), &wanted, 0, &device, nullptr);
+      kvc_device_close(device);
+      return link.Send(opened);
+    });
+    code = Hear<kvc_code>(engine);
+    ExpectDone(engine);
+    return *code;
+  };
+  EXPECT_EQ(open_as("chat"), KVC_OK);
+  EXPECT_EQ(open_as("batch"), KVC_NOT_FOUND);
+}
 
 }  // namespace
 }  // namespace terrace

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/mutex.h"
+#include "libclient/admin_messages.h"
 #include "tests/libclient/scripted_peer.h"
 
 namespace terrace::client {
@@ -49,6 +50,7 @@ class DeviceAdminTest : public testing::Test {
       wire::LoadReply reply;
       reply.set_version("v");
       reply.set_bytes(7);
+      reply.set_device(load.device() == messages::kAnyDevice ? 2 : load.device());
       peer.Send(Type::kLoadReply, frame.header.request, reply);
       return Act::kHandled;
     }
@@ -108,11 +110,19 @@ TEST_F(DeviceAdminTest, OneOfSeveralIsChosenByNumberOrUuid) {
   EXPECT_EQ(device(), 2u);
   ASSERT_EQ(Load("GPU-a"), KVC_OK) << error_.message;
   EXPECT_EQ(device(), 1u);
-  EXPECT_EQ(Load(nullptr), KVC_INVALID_ARGUMENT);
-  EXPECT_THAT(error_.message, HasSubstr("1 (GPU-a), 2 (GPU-b)"));
   EXPECT_EQ(Load("3"), KVC_NOT_FOUND);
-  EXPECT_THAT(error_.message, HasSubstr("'3'"));
+  EXPECT_THAT(error_.message, HasSubstr("no '3', but 1 (GPU-a), 2 (GPU-b)"));
   EXPECT_EQ(peer_.CountOf(Type::kLoad), 2u);
+}
+
+TEST_F(DeviceAdminTest, OfSeveralTheDaemonChoosesWhereToLoadAndTheCallerWhereToUnload) {
+  Open(wire::kCapabilities, {"GPU-a", "GPU-b"});
+  ASSERT_EQ(Load(nullptr), KVC_OK) << error_.message;
+  EXPECT_EQ(device(), messages::kAnyDevice);
+  EXPECT_EQ(loaded_.device, 2u) << "as the daemon says";
+  EXPECT_EQ(kvc_unload_from_device(client_, "m", nullptr, nullptr, 0, nullptr, &error_),
+            KVC_INVALID_ARGUMENT);
+  EXPECT_THAT(error_.message, HasSubstr("1 (GPU-a), 2 (GPU-b)"));
 }
 
 TEST_F(DeviceAdminTest, ADaemonWithoutDevicesSaysSo) {

@@ -153,6 +153,14 @@ TEST(ConfigTables, WhatATableGetsWrongIsTold) {
       {gpu + "capacity = \"1GiB\"\nweights_floor = \"600MiB\"\npages_floor = \"600MiB\"",
        "has floors of 1200MiB together, its device.capacity is 1GiB"},
       {gpu + "unmap_deadline = \"0ms\"", "device.unmap_deadline: expected a duration"},
+      {gpu + "tenants = [1]", "t.toml:3: device.tenants: expected"},
+      {gpu + "tenants = \"default\"", "device.tenants: expected a list of tenants"},
+      {gpu + "capacity = [\"1GiB\"]", "device.capacity: expected"},
+      {gpu + "tenants = []", "device.tenants: expected a list of tenants"},
+      {gpu + "tenants = [\"default\", \"default\"]", "device.tenants: expected a list"},
+      {gpu + "tenants = [\"a,b\"]", "t.toml:3: device.tenants: expected"},
+      {gpu + "tenants = [\"a b\"]", "device.tenants: expected a list"},
+      {gpu + "tenants = [\"chat\"]", "is for 'chat', and no [[socket]] or [[peer]] is of such"},
       {gpu + "tier = 1", "t.toml:3: device.tier: there is no such field"},
       {"[devices]\ndevice = \"host\"\n" + gpu, "is a GPU, and devices.device is \"host\""},
       {"[[device]]\nuuid = \"host:0\"", "host:0 is no GPU, and devices.device is \"auto\""},
@@ -183,8 +191,17 @@ weights_floor = "16MiB"
 pages_floor = "8MiB"
 slab = "2MiB"
 unmap_deadline = "1s"
+tenants = ["chat", "batch"]
 [[device]]
 uuid = "host:0"
+[[socket]]
+path = "/run/chat.socket"
+tenant = "chat"
+[[socket]]
+path = "/run/others.socket"
+[[peer]]
+uid = 7
+tenant = "batch"
 )",
                  &config),
             Status());
@@ -195,11 +212,11 @@ uuid = "host:0"
                                              .weights_floor_bytes = 16u << 20,
                                              .pages_floor_bytes = 8u << 20,
                                              .slab_bytes = 2u << 20,
-                                             .unmap_deadline_ms = 1000},
+                                             .unmap_deadline_ms = 1000,
+                                             .tenants = {"chat", "batch"}},
                                             {.uuid = "host:0"}};
   EXPECT_EQ(config.devices, wanted);
   config.state_dir = "/s";
-  config.socket = "/x";
   Config again;
   ASSERT_EQ(Read(ConfigText(config), &again), Status()) << ConfigText(config);
   EXPECT_EQ(again.devices, wanted);
@@ -265,7 +282,7 @@ TEST(ConfigTables, EveryFieldIsInTheDocumentation) {
   std::ifstream stream(TERRACE_DOCS "/configuration.md");
   std::ostringstream page;
   page << stream.rdbuf();
-  EXPECT_EQ(ConfigTableFields().size(), 20u);
+  EXPECT_EQ(ConfigTableFields().size(), 21u);
   for (const ConfigField& field : ConfigTableFields())
     EXPECT_THAT(page.str(), HasSubstr("`" + std::string(field.path) + "`"));
 }

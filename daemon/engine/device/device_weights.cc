@@ -146,6 +146,7 @@ void DeviceWeights::LoadEnded(const LoadPtr& load) {
   version->attached = load->attached();
   version->attached.digest = load->loaded().digest;
   version->loaded = load->loaded();
+  version->loaded.device = parts_.arenas->device();
   version->arenas = load->Arenas();
   version->bytes = load->bytes();
   version->item = parts_.items->Take();
@@ -198,6 +199,14 @@ bool DeviceWeights::GiveRoomTo(DeviceLoad& load) {
                                      std::to_string(room) +
                                      " beside what is attached, mapped or kept for pages"});
   return true;
+}
+
+uint64_t DeviceWeights::RoomToMake() const {
+  const DeviceArenas& arenas = *parts_.arenas;
+  const uint64_t floor = arenas.options().pages_floor_bytes;
+  const uint64_t pages = arenas.bytes().pages;
+  return arenas.RoomFor(DeviceArenas::Use::kWeights) + IdleBytes() + arenas.OnItsWay() +
+         (pages > floor ? pages - floor : 0);
 }
 
 uint64_t DeviceWeights::IdleBytes() const {

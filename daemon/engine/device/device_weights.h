@@ -81,6 +81,12 @@ class DeviceWeights {
   Wanted WantedOf(ClientId client) const;
 
   // ---- Room
+  // `unavailable` while nothing can be brought here.
+  Status CheckServing() const;
+  // Whether the version is here, or on its way.
+  bool Has(uint64_t ordinal) const { return Resident(ordinal) || Loading(ordinal); }
+  // What a load may find here at most: beside what is attached, mapped or kept for pages.
+  uint64_t RoomToMake() const;
   // What takes pages out of the device's memory: asked for `bytes` in each turn that they lack.
   // False: no more can leave.
   using PageRoom = std::function<bool(uint64_t bytes)>;
@@ -117,7 +123,6 @@ class DeviceWeights {
   using OnDevicePtr = std::shared_ptr<OnDevice>;
   using LoadPtr = std::shared_ptr<DeviceLoad>;
 
-  Status CheckServing() const;
   OnDevicePtr Resident(uint64_t ordinal) const;  // Null if it is not.
   LoadPtr Loading(uint64_t ordinal) const;       // Likewise.
   OnDevicePtr Attachment(ClientId client, uint64_t attachment) const;

@@ -111,7 +111,8 @@ Result<Weights::VersionPtr> Weights::Find(const std::string& name,
 Result<Weights::Registration> Weights::RegistrationOf(const std::string& name,
                                                       const std::string& version) const {
   ASSIGN_OR_RETURN(const VersionPtr found, Find(name, version));
-  return Registration{.version = found->version, .ordinal = found->ordinal};
+  return Registration{
+      .version = found->version, .ordinal = found->ordinal, .bytes = found->image_bytes};
 }
 
 bool Weights::Knows(const std::string& name) const {

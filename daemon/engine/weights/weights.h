@@ -162,6 +162,7 @@ class Weights {
   struct Registration {
     std::string version;
     uint64_t ordinal = 0;
+    uint64_t bytes = 0;  // Of its image.
   };
   Result<Registration> RegistrationOf(const std::string& name, const std::string& version) const;
   // Null if it is not one of this client.

@@ -74,6 +74,7 @@ typedef struct kvc_loaded {
   uint64_t bytes;
   kvc_key digest;
   char version[132];
+  uint32_t device; /* in whose memory they are, from 1; 0: that of the host */
 } kvc_loaded;
 KVC_API kvc_code kvc_load(kvc_client* client, const char* name, const char* version,
                           kvc_progress progress, void* context, int32_t timeout_ms,
@@ -87,21 +88,25 @@ typedef struct kvc_unloaded {
 KVC_API kvc_code kvc_unload(kvc_client* client, const char* name, const char* version,
                             int32_t timeout_ms, kvc_unloaded* unloaded, kvc_error* error);
 
-/* A device whose memory the daemon has; NULL in its place: the only one there is. */
+/* A device whose memory the daemon has; NULL in its place: the only one there is, or, to load, the
+ * daemon's choice. */
 typedef struct kvc_device_choice {
   size_t struct_size;
-  const char* device; /* its number, from 1, or its UUID; NULL: the only one there is */
+  const char* device; /* its number, from 1, or its UUID; or NULL */
 } kvc_device_choice;
 /* Brings the weights into memory of a device, by way of host memory, both at once; `progress` tells
- * what the device has. Otherwise as kvc_load. KVC_NOT_FOUND: no such model, or no such device;
- * KVC_INVALID_ARGUMENT: there are several devices, and none was chosen; the message names them.
- * KVC_UNAVAILABLE: the device does not serve. KVC_EXHAUSTED: no room beside what is attached there.
- * KVC_MISMATCH: the daemon is too old to know of this. */
+ * what the device has. Otherwise as kvc_load. Of several devices the daemon chooses, for admins
+ * alone, among those that serve and are for a tenant that may attach the model: the one that has
+ * the weights, else the one with the most room beside what is there, else where the most can be
+ * made; *loaded says which. KVC_NOT_FOUND: no such model, or no such device. KVC_UNAVAILABLE: the
+ * device does not serve. KVC_EXHAUSTED: no room beside what is attached there.
+ * KVC_PERMISSION_DENIED: it is kept for other tenants. KVC_MISMATCH: the daemon is too old to know of this. */
 KVC_API kvc_code kvc_load_to_device(kvc_client* client, const char* name, const char* version,
                                     const kvc_device_choice* choice, kvc_progress progress,
                                     void* context, int32_t timeout_ms, kvc_loaded* loaded,
                                     kvc_error* error);
-/* Out of the memory of the device alone. Who has them attached there is asked to let go. */
+/* Out of the memory of the device alone. Who has them attached there is asked to let go.
+ * KVC_INVALID_ARGUMENT: there are several devices, and none was chosen; the message names them. */
 KVC_API kvc_code kvc_unload_from_device(kvc_client* client, const char* name, const char* version,
                                         const kvc_device_choice* choice, int32_t timeout_ms,
                                         kvc_unloaded* unloaded, kvc_error* error);
