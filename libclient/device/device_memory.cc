@@ -85,6 +85,7 @@ DeviceMemory::DeviceMemory(std::unique_ptr<Gpus> gpus, std::unique_ptr<Gpu> gpu,
       capacity_bytes_(facts.capacity_bytes) {}
 
 DeviceMemory::~DeviceMemory() {
+  pages_.clear();
   Aside([this] {
     gpu_.reset();
     gpus_.reset();
@@ -97,23 +98,29 @@ uint64_t DeviceMemory::Rounded(uint64_t bytes) const {
 
 // ---- Ranges
 
-Result<std::shared_ptr<DeviceMemory::Range>> DeviceMemory::Reserve(uint64_t bytes) {
+Result<std::unique_ptr<DeviceMemory::Range>> DeviceMemory::NewRange(uint64_t bytes) {
   if (!slabs_) {
     return Status(Code::kMismatch, "the device has no slabs, so addresses cannot be reserved");
   }
   const uint64_t whole = Rounded(std::max<uint64_t>(bytes, 1));
   ASSIGN_OR_RETURN(const GpuAddress base, Aside([&] { return gpu_->ReserveRange(whole); }));
-  return std::shared_ptr<Range>(new Range(shared_from_this(), base, whole));
+  return std::unique_ptr<Range>(new Range(*this, base, whole));
+}
+
+Result<std::shared_ptr<DeviceMemory::Range>> DeviceMemory::Reserve(uint64_t bytes) {
+  ASSIGN_OR_RETURN(std::unique_ptr<Range> range, NewRange(bytes));
+  return std::shared_ptr<Range>(range.release(),
+                                [self = shared_from_this()](Range* given) { delete given; });
 }
 
 DeviceMemory::Range::~Range() {
   // Refused while something is mapped in it; then it stays until the device is closed.
-  static_cast<void>(Aside([this] { return memory_->gpu_->FreeRange(base_); }));
+  static_cast<void>(Aside([this] { return memory_.gpu_->FreeRange(base_); }));
 }
 
 Status DeviceMemory::Range::MapAt(uint64_t offset, const SharedMemory& memory, GpuAccess access) {
   return Aside([&]() -> Status {
-    Gpu& gpu = *memory_->gpu_;
+    Gpu& gpu = *memory_.gpu_;
     const GpuAddress at = base_ + offset;
     ASSIGN_OR_RETURN(const GpuSlab slab, gpu.ImportSlab(memory.fd, memory.bytes));
     Status mapped = gpu.MapSlab(at, slab);
@@ -128,7 +135,7 @@ Status DeviceMemory::Range::MapAt(uint64_t offset, const SharedMemory& memory, G
 
 void DeviceMemory::Range::UnmapAt(uint64_t offset) {
   // Fails only where the context is dead, and everything with it.
-  static_cast<void>(Aside([&] { return memory_->gpu_->UnmapSlab(base_ + offset); }));
+  static_cast<void>(Aside([&] { return memory_.gpu_->UnmapSlab(base_ + offset); }));
 }
 
 // ---- Arenas
@@ -140,18 +147,25 @@ Result<MappedArena> DeviceMemory::OpenHandle(const SharedMemory& memory) {
   }
   std::memcpy(handle.data(), memory.handle.data(), handle.size());
   MutexLock lock(mu_);
-  std::weak_ptr<const void>& known = opened_[memory.handle];
-  if (std::shared_ptr<const void> open = known.lock()) {
-    auto* base = static_cast<uint8_t*>(const_cast<void*>(open.get()));
-    return MappedArena{base, std::move(open)};
+  for (auto known = opened_.find(memory.handle); known != opened_.end();
+       known = opened_.find(memory.handle)) {
+    if (std::shared_ptr<const void> open = known->second.lock()) {
+      auto* base = static_cast<uint8_t*>(const_cast<void*>(open.get()));
+      return MappedArena{base, std::move(open)};
+    }
+    closed_.wait(mu_);  // Its last holder is about to close it.
   }
   ASSIGN_OR_RETURN(const GpuAddress at,
                    Aside([&] { return gpu_->OpenAllocation(handle, memory.bytes); }));
   auto* base = reinterpret_cast<uint8_t*>(at);
-  std::shared_ptr<const void> held(base, [self = shared_from_this(), at](const void*) {
-    static_cast<void>(Aside([&] { return self->gpu_->CloseAllocation(at); }));
-  });
-  known = held;
+  std::shared_ptr<const void> held(
+      base, [self = shared_from_this(), at, name = memory.handle](const void*) {
+        MutexLock close(self->mu_);
+        static_cast<void>(Aside([&] { return self->gpu_->CloseAllocation(at); }));
+        self->opened_.erase(name);
+        self->closed_.notify_all();
+      });
+  opened_.emplace(memory.handle, held);
   return MappedArena{base, std::move(held)};
 }
 
@@ -172,7 +186,7 @@ Result<DeviceMemory::Pages*> DeviceMemory::PagesOf(uint32_t page_bytes) {
   const uint64_t wanted =
       capacity_bytes_ > kMostBytes / spread ? kMostBytes : capacity_bytes_ * spread;
   const uint64_t bytes = std::clamp(wanted, step * 16, std::max(kMostBytes, step * 16));
-  ASSIGN_OR_RETURN(std::shared_ptr<Range> range, Reserve(bytes));
+  ASSIGN_OR_RETURN(std::unique_ptr<Range> range, NewRange(bytes));
   return &pages_.emplace(page_bytes, Pages{std::move(range), AddressPlaces(bytes, step)})
               .first->second;
 }
@@ -185,12 +199,12 @@ Result<const uint8_t*> DeviceMemory::PagesBase(uint32_t page_bytes) {
 
 Result<MappedArena> DeviceMemory::MapPages(uint32_t page_bytes, const SharedMemory& memory) {
   if (!slabs_) return OpenHandle(memory);
-  std::shared_ptr<Range> range;
+  Range* range = nullptr;
   std::optional<uint64_t> offset;
   {
     MutexLock lock(mu_);
     ASSIGN_OR_RETURN(Pages * pages, PagesOf(page_bytes));
-    range = pages->range;
+    range = pages->range.get();
     offset = pages->places.Take(memory.bytes);
   }
   if (!offset) {

@@ -58,12 +58,13 @@ class DeviceMemory : public std::enable_shared_from_this<DeviceMemory> {
 
    private:
     friend class DeviceMemory;
-    Range(std::shared_ptr<DeviceMemory> memory, GpuAddress base, uint64_t bytes)
-        : memory_(std::move(memory)), base_(base), bytes_(bytes) {}
-    const std::shared_ptr<DeviceMemory> memory_;
+    Range(DeviceMemory& memory, GpuAddress base, uint64_t bytes)
+        : memory_(memory), base_(base), bytes_(bytes) {}
+    DeviceMemory& memory_;
     const GpuAddress base_;
     const uint64_t bytes_;
   };
+  // Holds the DeviceMemory.
   Result<std::shared_ptr<Range>> Reserve(uint64_t bytes);
 
   // At addresses of its own, wherever: for writing, and all that a device without slabs can do.
@@ -76,11 +77,13 @@ class DeviceMemory : public std::enable_shared_from_this<DeviceMemory> {
 
  private:
   struct Pages {
-    std::shared_ptr<Range> range;
+    std::unique_ptr<Range> range;
     AddressPlaces places;
   };
 
   DeviceMemory(std::unique_ptr<Gpus> gpus, std::unique_ptr<Gpu> gpu, const messages::Device& facts);
+  // `mismatch` without slabs.
+  Result<std::unique_ptr<Range>> NewRange(uint64_t bytes);
   Result<Pages*> PagesOf(uint32_t page_bytes) REQUIRES(mu_);
   Result<MappedArena> OpenHandle(const SharedMemory& memory) EXCLUDES(mu_);
 
@@ -90,8 +93,10 @@ class DeviceMemory : public std::enable_shared_from_this<DeviceMemory> {
   const uint64_t granularity_;
   const uint64_t capacity_bytes_;
   Mutex mu_;
-  std::map<uint32_t, Pages> pages_ GUARDED_BY(mu_);  // By page_bytes.
-  // Allocations that are open: the driver opens each once.
+  std::map<uint32_t, Pages> pages_ GUARDED_BY(mu_);  // By page_bytes; they stay.
+  CondVar closed_;
+  // Allocations that are open: the driver opens each once. Expired from the last holder's letting go
+  // until it is closed.
   std::map<std::string, std::weak_ptr<const void>> opened_ GUARDED_BY(mu_);
 };
 
