@@ -34,6 +34,14 @@ void HostEngine::MakeDevicePages(OfDevice& device) {
       }});
   placement_.AddWatcher(*device.fetch);
   pins_.AddWatcher(*device.fetch);
+  device.pools = std::make_unique<Pools>(Pools::Parts{.catalog = catalog_,
+                                                      .slabs = slabs_,
+                                                      .clients = clients_,
+                                                      .pages = *device.pages,
+                                                      .fetch = *device.fetch,
+                                                      .arenas = device.arenas,
+                                                      .numbers = device_numbers_,
+                                                      .clock = clock_});
 }
 
 Result<PagesOnDevice::Slots> HostEngine::SlotsFor(TenantId tenant, uint32_t number,
@@ -68,15 +76,17 @@ void HostEngine::DemoteDevice(uint32_t number, uint64_t bytes, Progress progress
   (*device)->pages->Demote(bytes, std::move(progress), std::move(done));
 }
 
+MonotonicNs HostEngine::PrefetchDeadline(uint32_t asked_ms) const {
+  const StoreOptions& limits = options_.store;
+  const uint32_t wanted_ms = asked_ms == 0 ? limits.prefetch_deadline_ms : asked_ms;
+  return clock_.Now() + std::min(wanted_ms, limits.prefetch_deadline_max_ms) * kNsPerMs;
+}
+
 void HostEngine::PrefetchToDevice(const Client& client, const PrefetchSpec& spec,
                                   std::function<void(Result<Prefetched>)> done) {
   const Result<OfDevice*> device = DeviceFor(client.spec.tenant, spec.device);
   if (!device) return done(device.error());
-  const StoreOptions& limits = options_.store;
-  const uint32_t asked_ms = spec.deadline_ms == 0 ? limits.prefetch_deadline_ms : spec.deadline_ms;
-  const MonotonicNs deadline =
-      clock_.Now() + std::min(asked_ms, limits.prefetch_deadline_max_ms) * kNsPerMs;
-  (*device)->fetch->Fetch(client, spec, deadline, std::move(done));
+  (*device)->fetch->Fetch(client, spec, PrefetchDeadline(spec.deadline_ms), std::move(done));
 }
 
 }  // namespace terrace

@@ -7,13 +7,6 @@
 #include "daemon/engine/host_engine.h"
 
 namespace terrace {
-namespace {
-
-Status NotYet() {
-  return {Code::kUnavailable, "not built"};
-}
-
-}  // namespace
 
 void HostEngine::MakeDevices(EngineParts& parts) {
   for (DevicePart& part : parts.devices) {
@@ -75,7 +68,11 @@ Result<DeviceMemory> HostEngine::GiveDeviceArena(ClientId id, ArenaId arena) {
 
 void HostEngine::DeviceArenaLost(ArenaId arena) {
   OfDevice* const device = HasArena(arena);
-  if (device == nullptr) return;
+  if (device == nullptr) {
+    for (const std::unique_ptr<OfDevice>& of : devices_)
+      of->pools->Lost(arena);
+    return;
+  }
   if (arena > kLastDeviceSlabId) {
     device->arenas.Lost(arena);
     device->weights->Lost(arena);
@@ -98,14 +95,17 @@ bool HostEngine::TurnDevices(std::span<const Placement::Gone> gone) {
     more |= device->arenas.Turn();
     more |= device->pages->Turn();
     device->fetch->Turn();
+    device->pools->Turn();
     device->weights->Turn();
   }
   return more;
 }
 
 void HostEngine::DeviceClientGone(ClientId client) {
-  for (const std::unique_ptr<OfDevice>& device : devices_)
+  for (const std::unique_ptr<OfDevice>& device : devices_) {
+    device->pools->ClientGone(client);
     device->fetch->ClientGone(client);
+  }
 }
 
 void HostEngine::TellUnmapWanted() {
@@ -174,27 +174,10 @@ Status HostEngine::CheckDevices() const {
     RETURN_IF_ERROR(device->arenas.CheckInvariants());
     RETURN_IF_ERROR(device->pages->CheckInvariants());
     RETURN_IF_ERROR(device->fetch->CheckInvariants());
+    RETURN_IF_ERROR(device->pools->CheckInvariants());
     RETURN_IF_ERROR(device->weights->CheckInvariants());
   }
   return {};
-}
-
-void HostEngine::AddPool(ClientId, PoolSpec, std::function<void(Result<uint64_t>)> done) {
-  done(NotYet());
-}
-
-void HostEngine::RemovePool(ClientId, uint64_t, std::function<void(Status)> done) {
-  done(NotYet());
-}
-
-void HostEngine::StoreFromPool(ClientId, const PoolPages&,
-                               std::function<void(Result<std::vector<Code>>)> done) {
-  done(NotYet());
-}
-
-void HostEngine::FetchIntoPool(ClientId, const PoolPages&,
-                               std::function<void(Result<std::vector<Code>>)> done) {
-  done(NotYet());
 }
 
 std::vector<GpuReport> HostEngine::Devices() const {

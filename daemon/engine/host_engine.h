@@ -160,6 +160,10 @@ class HostEngine final : public Engine {
   void TellUnmapWanted();
   void TellUnmapWanted(OfDevice& device);
   OfDevice* HasArena(ArenaId arena) const;  // Null: none has.
+  MonotonicNs PrefetchDeadline(uint32_t asked_ms) const;  // 0: the default.
+  // pools.cc
+  Result<Pools*> PoolsWith(ClientId client, uint64_t pool);
+  Result<Pools::Work> WorkOf(const Client& client, const PoolPages& pages);
   void PrefetchToDevice(const Client& client, const PrefetchSpec& spec,
                         std::function<void(Result<Prefetched>)> done);
   // What it waits for there is answered, and it holds nothing there.

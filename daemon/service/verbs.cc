@@ -58,6 +58,10 @@ const Verbs::Verb* Verbs::FindVerb(wire::Type type) {
       Verb{wire::Type::kEvict, &Verbs::OnEvict},
       Verb{wire::Type::kDevices, &Verbs::OnDevices},
       Verb{wire::Type::kLetGo, &Verbs::OnLetGo},
+      Verb{wire::Type::kPoolAdd, &Verbs::OnPoolAdd, 0, true},
+      Verb{wire::Type::kPoolRemove, &Verbs::OnPoolRemove},
+      Verb{wire::Type::kPoolStore, &Verbs::OnPoolStore},
+      Verb{wire::Type::kPoolFetch, &Verbs::OnPoolFetch},
       Verb{wire::Type::kReport, &Verbs::OnReport},
   };
   for (const Verb& verb : kVerbs) {

@@ -18,6 +18,7 @@ namespace terrace::wire {
 class Arena;
 class Arenas;
 class AttachBlocksReply;
+class PoolPages;
 class Report;
 }  // namespace terrace::wire
 
@@ -153,6 +154,15 @@ class Verbs {
   // What the client maps a block by: a descriptor, or where the device has no slabs a handle.
   Status AddBlock(Caller& caller, ArenaId arena, wire::AttachBlocksReply* reply,
                   std::vector<UniqueFd>* fds);
+
+  // verbs_pools.cc
+  Status OnPoolAdd(Caller& caller, Frame& frame);
+  Status OnPoolRemove(Caller& caller, Frame& frame);
+  Status OnPoolStore(Caller& caller, Frame& frame);
+  Status OnPoolFetch(Caller& caller, Frame& frame);
+  Result<PoolPages> PoolPagesOf(const wire::PoolPages& message);
+  template <typename Reply>
+  void SendPoolCodes(const Ticket& ticket, wire::Type type, const Result<std::vector<Code>>& codes);
 
   // verbs_admin.cc
   Status OnEvict(Caller& caller, Frame& frame);

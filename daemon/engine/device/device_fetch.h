@@ -47,6 +47,8 @@ class DeviceFetch final : public PageWatcher {
   void Fetch(const Client& client, const PrefetchSpec& spec, MonotonicNs deadline, Done done);
   // The page is gone from the device's memory: nobody holds it.
   void Dropped(SlotRef slot) { holds_.Forget(slot); }
+  // The client has what it wanted of the page.
+  void Release(ClientId client, SlotRef slot) { holds_.Release(client, slot); }
   void ClientGone(ClientId client);
   // Deadlines, and what waits for memory.
   void Turn();

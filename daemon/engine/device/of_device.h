@@ -9,6 +9,7 @@
 #include "daemon/engine/device/device_weights.h"
 #include "daemon/engine/device/item_numbers.h"
 #include "daemon/engine/device/pages_on_device.h"
+#include "daemon/engine/device/pools.h"
 #include "daemon/engine/engine_options.h"
 #include "daemon/policy/policy.h"
 
@@ -25,6 +26,7 @@ struct OfDevice {
   DeviceArenas arenas;
   std::unique_ptr<PagesOnDevice> pages;
   std::unique_ptr<DeviceFetch> fetch;
+  std::unique_ptr<Pools> pools;
   std::unique_ptr<DeviceWeights> weights;
 };
 
