@@ -159,7 +159,7 @@ class HostEngine final : public Engine {
   bool TurnDevices(std::span<const Placement::Gone> gone);
   void TellUnmapWanted();
   void TellUnmapWanted(OfDevice& device);
-  OfDevice* HasArena(ArenaId arena) const;  // Null: none has.
+  OfDevice* HasArena(ArenaId arena) const;                // Null: none has.
   MonotonicNs PrefetchDeadline(uint32_t asked_ms) const;  // 0: the default.
   // pools.cc
   Result<Pools*> PoolsWith(ClientId client, uint64_t pool);

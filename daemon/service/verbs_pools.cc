@@ -11,7 +11,8 @@ namespace {
 
 // Of a device of the host a file, which may not shrink: the mover touches all of it.
 Status CheckSlab(const std::vector<GpuReport>& devices, uint32_t device, const PoolSpec& spec) {
-  const bool of_host = device >= 1 && device <= devices.size() && devices[device - 1].kind == "host";
+  const bool of_host =
+      device >= 1 && device <= devices.size() && devices[device - 1].kind == "host";
   if (!of_host) return {};
   if (!spec.slab) {
     return {Code::kInvalidArgument, "handle: pools of a device of the host come by a descriptor"};
@@ -29,8 +30,8 @@ Status Verbs::OnPoolAdd(Caller& caller, Frame& frame) {
   RETURN_IF_ERROR(CheckKnowsDevice(caller, request.device()));
   const std::string& handle = request.handle();
   if (handle.empty() ? frame.fds.size() != 1 : !frame.fds.empty()) {
-    return {Code::kInvalidArgument, "fds: " + std::to_string(frame.fds.size()) +
-                                        " descriptors; one, or a handle instead"};
+    return {Code::kInvalidArgument,
+            "fds: " + std::to_string(frame.fds.size()) + " descriptors; one, or a handle instead"};
   }
   PoolSpec spec;
   if (!handle.empty() && handle.size() != spec.handle.size()) {
@@ -66,8 +67,7 @@ Status Verbs::OnPoolRemove(Caller& caller, Frame& frame) {
     Caller* waiting = Finish(ticket);
     if (waiting == nullptr) return;
     if (!status.ok()) return waiting->connection.SendError(ticket.request, status);
-    waiting->connection.Send(wire::Type::kPoolRemoveReply, ticket.request,
-                             wire::PoolRemoveReply());
+    waiting->connection.Send(wire::Type::kPoolRemoveReply, ticket.request, wire::PoolRemoveReply());
   });
   return {};
 }

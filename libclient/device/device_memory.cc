@@ -177,6 +177,10 @@ Result<MappedArena> DeviceMemory::Map(const SharedMemory& memory, GpuAccess acce
   return MappedArena{range->base(), std::move(held)};
 }
 
+Result<GpuForeign> DeviceMemory::ShareForeign(GpuAddress at) {
+  return Aside([&] { return gpu_->ShareForeign(at); });
+}
+
 Result<DeviceMemory::Pages*> DeviceMemory::PagesOf(uint32_t page_bytes) {
   if (const auto known = pages_.find(page_bytes); known != pages_.end()) return &known->second;
   if (page_bytes == 0) return Status(Code::kDataLoss, "the daemon announced pages of 0 bytes");

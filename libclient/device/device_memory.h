@@ -70,6 +70,9 @@ class DeviceMemory : public std::enable_shared_from_this<DeviceMemory> {
   // At addresses of its own, wherever: for writing, and all that a device without slabs can do.
   Result<MappedArena> Map(const SharedMemory& memory, GpuAccess access);
 
+  // How others can share the memory of this process that has that address on the device.
+  Result<GpuForeign> ShareForeign(GpuAddress at);
+
   // An arena of pages for reading: with slabs in the one range of its page size.
   Result<MappedArena> MapPages(uint32_t page_bytes, const SharedMemory& memory) EXCLUDES(mu_);
   // Where that range begins: page i lies at i * page_bytes. `mismatch` without slabs.

@@ -111,6 +111,15 @@ bool IsRegistered(uintptr_t at, size_t bytes) {
   return at + bytes <= region->first + region->second;
 }
 
+// What is mapped there; mapped.end(): nothing. With the lock.
+std::map<CUdeviceptr, Mapped>::iterator MappedAround(CUdeviceptr at) {
+  std::map<CUdeviceptr, Mapped>& mapped = Driver().mapped;
+  const auto after = mapped.upper_bound(at);
+  if (after == mapped.begin()) return mapped.end();
+  const auto piece = std::prev(after);
+  return at < piece->first + piece->second.bytes ? piece : mapped.end();
+}
+
 // Of one kind: wholly of mapped device memory, or within one registration.
 bool IsReachable(CUdeviceptr at, size_t bytes) {
   const std::lock_guard lock(Driver().mu);
@@ -311,6 +320,15 @@ CUresult MemImportFromShareableHandle(CUmemGenericAllocationHandle* handle, void
   Driver().handles.emplace(*handle, *std::move(memory));
   return CUDA_SUCCESS;
 }
+CUresult MemRetainAllocationHandle(CUmemGenericAllocationHandle* handle, void* at) {
+  BEGIN("cuMemRetainAllocationHandle");
+  const std::lock_guard lock(Driver().mu);
+  const auto found = MappedAround(reinterpret_cast<CUdeviceptr>(at));
+  REFUSE_IF(found == Driver().mapped.end() || found->second.own != nullptr);
+  *handle = ++Driver().last_handle;
+  Driver().handles.emplace(*handle, found->second.memory);
+  return CUDA_SUCCESS;
+}
 CUresult MemAddressReserve(CUdeviceptr* at, size_t bytes, size_t alignment, CUdeviceptr hint,
                            unsigned long long flags) {
   BEGIN("cuMemAddressReserve");
@@ -389,9 +407,9 @@ CUresult MemFree(CUdeviceptr at) {
 CUresult MemGetAddressRange(CUdeviceptr* base, size_t* bytes, CUdeviceptr at) {
   BEGIN("cuMemGetAddressRange");
   const std::lock_guard lock(Driver().mu);
-  const auto found = Driver().mapped.find(at);
+  const auto found = MappedAround(at);
   REFUSE_IF(found == Driver().mapped.end());
-  *base = at;
+  *base = found->first;
   *bytes = found->second.bytes;
   return CUDA_SUCCESS;
 }
@@ -648,6 +666,7 @@ const std::vector<EntryPoint>& EntryPoints() {
       Entry("cuMemRelease", 10020, MemRelease),
       Entry("cuMemExportToShareableHandle", 10020, MemExportToShareableHandle),
       Entry("cuMemImportFromShareableHandle", 10020, MemImportFromShareableHandle),
+      Entry("cuMemRetainAllocationHandle", 11000, MemRetainAllocationHandle),
       Entry("cuMemAddressReserve", 10020, MemAddressReserve),
       Entry("cuMemAddressFree", 10020, MemAddressFree),
       Entry("cuMemMap", 10020, MemMap),

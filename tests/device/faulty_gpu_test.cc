@@ -71,6 +71,7 @@ std::vector<std::pair<GpuVerb, std::function<Code(Gpu&)>>> Verbs() {
       of(GpuVerb::kExportAllocation, [](Gpu& gpu) { return gpu.ExportAllocation(0); }),
       of(GpuVerb::kOpenAllocation, [](Gpu& gpu) { return gpu.OpenAllocation({}, kGranule); }),
       of(GpuVerb::kCloseAllocation, [](Gpu& gpu) { return gpu.CloseAllocation(0); }),
+      of(GpuVerb::kShareForeign, [](Gpu& gpu) { return gpu.ShareForeign(0).status(); }),
       of(GpuVerb::kRegisterHost, [](Gpu& gpu) { return gpu.RegisterHost({}, GpuAccess::kRead); }),
       of(GpuVerb::kUnregisterHost, [](Gpu& gpu) { return gpu.UnregisterHost(HostRegion{77}); }),
       of(GpuVerb::kCreateStream, [](Gpu& gpu) { return gpu.CreateStream(); }),

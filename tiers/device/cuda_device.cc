@@ -109,14 +109,7 @@ class CudaGpu final : public Gpu {
     RETURN_IF_ERROR(context_->Enter());
     MutexLock lock(mu_);
     ASSIGN_OR_RETURN(const Slab exported, slabs_.Find(slab));
-    int fd = -1;
-    RETURN_IF_ERROR(
-        context_->Tell("cuMemExportToShareableHandle",
-                       driver_.cuMemExportToShareableHandle(
-                           &fd, exported.handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0)));
-    UniqueFd own(fd);
-    if (::fcntl(fd, F_SETFD, FD_CLOEXEC) != 0) return SystemError("descriptor of a slab", errno);
-    return own;
+    return ExportHandle(exported.handle);
   }
 
   Result<GpuSlab> ImportSlab(int fd, uint64_t bytes) override {
@@ -243,6 +236,33 @@ class CudaGpu final : public Gpu {
     RETURN_IF_ERROR(context_->Enter());
     RETURN_IF_ERROR(addresses_.RemoveAllocation(opened, true).status());
     return context_->Tell("cuIpcCloseMemHandle", driver_.cuIpcCloseMemHandle(opened));
+  }
+
+  // ---- Memory that somebody else in this process made
+  Result<GpuForeign> ShareForeign(GpuAddress at) override {
+    RETURN_IF_ERROR(context_->Enter());
+    CUdeviceptr base = 0;
+    size_t whole = 0;
+    RETURN_IF_ERROR(
+        context_->Tell("cuMemGetAddressRange", driver_.cuMemGetAddressRange(&base, &whole, at)));
+    GpuForeign found;
+    found.base = base;
+    found.bytes = whole / facts_.granularity * facts_.granularity;
+    CUmemGenericAllocationHandle handle = 0;
+    // Refused for memory that did not come from cuMemCreate.
+    if (driver_.cuMemRetainAllocationHandle(&handle, reinterpret_cast<void*>(at)) == CUDA_SUCCESS) {
+      Result<UniqueFd> exported = ExportHandle(handle);
+      RETURN_IF_ERROR(context_->Tell("cuMemRelease", driver_.cuMemRelease(handle)));
+      if (!exported) return NotShared(exported.error());
+      found.slab = *std::move(exported);
+      return found;
+    }
+    CUipcMemHandle legacy{};
+    const Status told =
+        context_->Tell("cuIpcGetMemHandle", driver_.cuIpcGetMemHandle(&legacy, base));
+    if (!told.ok()) return NotShared(told);
+    std::memcpy(found.handle.data(), legacy.reserved, found.handle.size());
+    return found;
   }
 
   // ---- Host memory
@@ -386,6 +406,22 @@ class CudaGpu final : public Gpu {
     }
     RETURN_IF_ERROR(addresses_.CheckGranules("bytes", bytes));
     return context_->Enter();
+  }
+
+  Result<UniqueFd> ExportHandle(CUmemGenericAllocationHandle handle) {
+    int fd = -1;
+    RETURN_IF_ERROR(context_->Tell("cuMemExportToShareableHandle",
+                                   driver_.cuMemExportToShareableHandle(
+                                       &fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0)));
+    UniqueFd own(fd);
+    if (::fcntl(fd, F_SETFD, FD_CLOEXEC) != 0) return SystemError("descriptor of a slab", errno);
+    return own;
+  }
+
+  // What the driver refuses of an allocation is how that was made.
+  static Status NotShared(const Status& why) {
+    if (why.code() == Code::kStale || why.code() == Code::kUnavailable) return why;
+    return {Code::kMismatch, "its memory cannot be shared: " + why.message()};
   }
 
   Status CheckOpened(CUdeviceptr at, uint64_t bytes) REQUIRES(mu_) {

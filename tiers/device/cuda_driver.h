@@ -38,6 +38,7 @@ namespace terrace {
   X(cuMemRelease, 10020)                   \
   X(cuMemExportToShareableHandle, 10020)   \
   X(cuMemImportFromShareableHandle, 10020) \
+  X(cuMemRetainAllocationHandle, 11000)    \
   X(cuMemAddressReserve, 10020)            \
   X(cuMemAddressFree, 10020)               \
   X(cuMemMap, 10020)                       \

@@ -105,6 +105,14 @@ inline constexpr size_t kMostCopies = 8192;  // Of one call.
 inline constexpr size_t kIpcHandleBytes = 64;
 using IpcHandle = std::array<uint8_t, kIpcHandleBytes>;
 
+// Memory of the device that this process has by other ways than a Gpu, and how others share it.
+struct GpuForeign {
+  GpuAddress base = 0;  // Of the whole allocation,
+  uint64_t bytes = 0;   // and how much of it, in whole granules, others can have.
+  UniqueFd slab;        // As of ExportSlab; or none, and
+  IpcHandle handle{};   // as of ExportAllocation.
+};
+
 class Gpu {
  public:
   // Waits for what is on its streams, unless the context is dead. With a device that hangs that may
@@ -154,6 +162,10 @@ class Gpu {
   // it. `bytes` from its begin on, that can be used here.
   virtual Result<GpuAddress> OpenAllocation(const IpcHandle& handle, uint64_t bytes) = 0;
   virtual Status CloseAllocation(GpuAddress opened) = 0;
+
+  // ---- Memory that somebody else in this process made
+  // Of the allocation that the address lies in. It is its owner's and stays as it is.
+  virtual Result<GpuForeign> ShareForeign(GpuAddress at) = 0;
 
   // ---- Host memory
   // Pins memory of this process, which is resident and mapped as `access` says, until

@@ -187,6 +187,10 @@ class HostGpu final : public Gpu {
 
   Status CloseAllocation(GpuAddress opened) override { return TakeAway(opened, true); }
 
+  Result<GpuForeign> ShareForeign(GpuAddress) override {
+    return Status(Code::kMismatch, "memory of a device of the host is shared by its memfd");
+  }
+
   // ---- Host memory
   Result<HostRegion> RegisterHost(std::span<uint8_t> memory, GpuAccess access) override {
     if (access == GpuAccess::kNone) return Refused("access: none");

@@ -183,6 +183,11 @@ class FaultyGpus::FaultyGpu final : public Gpu {
     return gpu_->CloseAllocation(opened);
   }
 
+  Result<GpuForeign> ShareForeign(GpuAddress at) override {
+    RETURN_IF_ERROR(Before(GpuVerb::kShareForeign));
+    return gpu_->ShareForeign(at);
+  }
+
   // ---- Host memory
   Result<HostRegion> RegisterHost(std::span<uint8_t> memory, GpuAccess access) override {
     RETURN_IF_ERROR(Before(GpuVerb::kRegisterHost));

@@ -38,6 +38,7 @@ enum class GpuVerb : uint8_t {
   kExportAllocation,
   kOpenAllocation,
   kCloseAllocation,
+  kShareForeign,
   kRegisterHost,
   kUnregisterHost,
   kCreateStream,
@@ -53,7 +54,7 @@ enum class GpuVerb : uint8_t {
   kGatherPages,
   kScatterPages,
 };
-inline constexpr size_t kGpuVerbs = 30;
+inline constexpr size_t kGpuVerbs = 31;
 
 enum class GpuFault : uint8_t {
   kOutOfMemory,  // exhausted, this call.

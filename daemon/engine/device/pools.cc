@@ -33,9 +33,9 @@ void Pools::Add(ClientId client, PoolSpec spec, std::function<void(Result<uint64
   const uint64_t bytes = spec.bytes;
   const uint64_t rounded = parts_.arenas.Rounded(1);
   if (rounded == 0) {
-    return done(Status(Code::kUnavailable, "device " + std::to_string(spec.device) +
-                                               ": it is not ready: " +
-                                               parts_.arenas.tier().Report().why));
+    return done(
+        Status(Code::kUnavailable, "device " + std::to_string(spec.device) +
+                                       ": it is not ready: " + parts_.arenas.tier().Report().why));
   }
   if (bytes == 0 || bytes > INT64_MAX || bytes % rounded != 0) {
     return done(Invalid("bytes: " + std::to_string(bytes) + ", and the device has granules of " +
@@ -259,18 +259,19 @@ void Pools::Fetch(const Work& work, Done done) {
                           .keys = work.pages.keys,
                           .deadline_ms = work.pages.deadline_ms,
                           .device = parts_.pages.device()};
-  parts_.fetch.Fetch(work.client, spec, work.deadline,
-                     [this, id = *id, alive = std::weak_ptr(alive_)](const Result<Prefetched>& found) {
-                       if (alive.expired() || !requests_.contains(id)) return;
-                       if (!found) return Finish(id, found.error());
-                       Request& waiting = requests_.at(id);
-                       waiting.waits = false;
-                       waiting.codes = found->codes;
-                       for (size_t i = waiting.keys.size(); i-- > 0;) {
-                         if (waiting.codes[i] == Code::kOk) waiting.wanted.push_back(i);
-                       }
-                       Advance(id);
-                     });
+  parts_.fetch.Fetch(
+      work.client, spec, work.deadline,
+      [this, id = *id, alive = std::weak_ptr(alive_)](const Result<Prefetched>& found) {
+        if (alive.expired() || !requests_.contains(id)) return;
+        if (!found) return Finish(id, found.error());
+        Request& waiting = requests_.at(id);
+        waiting.waits = false;
+        waiting.codes = found->codes;
+        for (size_t i = waiting.keys.size(); i-- > 0;) {
+          if (waiting.codes[i] == Code::kOk) waiting.wanted.push_back(i);
+        }
+        Advance(id);
+      });
 }
 
 PageName Pools::NameOf(const Request& request, size_t index) const {
@@ -408,8 +409,7 @@ void Pools::Move(RequestId id, Batch batch) {
 void Pools::Ended(RequestId id, const Batch& batch, const Status& status) {
   Request& request = requests_.at(id);
   request.moving = false;
-  const Code failed =
-      status.code() == Code::kDeadlineExceeded ? status.code() : Code::kUnavailable;
+  const Code failed = status.code() == Code::kDeadlineExceeded ? status.code() : Code::kUnavailable;
   const Code same = Compare(request);
   for (const Moved& page : batch) {
     Code& code = request.codes[page.index];

@@ -118,8 +118,9 @@ class Pools {
     uint32_t generation_index = 0;
     uint64_t generation = 0;  // When it was asked.
     MonotonicNs deadline = 0;
-    std::vector<size_t> wanted;  // What is to be moved, by the number of its key; the next one last.
-    bool waits = false;          // For pages to come to the device.
+    std::vector<size_t>
+        wanted;          // What is to be moved, by the number of its key; the next one last.
+    bool waits = false;  // For pages to come to the device.
     bool moving = false;
     std::vector<Code> codes;
     Done done;
