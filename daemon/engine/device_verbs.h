@@ -34,8 +34,8 @@ inline constexpr size_t kMaxPools = 16;  // Of a client.
 struct PoolSpec {
   uint32_t device = 0;
   uint64_t bytes = 0;
-  UniqueFd slab;        // Of a slab; or invalid, and
-  DeviceHandle handle;  // the handle of an allocation.
+  UniqueFd slab;          // Of a slab; or invalid, and
+  DeviceHandle handle{};  // the handle of an allocation.
 };
 // Where blocks lie in a pool: segment s of block b at bases[s] + b * block_stride.
 struct PoolLayout {

@@ -122,6 +122,7 @@ class EnginePool {
   }
 
   static Status ToOurs(const kvc::Status& status) {
+    if (status.ok()) return {};
     return {static_cast<Code>(status.code()), status.message()};
   }
 
@@ -191,6 +192,107 @@ TEST_F(PoolsTest, WhatOneEngineStoresAnotherFetchesIntoBlocksOfItsOwn) {
   ExpectDone(fetcher);
   Tell(storer);
   ExpectDone(storer);
+}
+
+TEST_F(PoolsTest, PoolsOutliveTheMover) {
+  const std::vector<kvc_key> keys = Keys(0, 8);
+  const std::vector<kvc_key> more = Keys(100, 8);
+  bench::Child engine = StartClient("engine", [&](kvc_client* client, bench::Link& link) -> Status {
+    ASSIGN_OR_RETURN(const OpenedDevice device, OpenDevice(client));
+    ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client, kPageBytes));
+    ASSIGN_OR_RETURN(EnginePool pool, EnginePool::Add(device.get(), 5));
+    pool.Fill(keys);
+    RETURN_IF_ERROR(pool.Store(space.get(), keys));
+    RETURN_IF_ERROR(link.Send(bench::Go{}));
+    RETURN_IF_ERROR(link.Receive<bench::Go>().status());
+    pool.Fill(more);
+    RETURN_IF_ERROR(pool.Store(space.get(), more));
+    RETURN_IF_ERROR(pool.Fetch(space.get(), keys));
+    RETURN_IF_ERROR(pool.Check(keys));
+    return pool.Remove();
+  });
+  Hear<bench::Go>(engine);
+  ASSERT_EQ(::kill(Device()["mover"]["pid"], SIGKILL), 0);
+  ASSERT_TRUE(Await([&] { return Device()["mover"]["crashes"] == 1; }));
+  Tell(engine);
+  bench::Child fetcher = StartFetcher(keys);
+  ExpectDone(fetcher);
+  ExpectDone(engine);
+  bench::Child second = StartFetcher(more);
+  ExpectDone(second);
+  EXPECT_EQ(Device()["mover"]["starts"], 2);
+}
+
+TEST_F(PoolsTest, NothingIsFoundOfAnEngineThatIsKilledWhileItStores) {
+  // The device has a slab, so that the store is with the mover at once.
+  bench::Child first = StartStorer(Keys(0, 1));
+  Hear<bench::Go>(first);
+  const std::vector<kvc_key> keys = Keys(100, 8);
+  bench::Child engine = StartClient("engine", [&](kvc_client* client, bench::Link& link) -> Status {
+    ASSIGN_OR_RETURN(const OpenedDevice device, OpenDevice(client));
+    ASSIGN_OR_RETURN(const bench::Space space, OpenPlainSpace(client, kPageBytes));
+    ASSIGN_OR_RETURN(EnginePool pool, EnginePool::Add(device.get(), 5));
+    pool.Fill(keys);
+    RETURN_IF_ERROR(link.Send(bench::Go{}));
+    RETURN_IF_ERROR(link.Receive<bench::Go>().status());
+    return pool.Store(space.get(), keys);
+  });
+  Hear<bench::Go>(engine);
+  const pid_t mover = Device()["mover"]["pid"];
+  ASSERT_EQ(::kill(mover, SIGSTOP), 0);
+  Tell(engine);
+  EXPECT_TRUE(Await([&] { return Device()["filling_bytes"] > 0; })) << Device();
+  ASSERT_EQ(::kill(engine.pid(), SIGKILL), 0);
+  (void)engine.Wait();
+  EXPECT_TRUE(Await([&] {
+    const Json clients = Report("clients")["clients"];
+    return std::ranges::none_of(clients, [](const Json& one) { return one["name"] == "engine"; });
+  }));
+  ASSERT_EQ(::kill(mover, SIGCONT), 0);
+  EXPECT_TRUE(Await([&] { return Device()["filling_bytes"] == 0; })) << Device();
+  EXPECT_EQ(Device()["pages"], 1) << Device();
+  // The slots are free for others.
+  bench::Child second = StartStorer(keys);
+  Hear<bench::Go>(second);
+  bench::Child fetcher = StartFetcher(keys);
+  ExpectDone(fetcher);
+  Tell(first);
+  Tell(second);
+  ExpectDone(first);
+  ExpectDone(second);
+}
+
+TEST_F(PoolsTest, WhatCannotBeAPoolIsRefusedByName) {
+  bench::Child engine = StartClient("engine", [](kvc_client* client, bench::Link&) -> Status {
+    ASSIGN_OR_RETURN(const OpenedDevice device, OpenDevice(client));
+    const auto refused = [&](int fd, uint64_t bytes, kvc_code code, const char* names) -> Status {
+      kvc_pool_memory memory{};
+      memory.fd = fd;
+      memory.bytes = bytes;
+      const auto pool = kvc::Pool::Add(device.get(), memory);
+      RETURN_UNLESS(!pool, names);
+      RETURN_UNLESS(pool.error().code() == code, pool.error().message());
+      RETURN_UNLESS(pool.error().message().find(names) != std::string::npos,
+                    pool.error().message());
+      return {};
+    };
+    ASSIGN_OR_RETURN(const UniqueFd open, CreateMemfd("engine-pool", kPoolBytes));
+    RETURN_IF_ERROR(refused(open.get(), kPoolBytes, KVC_INVALID_ARGUMENT, "sealed"));
+    RETURN_IF_ERROR(refused(-1, kPoolBytes, KVC_INVALID_ARGUMENT, "fd"));
+    RETURN_UNLESS(::fcntl(open.get(), F_ADD_SEALS, F_SEAL_SHRINK) == 0, "seal");
+    RETURN_IF_ERROR(refused(open.get(), 2 * kPoolBytes, KVC_INVALID_ARGUMENT, "bytes"));
+    RETURN_IF_ERROR(refused(open.get(), kPoolBytes - 1, KVC_INVALID_ARGUMENT, "bytes"));
+    const UniqueFd file(::open("/dev/null", O_RDWR | O_CLOEXEC));
+    RETURN_IF_ERROR(refused(file.get(), kPoolBytes, KVC_INVALID_ARGUMENT, "memfd"));
+    kvc_pool_memory own{};
+    own.data = client;
+    own.bytes = kPoolBytes;
+    const auto pool = kvc::Pool::Add(device.get(), own);
+    RETURN_UNLESS(!pool && pool.error().code() == KVC_MISMATCH, "memory without a descriptor");
+    return {};
+  });
+  ExpectDone(engine);
+  EXPECT_EQ(Device()["mover"]["starts"], 1);
 }
 
 }  // namespace
