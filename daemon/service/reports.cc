@@ -13,7 +13,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::array<std::string_view, 58> kRequestNames = {"",
+constexpr std::array<std::string_view, 70> kRequestNames = {"",
                                                             "error",
                                                             "hello",
                                                             "hello_reply",
@@ -70,7 +70,19 @@ constexpr std::array<std::string_view, 58> kRequestNames = {"",
                                                             "promote",
                                                             "promote_reply",
                                                             "fsck",
-                                                            "fsck_reply"};
+                                                            "fsck_reply",
+                                                            "devices",
+                                                            "devices_reply",
+                                                            "let_go",
+                                                            "let_go_reply",
+                                                            "pool_add",
+                                                            "pool_add_reply",
+                                                            "pool_remove",
+                                                            "pool_remove_reply",
+                                                            "pool_store",
+                                                            "pool_store_reply",
+                                                            "pool_fetch",
+                                                            "pool_fetch_reply"};
 constexpr std::array<const char*, shm::kTiers> kTierNames = {"device", "host", "nvme", "remote"};
 constexpr std::array<const char*, shm::kMisses> kMissNames = {
     "absent", "beyond", "stale", "busy", "budget", "disconnected", "unmapped"};
@@ -398,6 +410,8 @@ std::string_view FrameTypeName(size_t type) {
       return "grant_expired_event";
     case wire::Type::kUnmapEvent:
       return "unmap_event";
+    case wire::Type::kUnmapWantedEvent:
+      return "unmap_wanted_event";
     default:
       return "";
   }

@@ -34,7 +34,7 @@ namespace terrace {
 
 class Pools {
  public:
-  static constexpr size_t kMostPools = 1024;
+  static constexpr size_t kMostPools = 256;
   static constexpr size_t kMaxRequests = 1024;
   static constexpr size_t kMaxRequestsOfClient = 32;
   static constexpr uint64_t kStepBytes = 256u << 20;

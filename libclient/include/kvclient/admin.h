@@ -32,9 +32,9 @@ typedef struct kvc_model_added {
   uint32_t blocks;
   uint64_t bytes;
   uint32_t files;
-  int32_t durable;            /* 1: survives a restart of the daemon */
-  char why_not[500];          /* if not: what keeps it from that */
-  int32_t imported;           /* 1: the daemon has an image file of it */
+  int32_t durable;   /* 1: survives a restart of the daemon */
+  char why_not[500]; /* if not: what keeps it from that */
+  int32_t imported;  /* 1: the daemon has an image file of it */
   char why_not_imported[500]; /* of kvc_model_import, if not: what keeps it from that */
 } kvc_model_added;
 /* Registers a model from `path`: a safetensors file, a Hugging Face directory (sharded, with its
@@ -43,9 +43,9 @@ typedef struct kvc_model_added {
 KVC_API kvc_code kvc_model_add(kvc_client* client, const char* name, const char* version,
                                const char* path, int32_t timeout_ms, kvc_model_added* added,
                                kvc_error* error);
-/* The same, and then loads it and writes its image to a file of the daemon's, which later loads
- * read instead: as fast as the device is, for as many bytes more on it. A model whose image cannot
- * be written is registered all the same. The same again after that only writes what is missing. */
+/* The same, and then loads it and writes its image to a file of the daemon's, which later loads read
+ * instead: as fast as the device is, for as many bytes more on it. A model whose image cannot be
+ * written is registered all the same. The same again after that only writes what is missing. */
 KVC_API kvc_code kvc_model_import(kvc_client* client, const char* name, const char* version,
                                   const char* path, int32_t timeout_ms, kvc_model_added* added,
                                   kvc_error* error);
