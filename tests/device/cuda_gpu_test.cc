@@ -294,6 +294,61 @@ TEST_F(CudaGpuTest, WithoutKernelsTheRestWorks) {
   EXPECT_OK(gpu_->CreateSlab(kGranule).status());
 }
 
+TEST_F(CudaGpuTest, MemoryOfOthersIsSharedByItsHandleOrTheLegacyOne) {
+  Open();
+  // Whoever made it: the driver knows one context of the process.
+  auto owner = gpus_->Open(gpus_->devices().front().uuid);
+  ASSERT_OK(owner.status());
+  const auto slab = MapNewSlab(**owner, 2 * kGranule);
+  ASSERT_OK(slab.status());
+  const unsigned released = driver_.FakeCudaCalls("cuMemRelease");
+  const auto shared = gpu_->ShareForeign(slab->at + kGranule + 4096);
+  ASSERT_OK(shared.status());
+  EXPECT_EQ(shared->base, slab->at);
+  EXPECT_EQ(shared->bytes, 2 * kGranule);
+  EXPECT_EQ(driver_.FakeCudaCalls("cuMemRelease"), released + 1) << "what was retained";
+  ASSERT_TRUE(static_cast<bool>(shared->slab));
+  const auto imported = gpu_->ImportSlab(shared->slab.get(), shared->bytes);
+  ASSERT_OK(imported.status());
+  const auto range = gpu_->ReserveRange(shared->bytes);
+  ASSERT_OK(range.status());
+  ASSERT_OK(gpu_->MapSlab(*range, *imported));
+  ASSERT_OK(gpu_->SetAccess(*range, shared->bytes, GpuAccess::kReadWrite));
+  const std::vector<uint8_t> bytes = RandomBytes(1000, 1);
+  GpuBench there(**owner);
+  ASSERT_OK(there.Write(slab->at + kGranule, bytes));
+  GpuBench here(*gpu_);
+  const auto read = here.Read(*range + kGranule, bytes.size());
+  ASSERT_OK(read.status());
+  EXPECT_EQ(*read, bytes);
+
+  const auto allocation = (*owner)->Allocate(kGranule);
+  ASSERT_OK(allocation.status());
+  const auto legacy = gpu_->ShareForeign(*allocation + 64);
+  ASSERT_OK(legacy.status());
+  EXPECT_EQ(legacy->base, *allocation);
+  EXPECT_EQ(legacy->bytes, kGranule);
+  EXPECT_FALSE(static_cast<bool>(legacy->slab));
+  EXPECT_EQ(legacy->handle, *(*owner)->ExportAllocation(*allocation));
+}
+
+TEST_F(CudaGpuTest, MemoryThatCannotBeSharedIsAMismatch) {
+  Open();
+  EXPECT_EQ(gpu_->ShareForeign(4096).status().code(), Code::kInvalidArgument);
+  const auto slab = MapNewSlab(*gpu_, kGranule);
+  ASSERT_OK(slab.status());
+  driver_.FakeCudaFail("cuMemExportToShareableHandle", 0, CUDA_ERROR_INVALID_VALUE);
+  const unsigned released = driver_.FakeCudaCalls("cuMemRelease");
+  EXPECT_EQ(gpu_->ShareForeign(slab->at).status().code(), Code::kMismatch);
+  EXPECT_EQ(driver_.FakeCudaCalls("cuMemRelease"), released + 1);
+  const auto allocation = gpu_->Allocate(kGranule);
+  ASSERT_OK(allocation.status());
+  driver_.FakeCudaFail("cuIpcGetMemHandle", 0, CUDA_ERROR_NOT_SUPPORTED);
+  EXPECT_EQ(gpu_->ShareForeign(*allocation).status().code(), Code::kMismatch);
+  driver_.FakeCudaFail("cuIpcGetMemHandle", 0, CUDA_ERROR_ILLEGAL_ADDRESS);
+  EXPECT_EQ(gpu_->ShareForeign(*allocation).status().code(), Code::kStale);
+}
+
 TEST_F(CudaGpuTest, ANotificationThatFailsLeavesNoDescriptor) {
   Open();
   const auto stream = gpu_->CreateStream();

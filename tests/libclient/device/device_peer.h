@@ -2,6 +2,7 @@
 // pages and blocks are where the test puts them.
 #pragma once
 
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <atomic>
 #include <cstring>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -99,7 +101,19 @@ class DevicePeer {
     return detached_;
   }
 
+  std::set<uint64_t> pools() const {
+    MutexLock lock(mu_);
+    return pools_;
+  }
+  // Of the last request.
+  wire::PoolPages pool_pages() const {
+    MutexLock lock(mu_);
+    return pool_pages_;
+  }
+
   // How it behaves; set before it matters.
+  std::atomic<Code> second_code = Code::kNotFound;  // Of the pages of a request for a pool.
+  std::atomic<bool> fewer_codes = false;            // In the answer to it.
   std::atomic<const char*> kind = "host";
   std::atomic<bool> slabs = true;
   std::atomic<bool> has_device = true;
@@ -246,6 +260,39 @@ class DevicePeer {
     peer_.Send(Type::kAttachBlocksReply, request, reply, fds);
   }
 
+  void AnswerPoolAdd(uint64_t request, const Frame& frame) {
+    wire::PoolAdd add;
+    TERRACE_CHECK(add.ParseFromString(frame.body));
+    struct stat file {};
+    const bool has_fd = frame.fds.size() == 1 && ::fstat(frame.fds[0].get(), &file) == 0;
+    if (add.device() != kDevice || !has_fd || static_cast<uint64_t>(file.st_size) != add.bytes()) {
+      return peer_.SendError(request, static_cast<uint32_t>(Code::kInvalidArgument), "the pool");
+    }
+    wire::PoolAddReply reply;
+    reply.set_pool(++last_pool_);
+    {
+      MutexLock lock(mu_);
+      pools_.insert(last_pool_);
+    }
+    peer_.Send(Type::kPoolAddReply, request, reply);
+  }
+
+  // The second page of a request is not to be had.
+  template <class Reply>
+  void AnswerPoolPages(Type type, uint64_t request, const wire::PoolPages& pages) {
+    {
+      MutexLock lock(mu_);
+      pool_pages_ = pages;
+      if (!pools_.contains(pages.pool())) {
+        return peer_.SendError(request, static_cast<uint32_t>(Code::kNotFound), "no such pool");
+      }
+    }
+    Reply reply;
+    for (size_t i = 0; i < pages.keys().size() / sizeof(Digest) - (fewer_codes ? 1 : 0); ++i)
+      reply.add_codes(static_cast<uint32_t>(i == 1 ? second_code.load() : Code::kOk));
+    peer_.Send(type, request, reply);
+  }
+
   Act Answer(const Frame& frame) {
     const uint64_t request = frame.header.request;
     switch (frame.header.type) {
@@ -289,6 +336,31 @@ class DevicePeer {
         peer_.Send(Type::kLetGoReply, request, wire::LetGoReply());
         break;
       }
+      case Type::kPoolAdd:
+        AnswerPoolAdd(request, frame);
+        break;
+      case Type::kPoolRemove: {
+        wire::PoolRemove remove;
+        TERRACE_CHECK(remove.ParseFromString(frame.body));
+        {
+          MutexLock lock(mu_);
+          pools_.erase(remove.pool());
+        }
+        peer_.Send(Type::kPoolRemoveReply, request, wire::PoolRemoveReply());
+        break;
+      }
+      case Type::kPoolStore: {
+        wire::PoolStore store;
+        TERRACE_CHECK(store.ParseFromString(frame.body));
+        AnswerPoolPages<wire::PoolStoreReply>(Type::kPoolStoreReply, request, store.pages());
+        break;
+      }
+      case Type::kPoolFetch: {
+        wire::PoolFetch fetch;
+        TERRACE_CHECK(fetch.ParseFromString(frame.body));
+        AnswerPoolPages<wire::PoolFetchReply>(Type::kPoolFetchReply, request, fetch.pages());
+        break;
+      }
       case Type::kDetach: {
         wire::Detach detach;
         TERRACE_CHECK(detach.ParseFromString(frame.body));
@@ -308,9 +380,12 @@ class DevicePeer {
   std::array<PeerMemory, kBlocks> blocks_{PeerMemory(kBlockBytes), PeerMemory(kGranule)};
   uint64_t clients_ = 0;  // The peer's thread's, as are the next.
   uint64_t attachments_ = 0;
+  uint64_t last_pool_ = 0;
   mutable Mutex mu_;
   std::vector<uint32_t> let_go_ GUARDED_BY(mu_);
   std::vector<uint64_t> detached_ GUARDED_BY(mu_);
+  std::set<uint64_t> pools_ GUARDED_BY(mu_);
+  wire::PoolPages pool_pages_ GUARDED_BY(mu_);
   ScriptedPeer peer_;  // Ends before what its script uses.
 };
 
