@@ -207,6 +207,10 @@ Status Client::MapArenas(Life& life, const std::vector<uint32_t>& arenas, bool w
 
 Status Client::TakeArenas(Life& life, std::span<const messages::Arena> arenas,
                           std::span<const UniqueFd> fds, bool writable) {
+  // Whatever becomes of them below: the daemon counts them as given.
+  for (const messages::Arena& arena : arenas) {
+    if (arena.device != 0) life.Given(arena.id);
+  }
   const auto by_descriptor = [](const messages::Arena& arena) { return arena.handle.empty(); };
   if (std::ranges::count_if(arenas, by_descriptor) != static_cast<ptrdiff_t>(fds.size())) {
     return {Code::kDataLoss, "the daemon sent another number of descriptors than of arenas"};
@@ -223,7 +227,6 @@ Status Client::TakeArenas(Life& life, std::span<const messages::Arena> arenas,
                                : life.arenas().Add(arena, *fd));
       continue;
     }
-    life.Given(arena.id);
     for (const std::shared_ptr<Device>& device : devices) {
       if (device->NumberIn(life.epoch()) != arena.device) continue;
       DeviceMemory& memory = device->memory();
@@ -246,6 +249,20 @@ void Client::AddDevice(const std::shared_ptr<Device>& device) {
   MutexLock lock(mu_);
   std::erase_if(devices_, [](const auto& known) { return known.expired(); });
   devices_.push_back(device);
+}
+
+Result<std::shared_ptr<DeviceMemory>> Client::OpenMemory(const messages::Device& facts) {
+  MutexLock lock(memories_mu_);
+  std::erase_if(memories_, [](const auto& known) { return known.second.expired(); });
+  for (const auto& [of, known] : memories_) {
+    const bool same = of.uuid == facts.uuid && of.kind == facts.kind && of.slabs == facts.slabs &&
+                      of.granularity == facts.granularity;
+    if (!same) continue;
+    if (std::shared_ptr<DeviceMemory> memory = known.lock()) return memory;
+  }
+  ASSIGN_OR_RETURN(std::shared_ptr<DeviceMemory> memory, DeviceMemory::Open(facts));
+  memories_.emplace_back(facts, memory);
+  return memory;
 }
 
 std::vector<std::shared_ptr<Device>> Client::Devices() {
@@ -279,18 +296,38 @@ void Client::LetArenasGo(const Contact& now, Deadline deadline) {
     MutexLock lock(mu_);
     wanted = chores_.let_go;
   }
-  messages::LetGo request;
+  if (wanted.empty()) return;
+  // Once for all of them: it looks at every pin. What is pinned after this is seen by LetGo.
+  const std::set<uint32_t> pinned = now.life->PinsNow().arenas;
+  std::vector<std::pair<uint32_t, uint32_t>> gone;  // Arenas, and how often they were given.
   for (const uint32_t arena : wanted) {
-    const auto pinned = [&] { return now.life->PinsNow().arenas.contains(arena); };
-    if (!now.life->arenas().LetGo(arena, pinned)) continue;
-    // As often as it was given.
-    request.arenas.insert(request.arenas.end(), now.life->TakeGiven(arena), arena);
-    MutexLock lock(mu_);
-    chores_.let_go.erase(arena);
+    if (pinned.contains(arena)) continue;
+    const auto pinned_since = [&] { return now.life->PinsNow().arenas.contains(arena); };
+    if (!now.life->arenas().LetGo(arena, pinned_since)) continue;
+    // At least once: the reply that gave it may have been lost.
+    gone.emplace_back(arena, std::max<uint32_t>(1, now.life->TakeGiven(arena)));
   }
-  if (request.arenas.empty()) return;
-  // If it fails the daemon counts them as mapped until this client ends.
-  static_cast<void>(now.connection->Call(request, deadline).status());
+  messages::LetGo request;
+  Status sent;
+  for (size_t i = 0; i < gone.size() && sent.ok(); ++i) {
+    for (uint32_t times = 0; times < gone[i].second && sent.ok(); ++times) {
+      request.arenas.push_back(gone[i].first);
+      const bool last = i + 1 == gone.size() && times + 1 == gone[i].second;
+      if (!last && request.arenas.size() < kLetGoAMessage) continue;
+      sent = now.connection->Call(request, deadline).status();
+      request.arenas.clear();
+    }
+  }
+  if (!sent.ok()) {
+    // Once more with the next connection: the daemon does not mind to be told twice.
+    for (const auto& [arena, times] : gone)
+      now.life->Given(arena, times);
+    return;
+  }
+  MutexLock lock(mu_);
+  if (life_ != now.life) return;
+  for (const auto& [arena, times] : gone)
+    chores_.let_go.erase(arena);
 }
 
 // ---- What comes unasked
@@ -350,9 +387,19 @@ void Client::Event(const Connection& from, const Frame& frame) {
 void Client::LateReply(const Connection& from, const Frame& frame) {
   messages::GrantReply granted;
   messages::AttachReply attached;
+  messages::ArenasReply arenas;
   MutexLock lock(mu_);
   if (connection_.get() != &from) return;
+  const auto given = [life = life_](const std::vector<messages::Arena>& late) {
+    for (const messages::Arena& arena : late) {
+      if (arena.device != 0 && life != nullptr) life->Given(arena.id);
+    }
+  };
+  if (frame.header.type == wire::Type::kArenasReply && messages::Decode(frame.body, &arenas)) {
+    return given(arenas.arenas);
+  }
   if (frame.header.type == wire::Type::kGrantReply && messages::Decode(frame.body, &granted)) {
+    given(granted.arenas);
     AddBounded(granted.grants, kMaxChores, &chores_.aborts);
   } else if (frame.header.type == wire::Type::kAttachReply &&
              messages::Decode(frame.body, &attached)) {

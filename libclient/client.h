@@ -111,6 +111,10 @@ class Client final : private ConnectionEvents {
 
   // A device that was opened, for as long as somebody has it.
   void AddDevice(const std::shared_ptr<Device>& device) EXCLUDES(mu_);
+  // The memory of a device, opened once however many devices stand for it: it has one range of
+  // addresses for pages of one size.
+  Result<std::shared_ptr<DeviceMemory>> OpenMemory(const messages::Device& facts)
+      EXCLUDES(memories_mu_);
 
  private:
   // What the background thread does next in the present life.
@@ -119,8 +123,15 @@ class Client final : private ConnectionEvents {
     std::vector<uint64_t> aborts;    // Grants whose reply came too late.
     std::vector<uint64_t> detaches;  // Attachments likewise.
     std::set<uint32_t> let_go;       // Arenas of devices that the daemon wants back.
+    bool renumber = false;           // Some device of the process has no number in this life.
   };
-  static constexpr int kLetGoMs = 5;  // How often it is looked whether those are still in use.
+  // How soon it is looked again whether those are still in use, and whether the daemon has a device
+  // by now that it had not: twice as long each time.
+  static constexpr int kFirstLetGoMs = 5;
+  static constexpr int kLongestLetGoMs = 100;
+  static constexpr int kFirstRenumberMs = 250;
+  static constexpr int kLongestRenumberMs = 8'000;
+  static constexpr size_t kLetGoAMessage = 4096;
   static constexpr size_t kMaxEarly = 64;
   static constexpr size_t kMaxChores = 65'536;  // Of a kind; more wait for the end of the process.
 
@@ -137,7 +148,8 @@ class Client final : private ConnectionEvents {
   Result<std::shared_ptr<Connection>> OpenConnection(Deadline deadline);
   Result<std::shared_ptr<Life>> SayHello(Connection& connection, Deadline deadline);
   void ReopenSpaces(Connection& connection, const Life& life, Deadline deadline);
-  void RenumberDevices(Connection& connection, const Life& life, Deadline deadline) EXCLUDES(mu_);
+  // Asks for the numbers of this process's devices; false: one has none yet.
+  bool RenumberDevices(Connection& connection, const Life& life, Deadline deadline) EXCLUDES(mu_);
 
   // ---- The background thread
   void Run();
@@ -145,6 +157,15 @@ class Client final : private ConnectionEvents {
   void Pause(int ms) EXCLUDES(mu_);
   void DoChores(const Contact& now);
   void LetArenasGo(const Contact& now, Deadline deadline) EXCLUDES(mu_);
+  // What to do again, and how long it is waited for that.
+  struct Rounds {
+    size_t let_go = 0;  // As many were still in use.
+    int let_go_ms = kFirstLetGoMs;
+    int renumber_ms = kFirstRenumberMs;
+    Deadline renumber_at = Deadline::In(kFirstRenumberMs);
+  };
+  // How long nothing is to be done unless something comes; -1: for ever.
+  int NextRound(const Contact& now, Rounds* rounds) EXCLUDES(mu_);
   void UnmapWanted(Life& life, const messages::UnmapWantedEvent& event) EXCLUDES(mu_);
   std::vector<std::shared_ptr<Device>> Devices() EXCLUDES(mu_);
   void Wake();
@@ -179,6 +200,10 @@ class Client final : private ConnectionEvents {
   uint32_t granting_ GUARDED_BY(mu_) = 0;
   Chores chores_ GUARDED_BY(mu_);
   std::vector<std::weak_ptr<Device>> devices_ GUARDED_BY(mu_);
+
+  Mutex memories_mu_;  // Held while one is opened, before mu_.
+  std::vector<std::pair<messages::Device, std::weak_ptr<DeviceMemory>>> memories_
+      GUARDED_BY(memories_mu_);
 };
 
 }  // namespace terrace::client

@@ -134,14 +134,18 @@ void Client::ReopenSpaces(Connection& connection, const Life& life, Deadline dea
   }
 }
 
-void Client::RenumberDevices(Connection& connection, const Life& life, Deadline deadline) {
+bool Client::RenumberDevices(Connection& connection, const Life& life, Deadline deadline) {
   const std::vector<std::shared_ptr<Device>> devices = Devices();
-  if (devices.empty() || (life.hello().capabilities & wire::kDeviceCapability) == 0) return;
-  // Without an answer they have no number in this life, and nothing of theirs is looked for.
+  if (devices.empty() || (life.hello().capabilities & wire::kDeviceCapability) == 0) return true;
+  // Without a number in this life nothing of theirs is looked for. A daemon that was started just
+  // now may not know its devices yet.
   const auto answer = connection.Call(messages::Devices(), deadline);
-  if (!answer) return;
-  for (const std::shared_ptr<Device>& device : devices)
-    device->Renumber(life.epoch(), answer->reply);
+  bool all = answer.has_value();
+  for (const std::shared_ptr<Device>& device : devices) {
+    if (answer) device->Renumber(life.epoch(), answer->reply);
+    all = all && device->NumberIn(life.epoch()) != 0;
+  }
+  return all;
 }
 
 Status Client::Establish(Deadline reach, Deadline deadline) {
@@ -154,12 +158,18 @@ Status Client::Establish(Deadline reach, Deadline deadline) {
       MutexLock lock(mu_);
       before = life_;
     }
-    if (life != before) ReopenSpaces(*connection, *life, deadline);
-    if (life != before) RenumberDevices(*connection, *life, deadline);
+    bool renumbered = true;
+    if (life != before) {
+      ReopenSpaces(*connection, *life, deadline);
+      renumbered = RenumberDevices(*connection, *life, deadline);
+    } else {
+      life->GivenOnce();
+    }
     MutexLock lock(mu_);
     if (stopping_) return {Code::kUnavailable, "the client is closed"};
     RETURN_IF_ERROR(connection->broken());
     if (life != life_) chores_ = {};  // They were the old life's.
+    chores_.renumber = chores_.renumber || !renumbered;
     life_ = std::move(life);
     connected_.store(life_->epoch(), std::memory_order_release);
     why_not_ = {};
@@ -181,8 +191,40 @@ void Client::Pause(int ms) {
     changed_.wait_until(mu_, deadline.point());
 }
 
+int Client::NextRound(const Contact& now, Rounds* rounds) {
+  size_t let_go = 0;
+  bool renumber = false;
+  {
+    MutexLock lock(mu_);
+    let_go = chores_.let_go.size();
+    renumber = chores_.renumber;
+  }
+  int wait_ms = -1;
+  // Nothing tells when a pin is released.
+  if (let_go > 0) {
+    rounds->let_go_ms =
+        let_go != rounds->let_go ? kFirstLetGoMs : std::min(2 * rounds->let_go_ms, kLongestLetGoMs);
+    wait_ms = rounds->let_go_ms;
+  }
+  rounds->let_go = let_go;
+  if (!renumber) {
+    rounds->renumber_ms = kFirstRenumberMs;
+    rounds->renumber_at = Deadline::In(kFirstRenumberMs);
+    return wait_ms;
+  }
+  if (rounds->renumber_at.passed()) {
+    const bool all = RenumberDevices(*now.connection, *now.life, Deadline::In(options_.timeout_ms));
+    MutexLock lock(mu_);
+    if (all && life_ == now.life) chores_.renumber = false;
+    rounds->renumber_ms = std::min(2 * rounds->renumber_ms, kLongestRenumberMs);
+    rounds->renumber_at = Deadline::In(rounds->renumber_ms);
+  }
+  return wait_ms < 0 ? rounds->renumber_ms : std::min(wait_ms, rounds->renumber_ms);
+}
+
 void Client::Run() {
   int pause_ms = kFirstPauseMs;
+  Rounds rounds;
   for (;;) {
     Contact now;
     {
@@ -193,12 +235,7 @@ void Client::Run() {
     if (now.connection != nullptr) {
       pause_ms = kFirstPauseMs;
       DoChores(now);
-      bool lingers = false;  // Nothing tells when a pin is released.
-      {
-        MutexLock lock(mu_);
-        lingers = !chores_.let_go.empty();
-      }
-      now.connection->Serve(lingers ? kLetGoMs : -1);
+      now.connection->Serve(NextRound(now, &rounds));
     } else if (!options_.reconnect) {
       MutexLock lock(mu_);
       gone_ = true;

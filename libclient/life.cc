@@ -85,9 +85,15 @@ std::vector<uint64_t> Life::UnknownOf(std::span<const uint64_t> grants) const {
   return unknown;
 }
 
-void Life::Given(uint32_t arena) {
+void Life::Given(uint32_t arena, uint32_t times) {
   MutexLock lock(mu_);
-  ++given_[arena];
+  given_[arena] += times;
+}
+
+void Life::GivenOnce() {
+  MutexLock lock(mu_);
+  for (auto& [arena, times] : given_)
+    times = 1;
 }
 
 uint32_t Life::TakeGiven(uint32_t arena) {

@@ -72,8 +72,11 @@ class Life {
   std::vector<uint64_t> UnknownOf(std::span<const uint64_t> grants) const EXCLUDES(mu_);
 
   // The daemon gave an arena of a device once more; how often it has, from then on counted anew.
-  void Given(uint32_t arena) EXCLUDES(mu_);
+  void Given(uint32_t arena, uint32_t times = 1) EXCLUDES(mu_);
   uint32_t TakeGiven(uint32_t arena) EXCLUDES(mu_);
+  // The client was taken up again: whatever was on its way with the connection before, the daemon
+  // counts each arena that was given as given once.
+  void GivenOnce() EXCLUDES(mu_);
 
   // The daemon says that these arenas are gone.
   void RemoveArenas(std::span<const uint32_t> arenas);

@@ -192,6 +192,9 @@ Reader::Setting Reader::Ready(const Space& space, uint64_t count, shm::Miss* why
   // What was pinned when a daemon died keeps all of that life's memory: not longer than needed.
   if (has_old_ && ++since_drop_ == kDropEvery) [[unlikely]]
     DropOld();
+  // A daemon that was started anew may learn of its devices later.
+  if (device_ != nullptr && number_ == 0) [[unlikely]]
+    number_ = device_->NumberIn(berth->life().epoch());
   if (epoch != 0 && berth->life().epoch() == epoch) {
     // Read after the epoch: spaces are bound again before the client shows a new one.
     const Binding& binding = space.binding();

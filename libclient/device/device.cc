@@ -3,6 +3,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <vector>
 
@@ -48,7 +49,7 @@ Result<std::shared_ptr<Device>> Device::Open(std::shared_ptr<Client> client, con
   if (facts.granularity == 0) {
     return Status(Code::kUnavailable, "the device is not ready: its mover has not started yet");
   }
-  ASSIGN_OR_RETURN(std::shared_ptr<DeviceMemory> memory, DeviceMemory::Open(facts));
+  ASSIGN_OR_RETURN(std::shared_ptr<DeviceMemory> memory, client->OpenMemory(facts));
   UniqueFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!event) return SystemError("eventfd", errno);
   std::shared_ptr<Device> device(new Device(client, facts, std::move(memory), std::move(event)));
@@ -83,6 +84,12 @@ void Device::Renumber(uint64_t epoch, const messages::DevicesReply& devices) {
 
 void Device::Queue(WeightSet* weights, const Wish& wish) {
   if (wish.lost) weights->SetLost();
+  // Asked again, as after a connection was lost: one request, with what was said last.
+  for (Request& request : queue_) {
+    if (request.weights == weights) request = {weights, wish.deadline, request.lost || wish.lost};
+  }
+  const auto queued = [&](const Request& request) { return request.weights == weights; };
+  if (std::ranges::any_of(queue_, queued)) return;
   queue_.push_back({weights, wish.deadline, wish.lost});
   const uint64_t one = 1;
   static_cast<void>(!::write(event_.get(), &one, sizeof one));

@@ -53,7 +53,7 @@ KVC_API void kvc_device_close(kvc_device* device);
 
 typedef struct kvc_device_info {
   size_t struct_size;
-  uint32_t number; /* in the present daemon life, as in kvc_page.device; 0: the daemon has it not */
+  uint32_t number; /* in the present daemon life, as in kvc_page.device; 0: the daemon has it not, or not yet */
   const char* uuid; /* strings live as long as the device is open */
   const char* name;
   const char* kind;        /* "cuda", "host" */

@@ -117,6 +117,9 @@ class DevicePeer {
   std::atomic<const char*> kind = "host";
   std::atomic<bool> slabs = true;
   std::atomic<bool> has_device = true;
+  std::atomic<bool> knows_device = true;    // False: its mover is not ready.
+  std::atomic<bool> resumes = false;        // Takes clients up again.
+  std::atomic<int> let_go_hang_ups = 0;     // So many LetGo are read, and not answered.
   std::atomic<bool> other_content = false;  // Of the model, from now on.
   std::atomic<bool> other_place = false;    // Of a tensor.
   std::atomic<bool> without_block = false;  // The last one is left out.
@@ -145,9 +148,11 @@ class DevicePeer {
   void AnswerHello(uint64_t request, const Frame& frame) {
     wire::Hello hello;
     TERRACE_CHECK(hello.ParseFromString(frame.body));
+    const bool resumed = resumes && hello.resume_client() != 0;
     wire::HelloReply reply;
     reply.set_version(wire::kProtocolVersion);
-    reply.set_client(++clients_);
+    reply.set_client(resumed ? clients_ : ++clients_);
+    reply.set_resumed(resumed);
     reply.set_life(7 + clients_);
     reply.set_writer(true);
     reply.set_max_pins(65536);
@@ -155,6 +160,10 @@ class DevicePeer {
     reply.set_max_grants(4096);
     reply.set_host_capacity_bytes(1 << 30);
     reply.set_capabilities(wire::kCapabilities);
+    if (resumed) {
+      peer_.Send(Type::kHelloReply, request, reply, {directory_.fd.get()});
+      return;
+    }
     if (hello.resume_client() != 0) return peer_.SendError(request, 5, "another life");
     const UniqueFd channel = ScriptedPeer::MakeChannel(shm::kChannelBytes);
     peer_.Send(Type::kHelloReply, request, reply, {channel.get(), directory_.fd.get()});
@@ -165,11 +174,11 @@ class DevicePeer {
     if (has_device) {
       wire::Device* device = reply.add_devices();
       device->set_number(kDevice);
-      device->set_uuid(HostGpuUuid(0).Text());
+      device->set_uuid(knows_device ? HostGpuUuid(0).Text() : "");
       device->set_name("host memory");
       device->set_kind(kind.load());
       device->set_slabs(slabs);
-      device->set_granularity(kGranule);
+      device->set_granularity(knows_device ? kGranule : 0);
       device->set_serving(true);
       device->set_capacity_bytes(64 << 20);
     }
@@ -332,6 +341,10 @@ class DevicePeer {
         {
           MutexLock lock(mu_);
           let_go_.insert(let_go_.end(), let_go.arenas().begin(), let_go.arenas().end());
+        }
+        if (let_go_hang_ups > 0) {
+          --let_go_hang_ups;
+          return Act::kHangUp;
         }
         peer_.Send(Type::kLetGoReply, request, wire::LetGoReply());
         break;

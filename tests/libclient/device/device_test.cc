@@ -232,11 +232,22 @@ TEST_F(DeviceTest, WeightsThatAreAskedBackAreTheEnginesToUnmap) {
   EXPECT_FALSE(EventWaits());
   EXPECT_EQ(kvc_weights_unmap(weights, 0, &error_), KVC_OK);
   EXPECT_EQ(peer_.detached(), std::vector<uint64_t>{1});
+  // Asked twice, as after a connection was lost, it is one request.
+  kvc_weights* twice = Attach();
+  peer_.WantBack({}, {2});
+  peer_.WantBack({}, {2}, /*lost=*/true);
+  ASSERT_EQ(kvc_ping(client_, 0, &error_), KVC_OK) << "events come before its answer";
+  EXPECT_EQ(Tensor(twice, "a", KVC_STALE).data, nullptr);
+  ASSERT_EQ(Next(&request, 600'000), KVC_OK);
+  EXPECT_EQ(request.weights, twice);
+  EXPECT_EQ(request.lost, 1);
+  EXPECT_EQ(Next(&request), KVC_DEADLINE_EXCEEDED);
+  kvc_detach(twice);
   // The next attachment has another number, and is asked for by that.
   ASSERT_EQ(kvc_weights_remap(weights, 0, &error_), KVC_OK);
-  peer_.WantBack({}, {2});
+  peer_.WantBack({}, {3});
   EXPECT_EQ(Next(&request, 600'000), KVC_OK);
-  peer_.WantBack({}, {2});
+  peer_.WantBack({}, {3});
   ASSERT_TRUE(Await([&] { return EventWaits(); }));
   kvc_detach(weights);
   EXPECT_EQ(Next(&request), KVC_DEADLINE_EXCEEDED) << "nothing is asked of what is gone";
@@ -438,6 +449,84 @@ TEST_F(DeviceTest, NextDaemonLifeIsAskedForTheDeviceAnew) {
   kvc_grants* grants = nullptr;
   EXPECT_EQ(kvc_grant(client_, space_, &key, 1, &options, 0, &grants, &error_), KVC_UNAVAILABLE);
   kvc_detach(weights);
+  kvc_reader_destroy(reader);
+}
+
+TEST_F(DeviceTest, ADaemonThatLearnsOfItsDeviceLaterIsAskedAgain) {
+  Open();
+  Link(1, 0);
+  Link(1, kDevice);
+  kvc_reader* reader = NewReader();
+  const uint64_t epoch = kvc_epoch(client_);
+  peer_.knows_device = false;
+  peer_.peer().Cut();
+  ASSERT_TRUE(Await([&] { return kvc_epoch(client_) > epoch; }));
+  const kvc_key key = KeyOf(1);
+  const auto device_of_page = [&] {
+    kvc_page page{};
+    const kvc_ticket ticket = kvc_pin(reader, space_, &key, &page, nullptr);
+    EXPECT_NE(ticket, 0u);
+    kvc_unpin(reader, ticket);
+    return page.device;
+  };
+  EXPECT_EQ(device_of_page(), 0u);
+  peer_.knows_device = true;
+  EXPECT_TRUE(Await([&] { return device_of_page() == kDevice; }));
+  kvc_device_info info{};
+  info.struct_size = sizeof info;
+  ASSERT_EQ(kvc_device_get_info(device_, &info), KVC_OK);
+  EXPECT_EQ(info.number, kDevice);
+  kvc_reader_destroy(reader);
+}
+
+TEST_F(DeviceTest, ADeviceThatIsOpenedTwiceHasOneRangeOfPages) {
+  Open();
+  Link(1, kDevice);
+  kvc_device* again = nullptr;
+  ASSERT_EQ(kvc_device_open(client_, nullptr, 0, &again, &error_), KVC_OK) << error_.message;
+  const void* base = nullptr;
+  const void* same = nullptr;
+  ASSERT_EQ(kvc_device_base(device_, space_, &base), KVC_OK);
+  ASSERT_EQ(kvc_device_base(again, space_, &same), KVC_OK);
+  EXPECT_EQ(base, same);
+  kvc_reader* reader = nullptr;
+  ASSERT_EQ(kvc_reader_create(client_, &reader, &error_), KVC_OK);
+  ASSERT_EQ(kvc_reader_set_device(reader, again), KVC_OK);
+  kvc_device_close(std::exchange(device_, nullptr));
+  const kvc_key key = KeyOf(1);
+  kvc_page page{};
+  const kvc_ticket ticket = kvc_pin(reader, space_, &key, &page, nullptr);
+  ASSERT_NE(ticket, 0u);
+  EXPECT_EQ((static_cast<const uint8_t*>(page.data) - static_cast<const uint8_t*>(same)) %
+                static_cast<ptrdiff_t>(kPageBytes),
+            0);
+  EXPECT_LT(static_cast<const uint8_t*>(page.data) - static_cast<const uint8_t*>(same), 1 << 30);
+  kvc_unpin(reader, ticket);
+  kvc_reader_destroy(reader);
+  kvc_device_close(again);
+}
+
+TEST_F(DeviceTest, ALetGoThatIsLostIsToldAgainWithTheNextConnection) {
+  Open();
+  Link(1, kDevice);
+  kvc_reader* reader = NewReader();
+  const kvc_key key = KeyOf(1);
+  kvc_page page{};
+  kvc_unpin(reader, kvc_pin(reader, space_, &key, &page, nullptr));
+  kvc_grant_options options{};
+  options.struct_size = sizeof options;
+  options.device = device_;
+  kvc_grants* grants = nullptr;
+  const kvc_key other = KeyOf(2);
+  ASSERT_EQ(kvc_grant(client_, space_, &other, 1, &options, 0, &grants, &error_), KVC_OK);
+  kvc_grants_destroy(grants);
+  peer_.Unlink(DigestOfKey(key), kDevice);
+  peer_.resumes = true;
+  peer_.let_go_hang_ups = 1;
+  peer_.WantBack({kDeviceArena}, {});
+  ASSERT_TRUE(Await([&] { return peer_.let_go().size() >= 3; }));
+  EXPECT_EQ(peer_.let_go(), (std::vector<uint32_t>(3, kDeviceArena)))
+      << "twice, unanswered; then once, as the daemon counts who comes back";
   kvc_reader_destroy(reader);
 }
 

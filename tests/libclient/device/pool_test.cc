@@ -1,5 +1,5 @@
-// Pools of engines in a client: what the daemon is asked for, and what comes of its answers; against a
-// scripted daemon.
+// Pools of engines in a client: what the daemon is asked for, and what comes of its answers;
+// against a scripted daemon.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <kvclient/pool.h>
