@@ -388,6 +388,7 @@ void Client::LateReply(const Connection& from, const Frame& frame) {
   messages::GrantReply granted;
   messages::AttachReply attached;
   messages::ArenasReply arenas;
+  messages::PoolAddReply pool;
   MutexLock lock(mu_);
   if (connection_.get() != &from) return;
   const auto given = [life = life_](const std::vector<messages::Arena>& late) {
@@ -404,6 +405,9 @@ void Client::LateReply(const Connection& from, const Frame& frame) {
   } else if (frame.header.type == wire::Type::kAttachReply &&
              messages::Decode(frame.body, &attached)) {
     AddBounded({attached.attachment}, kMaxChores, &chores_.detaches);
+  } else if (frame.header.type == wire::Type::kPoolAddReply &&
+             messages::Decode(frame.body, &pool)) {
+    AddBounded({pool.pool}, kMaxChores, &chores_.pools);
   } else {
     return;  // A space counts as open until the client ends, once however often it was opened.
   }
@@ -416,6 +420,7 @@ void Client::DoChores(const Contact& now) {
     MutexLock lock(mu_);
     chores.aborts.swap(chores_.aborts);
     chores.detaches.swap(chores_.detaches);
+    chores.pools.swap(chores_.pools);
     // While a call for grants is under way, what is unknown may be just about to be known.
     if (granting_ == 0) chores.expired.swap(chores_.expired);
   }
@@ -431,6 +436,10 @@ void Client::DoChores(const Contact& now) {
   }
   for (const uint64_t attachment : chores.detaches) {
     const messages::Detach request{.attachment = attachment};
+    static_cast<void>(now.connection->Call(request, deadline).status());
+  }
+  for (const uint64_t pool : chores.pools) {
+    const messages::PoolRemove request{.pool = pool};
     static_cast<void>(now.connection->Call(request, deadline).status());
   }
   LetArenasGo(now, deadline);

@@ -121,7 +121,8 @@ class Client final : private ConnectionEvents {
   struct Chores {
     std::vector<uint64_t> expired;   // Grants whose deadline passed: some may be known to nobody.
     std::vector<uint64_t> aborts;    // Grants whose reply came too late.
-    std::vector<uint64_t> detaches;  // Attachments likewise.
+    std::vector<uint64_t> detaches;  // Attachments likewise,
+    std::vector<uint64_t> pools;     // and pools of engines.
     std::set<uint32_t> let_go;       // Arenas of devices that the daemon wants back.
     bool renumber = false;           // Some device of the process has no number in this life.
   };

@@ -55,6 +55,7 @@ struct ClientRecord {
   // Attachments that the present connection was told of and has not used yet: if it breaks, the
   // client may never have learned their numbers, and has nothing of them mapped but the manifest.
   std::vector<uint64_t> unused_attachments;
+  std::vector<uint64_t> unused_pools;  // Likewise, of PoolAdd.
   // What happened while it had no connection; sent when it comes back.
   std::vector<uint64_t> missed_expired;
   std::vector<ArenaId> missed_gone;

@@ -202,14 +202,17 @@ void Verbs::EndUnused(ClientRecord& client) {
   if (!client.acted && !client.cut) {
     EndClient(client.id, {Code::kUnavailable, "it left before it asked for anything"});
   } else {
-    EndUnusedAttachments(client);
+    EndUnusedNumbers(client);
   }
 }
 
-void Verbs::EndUnusedAttachments(ClientRecord& client) {
+void Verbs::EndUnusedNumbers(ClientRecord& client) {
   for (const uint64_t attachment : client.unused_attachments)
     (void)parts_.engine->Detach(client.id, attachment);
   client.unused_attachments.clear();
+  for (const uint64_t pool : client.unused_pools)
+    parts_.engine->RemovePool(client.id, pool, [](const Status&) {});
+  client.unused_pools.clear();
 }
 
 Result<UniqueFd> Verbs::GiveArena(ClientRecord& client, ArenaId arena, bool writable) {

@@ -99,7 +99,8 @@ class Verbs {
   Result<UniqueFd> Arrive(Caller& caller, const Identity& identity, const ClientSpec& spec);
   Status SendHelloReply(Caller& caller, uint64_t request, bool resumed, UniqueFd channel);
   void TellMissed(ClientRecord& client);
-  void EndUnusedAttachments(ClientRecord& client);
+  // Attachments and pools whose numbers it may never have learned.
+  void EndUnusedNumbers(ClientRecord& client);
   void OnProcessGone(ClientRecord& client);
   Status OnPing(Caller& caller, Frame& frame);
   Status OnGoodbye(Caller& caller, Frame& frame);
@@ -160,7 +161,7 @@ class Verbs {
   Status OnPoolRemove(Caller& caller, Frame& frame);
   Status OnPoolStore(Caller& caller, Frame& frame);
   Status OnPoolFetch(Caller& caller, Frame& frame);
-  Result<PoolPages> PoolPagesOf(const wire::PoolPages& message);
+  Result<PoolPages> PoolPagesOf(const Caller& caller, const wire::PoolPages& message);
   template <typename Reply>
   void SendPoolCodes(const Ticket& ticket, wire::Type type, const Result<std::vector<Code>>& codes);
 

@@ -114,7 +114,7 @@ Status Verbs::Resume(Caller& caller, ClientId id, uint64_t token) {
     old->client = nullptr;
     old->connection.Close(Status(Code::kUnavailable, "its client came back by another one"));
   }
-  EndUnusedAttachments(client);
+  EndUnusedNumbers(client);
   client.caller = &caller;
   caller.client = &client;
   caller.connection.AllowLargeFrames();

@@ -1,8 +1,8 @@
 // Verbs on pools: memory of devices that engines own.
 #include <fcntl.h>
 
-#include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "daemon/service/verb_messages.h"
 
@@ -47,7 +47,7 @@ Status Verbs::OnPoolAdd(Caller& caller, Frame& frame) {
   parts_.engine->AddPool(
       ticket.client, std::move(spec), [this, ticket](const Result<uint64_t>& pool) {
         Caller* waiting = Finish(ticket);
-        if (waiting == nullptr) {
+        if (waiting == nullptr || waiting->client == nullptr) {
           // Nobody knows its number.
           if (pool) parts_.engine->RemovePool(ticket.client, *pool, [](const Status&) {});
           return;
@@ -55,6 +55,7 @@ Status Verbs::OnPoolAdd(Caller& caller, Frame& frame) {
         if (!pool) return waiting->connection.SendError(ticket.request, pool.error());
         wire::PoolAddReply reply;
         reply.set_pool(*pool);
+        waiting->client->unused_pools.push_back(*pool);
         waiting->connection.Send(wire::Type::kPoolAddReply, ticket.request, reply);
       });
   return {};
@@ -62,6 +63,7 @@ Status Verbs::OnPoolAdd(Caller& caller, Frame& frame) {
 
 Status Verbs::OnPoolRemove(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::PoolRemove request, ParseFrame<wire::PoolRemove>(frame));
+  std::erase(caller.client->unused_pools, request.pool());
   const Ticket ticket = Begin(caller, frame.header.request);
   parts_.engine->RemovePool(ticket.client, request.pool(), [this, ticket](const Status& status) {
     Caller* waiting = Finish(ticket);
@@ -73,7 +75,9 @@ Status Verbs::OnPoolRemove(Caller& caller, Frame& frame) {
 }
 
 // The lists of the spec are those of the message, and of messages_->keys.
-Result<PoolPages> Verbs::PoolPagesOf(const wire::PoolPages& message) {
+Result<PoolPages> Verbs::PoolPagesOf(const Caller& caller, const wire::PoolPages& message) {
+  // Who names it has learned of it.
+  std::erase(caller.client->unused_pools, message.pool());
   RETURN_IF_ERROR(TakeKeys(message.keys()));
   PoolPages pages;
   pages.pool = message.pool();
@@ -98,7 +102,7 @@ Result<PoolPages> Verbs::PoolPagesOf(const wire::PoolPages& message) {
 
 Status Verbs::OnPoolStore(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::PoolStore request, ParseFrame<wire::PoolStore>(frame));
-  ASSIGN_OR_RETURN(const PoolPages pages, PoolPagesOf(request.pages()));
+  ASSIGN_OR_RETURN(const PoolPages pages, PoolPagesOf(caller, request.pages()));
   const Ticket ticket = Begin(caller, frame.header.request);
   parts_.engine->StoreFromPool(
       ticket.client, pages, [this, ticket](const Result<std::vector<Code>>& codes) {
@@ -109,7 +113,7 @@ Status Verbs::OnPoolStore(Caller& caller, Frame& frame) {
 
 Status Verbs::OnPoolFetch(Caller& caller, Frame& frame) {
   ASSIGN_OR_RETURN(const wire::PoolFetch request, ParseFrame<wire::PoolFetch>(frame));
-  ASSIGN_OR_RETURN(const PoolPages pages, PoolPagesOf(request.pages()));
+  ASSIGN_OR_RETURN(const PoolPages pages, PoolPagesOf(caller, request.pages()));
   const Ticket ticket = Begin(caller, frame.header.request);
   parts_.engine->FetchIntoPool(
       ticket.client, pages, [this, ticket](const Result<std::vector<Code>>& codes) {

@@ -84,7 +84,13 @@ Result<std::vector<Code>> Pool::Ask(const Space& space, messages::PoolPages page
   pages.deadline_ms = static_cast<uint32_t>(std::max<int64_t>(1, left_ms - left_ms / 8));
   const size_t count = pages.keys.size() / kKeyBytes;
   const Request request{.pages = std::move(pages)};
-  ASSIGN_OR_RETURN(const auto answer, now.connection->Call(request, deadline));
+  const auto called = now.connection->Call(request, deadline);
+  // It ended with a connection that broke before the pool was first named.
+  if (!called && called.error().code() == Code::kNotFound && !removed_.load()) {
+    return Status(Code::kStale, called.error().message());
+  }
+  RETURN_IF_ERROR(called.status());
+  const auto& answer = *called;
   if (answer.reply.codes.size() != count) {
     return Status(Code::kDataLoss, "the daemon answered for another number of pages");
   }

@@ -105,6 +105,10 @@ class DevicePeer {
     MutexLock lock(mu_);
     return pools_;
   }
+  void ForgetPools() {
+    MutexLock lock(mu_);
+    pools_.clear();
+  }
   // Of the last request.
   wire::PoolPages pool_pages() const {
     MutexLock lock(mu_);

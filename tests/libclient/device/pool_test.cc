@@ -171,6 +171,13 @@ TEST_F(PoolTest, WhatCannotBeIsRefusedBeforeTheDaemonIsAsked) {
   EXPECT_EQ(none, nullptr);
 }
 
+TEST_F(PoolTest, APoolThatTheDaemonForgotIsStale) {
+  Add();
+  peer_.ForgetPools();
+  EXPECT_EQ(kvc_pool_store(pool_, space_, &layout_, &pages_, 0, nullptr, &error_), KVC_STALE);
+  EXPECT_EQ(kvc_pool_remove(pool_, 0, &error_), KVC_OK);
+}
+
 TEST_F(PoolTest, AnotherDaemonKnowsItNoMore) {
   Add();
   peer_.peer().Cut();
