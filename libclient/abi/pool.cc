@@ -3,11 +3,10 @@
 
 #include <fcntl.h>
 #include <kvclient/pool.h>
-#include <unistd.h>
 
-#include <cerrno>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "libclient/abi/abi.h"
 
@@ -16,7 +15,6 @@ using namespace terrace::client::abi;  // NOLINT(google-build-using-namespace)
 using terrace::client::Client;
 using terrace::client::Deadline;
 using terrace::client::Pool;
-using terrace::client::Space;
 
 namespace {
 

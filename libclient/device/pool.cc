@@ -1,6 +1,7 @@
 #include "libclient/device/pool.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 namespace terrace::client {

@@ -3,11 +3,9 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <signal.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <kvclient/pool.hpp>
 #include <string>
 #include <vector>
@@ -110,7 +108,6 @@ class EnginePool {
     return Move(space, keys, &kvc::Pool::Fetch);
   }
   Status Remove() { return ToOurs(pool_.Remove(10'000)); }
-  kvc::Pool& pool() { return pool_; }
   kvc_pool_layout Layout() const {
     kvc_pool_layout layout{};
     layout.bases = bases_.data();

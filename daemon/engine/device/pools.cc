@@ -498,8 +498,9 @@ Status Pools::CheckInvariants() const {
     if (pool.copies != copies[id]) {
       return Status(Code::kInternal, "a pool counts other copies than are under way");
     }
-    const bool known = pool.client != 0;
-    if (!known) return Status(Code::kInternal, "a pool is nobody's");
+    if (pool.state == State::kReleasing && pool.copies > 0) {
+      return Status(Code::kInternal, "a pool is released while a copy uses it");
+    }
   }
   return {};
 }
