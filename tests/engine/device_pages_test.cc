@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 #include <random>
 #include <set>
@@ -313,6 +314,102 @@ TEST_F(DevicePagesTest, MemoryPassesToAnotherTenantWhenItsClientsHaveUnmapped) {
   for (uint64_t i = 0; i < 16; ++i) {
     EXPECT_TRUE(client.ReadsAt(space, i, 0) || client.ReadsAt(space, i, 1)) << i;
   }
+}
+
+TEST_F(DevicePagesTest, WhoHasNothingThereDoesNotWaitForTheCopiesOfOthers) {
+  Fill();
+  std::vector<GrantGiven> granted;
+  const std::vector<Digest> keys = {KeyOf(100)};
+  const GrantSpec spec{.slot = space.slot, .epoch = space.epoch, .keys = keys, .device = 1};
+  ASSERT_TRUE(of.world.engine->Grant(client.given.id, spec, &granted).ok());
+  ASSERT_GT(tier().pending(), 0u) << "pages go down, for another one of this tenant";
+  DeviceClient other(of, "u");
+  const SpaceGiven others = other.Open();
+  const GrantSpec theirs{.slot = others.slot, .epoch = others.epoch, .keys = keys, .device = 1};
+  ASSERT_TRUE(of.world.engine->Grant(other.given.id, theirs, &granted).ok());
+  EXPECT_TRUE(granted.empty());
+  std::set<ArenaId> closed;
+  for (uint64_t i = 0; i < 16; ++i) {
+    const ArenaId arena = shm::ArenaOf(client.FindAt(space, i, 1).value());
+    if (!of.world.engine->FindArena(client.given.id, arena)) closed.insert(arena);
+  }
+  EXPECT_THAT(closed, SizeIs(1)) << "a slab is given up for it";
+}
+
+TEST_F(DevicePagesTest, WhereReadersKeepASlabAnotherOneIsGivenUp) {
+  Fill();
+  DeviceClient other(of, "u");
+  const SpaceGiven others = other.Open();
+  std::vector<GrantGiven> granted;
+  const std::vector<Digest> keys = {KeyOf(1)};
+  const GrantSpec spec{.slot = others.slot, .epoch = others.epoch, .keys = keys, .device = 1};
+  ASSERT_TRUE(of.world.engine->Grant(other.given.id, spec, &granted).ok());
+  std::optional<uint64_t> kept;
+  for (uint64_t i = 0; i < 16; ++i) {
+    const shm::Handle handle = client.FindAt(space, i, 1).value();
+    if (of.world.engine->FindArena(client.given.id, shm::ArenaOf(handle))) continue;
+    client.channel.Pin(handle);
+    kept = i;
+    break;
+  }
+  ASSERT_TRUE(kept.has_value());
+  EXPECT_TRUE(other.PutHere(others, 1).has_value());
+  EXPECT_TRUE(client.ReadsAt(space, *kept, 1));
+  EXPECT_EQ(Device().lost_pages, 0u);
+}
+
+TEST_F(DevicePagesTest, APinOfWhatWasThereKeepsItsSlabAndNoOther) {
+  Fill();
+  const shm::Handle old = client.FindAt(space, 0, 1).value();
+  client.Drop(space, 0);
+  of.Settle();
+  client.channel.Pin(old);
+  for (uint64_t i = 1; i < 4; ++i)
+    client.Drop(space, i);
+  of.Settle();
+  DeviceClient other(of, "u");
+  const SpaceGiven others = other.Open();
+  EXPECT_TRUE(other.PutHere(others, 1).has_value());
+  EXPECT_EQ(Device().bytes.used(), 4 * DeviceWorld::kSlab);
+}
+
+TEST(DeviceSaves, PagesOfASlabThatIsGivenUpWaitForAPlaceAmongTheCopies) {
+  EngineOptions options = EngineWorld::SmallOptions();
+  options.host_capacity_bytes = 1024 * uint64_t{kPage};
+  options.max_pinned_bytes = options.host_capacity_bytes;
+  DeviceWorld of(options, DeviceWorld::Slabs(100));
+  DeviceClient client(of);
+  const SpaceGiven space = client.Open();
+  // All at once, so that no reserve is kept and each slab has four pages that follow each other.
+  std::vector<uint64_t> numbers(400);
+  std::iota(numbers.begin(), numbers.end(), 0);
+  const std::vector<GrantGiven> all = client.GrantHere(space, numbers);
+  ASSERT_THAT(all, SizeIs(400));
+  for (const uint64_t i : numbers) {
+    client.Write(space, all[i].handle, i);
+    ASSERT_EQ(client.Commit(all[i].grant), Code::kOk) << i;
+  }
+  of.world.engine->DemoteDevice(1, 0, {}, [](const Result<Demoted>&) {});
+  (void)of.world.engine->Turn();
+  ASSERT_EQ(of.Device().linked_pages, 400u);
+  // Slabs of which pages go down stay, so that one without copies is given up.
+  std::set<ArenaId> pinned;
+  for (uint64_t i = 0; i < 300; ++i) {
+    const shm::Handle handle = client.FindAt(space, i, 1).value();
+    if (pinned.insert(shm::ArenaOf(handle)).second) client.channel.Pin(handle);
+  }
+  DeviceClient other(of, "u");
+  const SpaceGiven others = other.Open();
+  std::vector<GrantGiven> granted;
+  const std::vector<Digest> keys = {KeyOf(1)};
+  const GrantSpec spec{.slot = others.slot, .epoch = others.epoch, .keys = keys, .device = 1};
+  ASSERT_TRUE(of.world.engine->Grant(other.given.id, spec, &granted).ok());
+  (void)of.world.engine->Turn();
+  EXPECT_EQ(of.Device().linked_pages, 400u) << "they wait";
+  EXPECT_TRUE(other.PutHere(others, 1).has_value());
+  for (const uint64_t i : numbers)
+    EXPECT_TRUE(client.ReadsAt(space, i, 0) || client.ReadsAt(space, i, 1)) << i;
+  EXPECT_EQ(of.world.engine->CheckInvariants(), Status());
 }
 
 TEST_F(DevicePagesTest, SlabsWithoutPagesAreGivenBackAfterAWhile) {

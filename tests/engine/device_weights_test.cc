@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <optional>
+#include <set>
 
 #include "daemon/engine/weights/weights.h"
 #include "tests/engine/engine_world.h"
@@ -528,40 +529,85 @@ TEST_F(DeviceWeightsTest, WhatIsAttachedMakesNoRoomAndNothingLeavesInVain) {
   EXPECT_EQ(Report().evicted_blocks, 0u);
 }
 
-TEST_F(DeviceWeightsTest, PagesLeaveForWeightsAndAreInHostMemoryThen) {
-  AddModel("a", 6);
-  SpaceSpec spec;
-  spec.layout = LayoutOf(EngineWorld::kPage);
-  const SpaceGiven space = *engine->OpenSpace(client, spec);
-  const size_t pages = 4 * block_bytes / EngineWorld::kPage;
-  for (uint64_t number = 0; number < pages; ++number) {
-    const Digest key = KeyOf(number);
-    std::vector<GrantGiven> given;
-    for (int tries = 0; tries < 100 && given.empty(); ++tries) {
-      ASSERT_EQ(
-          engine->Grant(client,
-                        {.slot = space.slot, .epoch = space.epoch, .keys = {&key, 1}, .device = 1},
-                        &given),
-          Status());
-      Settle();
+class PagesAndWeightsTest : public DeviceWeightsTest {
+ protected:
+  // So many slabs, which have the size of blocks, full of pages.
+  void PutPages(size_t slabs) {
+    SpaceSpec spec;
+    spec.layout = LayoutOf(EngineWorld::kPage);
+    space = *engine->OpenSpace(client, spec);
+    pages = slabs * block_bytes / EngineWorld::kPage;
+    for (uint64_t number = 0; number < pages; ++number) {
+      const Digest key = KeyOf(number);
+      std::vector<GrantGiven> given;
+      for (int tries = 0; tries < 100 && given.empty(); ++tries) {
+        ASSERT_EQ(
+            engine->Grant(
+                client, {.slot = space.slot, .epoch = space.epoch, .keys = {&key, 1}, .device = 1},
+                &given),
+            Status());
+        Settle();
+      }
+      ASSERT_EQ(given.size(), 1u);
+      std::vector<Code> codes;
+      ASSERT_EQ(engine->Commit(client, {&given[0].grant, 1}, {}, &codes), Status());
     }
-    ASSERT_EQ(given.size(), 1u);
-    std::vector<Code> codes;
-    ASSERT_EQ(engine->Commit(client, {&given[0].grant, 1}, {}, &codes), Status());
+    ASSERT_EQ(Report().linked_pages, pages);
   }
-  ASSERT_EQ(Report().linked_pages, pages);
+  std::optional<LinkedPage> Find(uint64_t number, uint32_t place) {
+    return engine->index(1).Find({space.slot, space.epoch, 0, KeyOf(number), place});
+  }
+  std::set<ArenaId> Slabs() {
+    std::set<ArenaId> slabs;
+    for (uint64_t number = 0; number < pages; ++number)
+      slabs.insert(shm::ArenaOf(Find(number, 1)->handle));
+    return slabs;
+  }
+
+  SpaceGiven space;
+  size_t pages = 0;
+};
+
+TEST_F(PagesAndWeightsTest, PagesLeaveForWeightsAndAreInHostMemoryThen) {
+  AddModel("a", 6);
+  PutPages(4);
   EXPECT_EQ(Load("a"), Status());
   EXPECT_EQ(Report().bytes.weights, 6 * block_bytes);
   EXPECT_LE(Report().bytes.pages, 2 * block_bytes);
-  size_t kept = 0;
-  for (uint64_t number = 0; number < pages; ++number) {
-    for (const uint32_t place : {0u, 1u}) {
-      if (!engine->index(1).Find({space.slot, space.epoch, 0, KeyOf(number), place})) continue;
-      ++kept;
-      break;
-    }
-  }
-  EXPECT_EQ(kept, pages);
+  for (uint64_t number = 0; number < pages; ++number)
+    EXPECT_TRUE(Find(number, 0).has_value() || Find(number, 1).has_value()) << number;
+}
+
+TEST_F(PagesAndWeightsTest, AllThatALoadNeedsIsAskedBackAtOnce) {
+  AddModel("a", 6);
+  PutPages(4);
+  const std::set<ArenaId> slabs = Slabs();
+  for (const ArenaId slab : slabs)
+    ASSERT_TRUE(engine->GiveDeviceArena(client, slab).has_value());
+  // Of eight blocks six are needed; slabs without pages go unasked.
+  ASSERT_GE(slabs.size(), 4u);
+  const auto load = StartLoad("a");
+  for (int step = 0; step < 6; ++step)
+    (void)Step();
+  size_t asked = 0;
+  for (const UnmapRequest& request : events.unmap_wanted[client])
+    asked += request.arenas.size();
+  EXPECT_EQ(asked, slabs.size() - 2);
+  EXPECT_EQ(Report().bytes.leaving, (slabs.size() - 2) * block_bytes);
+  for (const UnmapRequest& request : events.unmap_wanted[client])
+    engine->LetGoArenas(client, request.arenas);
+  Settle();
+  EXPECT_EQ(load->status, Status());
+}
+
+TEST_F(PagesAndWeightsTest, NoPagesLeaveInVain) {
+  AddModel("a", 7);
+  PutPages(4);
+  // Three slabs would have to leave, and two can.
+  for (size_t slab = 0; slab < 2; ++slab)
+    (void)channels.back().Pin(Find(slab * pages / 4, 1)->handle);
+  EXPECT_EQ(Load("a").code(), Code::kExhausted);
+  EXPECT_EQ(Report().linked_pages, pages);
 }
 
 TEST_F(DeviceWeightsTest, ALoadWaitsForMemoryThatIsAskedBack) {

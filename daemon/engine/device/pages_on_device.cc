@@ -17,6 +17,8 @@ constexpr MonotonicNs kIdleNs = 30 * kNsPerSecond;
 constexpr MonotonicNs kDemotionStallNs = 30 * kNsPerSecond;
 constexpr uint64_t kDemotedAStep = 256;
 constexpr uint64_t kDemotedLooks = 16384;
+// A slab whose readers keep it for so long is not waited for any more: another one is given up.
+constexpr MonotonicNs kReadersNs = kNsPerSecond;
 // Evicted at once, for the two scans that a pass costs, but not more than a part of what is there.
 constexpr uint64_t kBatchPages = 16;
 constexpr uint64_t kBatchShare = 16;
@@ -100,8 +102,10 @@ bool PagesOnDevice::Provide(SlabClass& of, uint64_t slots, EvictionReason reason
                     .own_only = true,
                     .reason = reason,
                     .unstored = Unstored::kKeep};
-  Pass(goal);
-  if (of.ready_slots > 0 || saves_under_way_ > 0) return true;
+  const EvictionDone done = Pass(goal);
+  // Copies of other classes bring this one nothing.
+  if (of.ready_slots > 0 || saves_of_.contains(&of)) return true;
+  if (done.refused && SavesFull()) return true;
   parts_.pins.SettleLimbo();
   if (of.ready_slots > 0) return true;
   if (reason == EvictionReason::kReserve) return false;
@@ -146,9 +150,7 @@ bool PagesOnDevice::Has(SlotRef slot) const {
 }
 
 Saving PagesOnDevice::Save(SlotRef slot, bool) {
-  const bool full =
-      saves_under_way_ + to_save_.size() >= kMostSaving || saving_bytes_ >= kMostSavingBytes;
-  if (full || parts_.clock.Now() < no_saves_until_) return Saving::kNoneNow;
+  if (SavesFull() || parts_.clock.Now() < no_saves_until_) return Saving::kNoneNow;
   // Memory for it is got after the pass: getting it tells policies what was read, which may not
   // happen while this one is asked for victims.
   ++slot->transfers;
@@ -187,6 +189,7 @@ void PagesOnDevice::SendSaves() {
       parts_.slabs.SetState(slots[i], SlotState::kFilling);
       ++slots[i]->transfers;
       ++saves_under_way_;
+      ++saves_of_[of];
       batch->pages.push_back({.from = pages[i], .to = slots[i], .sequence = pages[i]->sequence});
     }
   }
@@ -229,6 +232,8 @@ void PagesOnDevice::SaveEnded(const Saved& page, const Status& status) {
   --page.from->transfers;
   --page.to->transfers;
   --saves_under_way_;
+  const auto of = saves_of_.find(page.from.slab->owner());
+  if (--of->second == 0) saves_of_.erase(of);
   ++ended_saves_;
   saving_bytes_ -= page.from.slab->shape().page_bytes;
   if (!status.ok()) no_saves_until_ = parts_.clock.Now() + kAfterFailureNs;
@@ -268,62 +273,107 @@ bool PagesOnDevice::CanLeave(Slab& slab, std::set<TenantId>* scanned) {
   return true;
 }
 
-bool PagesOnDevice::GiveUpOne(const SlabClass* spare) {
-  // One at a time: what it brings is seen first.
-  if (closed_.size() > lost_.size()) return true;
-  if (parts_.arenas.bytes().leaving > 0) return true;
+std::vector<Slab*> PagesOnDevice::Leavers(const SlabClass* spare, uint64_t bytes, uint64_t looks) {
+  std::vector<Slab*> chosen;
+  uint64_t chosen_bytes = 0;
   std::set<TenantId> scanned;
-  Slab* chosen = nullptr;
+  std::set<const Slab*> known;
+  const auto look = [&](Slab& slab) {
+    if (chosen_bytes >= bytes || !known.insert(&slab).second || !CanLeave(slab, &scanned)) return;
+    chosen.push_back(&slab);
+    chosen_bytes += slab.shape().arena_bytes;
+  };
   for (const auto& [key, of] : classes_) {
     if (of.get() == spare) continue;
-    for (Slab* slab : of->with_idle.slabs()) {
-      if (chosen == nullptr && CanLeave(*slab, &scanned)) chosen = slab;
-    }
+    for (Slab* slab : of->with_idle.slabs())
+      look(*slab);
   }
-  if (chosen == nullptr) {
-    parts_.policy.Victims(kDemotedLooks, parts_.clock.Now(), [&](ItemId id) {
-      const Residents::Item* item = residents_.item(id);
-      if (item == nullptr || item->slot.slab->owner() == spare) return Policy::Verdict::kSkip;
-      if (!CanLeave(*item->slot.slab, &scanned)) return Policy::Verdict::kSkip;
-      chosen = item->slot.slab;
-      return Policy::Verdict::kStop;
-    });
+  if (chosen_bytes >= bytes) return chosen;
+  parts_.policy.Victims(looks, parts_.clock.Now(), [&](ItemId id) {
+    const Residents::Item* item = residents_.item(id);
+    if (item != nullptr && item->slot.slab->owner() != spare) look(*item->slot.slab);
+    return chosen_bytes >= bytes ? Policy::Verdict::kStop : Policy::Verdict::kSkip;
+  });
+  return chosen;
+}
+
+uint64_t PagesOnDevice::GoingBytes() const {
+  uint64_t bytes = 0;
+  for (const auto& [arena, readers_since] : closed_) {
+    const bool kept = readers_since != 0 && parts_.clock.Now() >= readers_since + kReadersNs;
+    if (!kept && !lost_.contains(arena)) bytes += parts_.arenas.BytesOf(arena);
   }
-  if (chosen == nullptr) return false;
-  Close(*chosen);
+  return bytes;
+}
+
+bool PagesOnDevice::GiveUpOne(const SlabClass* spare) {
+  // One at a time: what it brings is seen first.
+  if (GoingBytes() > 0 || parts_.arenas.bytes().leaving > 0) return true;
+  const std::vector<Slab*> chosen = Leavers(spare, 1, kDemotedLooks);
+  if (chosen.empty()) return false;
+  Close(*chosen.front());
   return true;
 }
 
 bool PagesOnDevice::MakeRoom(uint64_t bytes) {
-  if (parts_.arenas.bytes().pages < parts_.arenas.options().pages_floor_bytes + bytes) return false;
-  uint64_t going = 0;
-  for (const ArenaId arena : closed_)
-    going += parts_.arenas.BytesOf(arena);
-  return going >= bytes || GiveUpOne(nullptr);
+  const uint64_t going = GoingBytes();
+  if (going >= bytes) return true;
+  const uint64_t missing = bytes - going;
+  // What would stay: slabs that are closed, and those released, are none of the floor.
+  uint64_t staying = books_.slab_bytes;
+  for (const auto& [arena, of] : coming_)
+    staying += of->shape.arena_bytes;
+  for (const auto& [arena, readers_since] : closed_)
+    staying -= parts_.arenas.BytesOf(arena);
+  if (staying < parts_.arenas.options().pages_floor_bytes + missing) return false;
+  const std::vector<Slab*> chosen = Leavers(nullptr, missing, UINT64_MAX);
+  uint64_t found = 0;
+  for (const Slab* slab : chosen)
+    found += slab->shape().arena_bytes;
+  if (found < missing) return false;
+  for (Slab* slab : chosen)
+    Close(*slab);
+  return true;
 }
 
 void PagesOnDevice::Close(Slab& slab) {
   parts_.slabs.Close(slab);
-  closed_.insert(slab.arena());
+  closed_.emplace(slab.arena(), 0);
 }
 
 void PagesOnDevice::EmptyClosed() {
-  for (const ArenaId arena : std::set<ArenaId>(closed_)) {
+  const MonotonicNs now = parts_.clock.Now();
+  bool saves_full = false;
+  std::vector<Slab*> empty;
+  for (auto& [arena, readers_since] : closed_) {
     Slab& slab = *parts_.slabs.Find(arena);
     if (slab.idle_grains() == 0) {
-      if (lost_.contains(arena)) continue;
-      evictor_.Empty(slab, EvictionReason::kPages, Unstored::kKeep);
-      const bool waits = evictor_.deferred_pages() > 0;
+      if (saves_full || lost_.contains(arena)) continue;
+      const EvictionDone done = evictor_.Empty(slab, EvictionReason::kPages, Unstored::kKeep);
+      bool waits = evictor_.deferred_pages() > 0;
       SendSaves();
+      // What finds no place among the copies waits for one.
+      saves_full = done.refused && SavesFull();
+      waits |= saves_full;
       if (!waits) evictor_.Empty(slab, EvictionReason::kPages, Unstored::kAsOthers);
+      if (waits) readers_since = 0;
+      if (!waits && slab.idle_grains() == 0 && readers_since == 0) readers_since = now;
     }
-    if (slab.idle_grains() == 0) continue;
+    if (slab.idle_grains() > 0) empty.push_back(&slab);
+  }
+  std::set<TenantId> scanned;
+  for (Slab* slab : empty) {
     // A reader may be about to look at an old handle: the arena stays as long as a pin names it.
-    parts_.pins.Scan(slab.tenant());
-    if (parts_.pins.AnyPinned(slab)) continue;
+    if (scanned.insert(slab->tenant()).second) parts_.pins.Scan(slab->tenant());
+    const ArenaId arena = slab->arena();
+    if (parts_.pins.AnyPinned(*slab)) {
+      MonotonicNs& readers_since = closed_.at(arena);
+      if (readers_since == 0) readers_since = now;
+      continue;
+    }
     closed_.erase(arena);
     lost_.erase(arena);
-    parts_.slabs.Remove(&slab);
+    parts_.slabs.Remove(slab);
     parts_.arenas.Release(arena);
   }
 }

@@ -73,8 +73,8 @@ class PagesOnDevice final : public StoredCopies, public PageWatcher {
   };
   Slots Allocate(SlabClass& of, uint64_t count);
   // Has slabs of `bytes` leave for weights, in the course of time, beside what has left already.
-  // False: there is not so much above the floor, or nothing more can leave. To be called again until
-  // there is room.
+  // False, and none is closed for it: there is not so much above the floor, or not so much can
+  // leave. To be called again until there is room.
   bool MakeRoom(uint64_t bytes);
 
   // ---- Leaving
@@ -146,10 +146,20 @@ class PagesOnDevice final : public StoredCopies, public PageWatcher {
   // Whether the page was linked in host memory.
   bool Land(const Saved& page);
   bool SamePage(const Saved& page) const;
+  // No page more is copied down before some that are have come.
+  bool SavesFull() const {
+    return saves_under_way_ + to_save_.size() >= kMostSaving || saving_bytes_ >= kMostSavingBytes;
+  }
   // Closes the slab of another class whose pages were used last the longest ago; false: none can
   // go.
   bool GiveUpOne(const SlabClass* spare);
+  // Slabs of `bytes` that can leave, of other classes than `spare`: those without pages, then those
+  // whose pages were used last the longest ago. Fewer if there are not so many, or `looks` pages
+  // show no more.
+  std::vector<Slab*> Leavers(const SlabClass* spare, uint64_t bytes, uint64_t looks);
   bool CanLeave(Slab& slab, std::set<TenantId>* scanned);
+  // Of closed slabs, but for those that were lost, or have waited long for their readers.
+  uint64_t GoingBytes() const;
   void Close(Slab& slab);
   void EmptyClosed();
   void GiveBackIdle();
@@ -160,7 +170,8 @@ class PagesOnDevice final : public StoredCopies, public PageWatcher {
   SlabBooks books_;
   Slabs::Classes classes_;
   std::map<ArenaId, SlabClass*> coming_;
-  std::set<ArenaId> closed_;
+  // Since when readers alone keep them; 0: something else does.
+  std::map<ArenaId, MonotonicNs> closed_;
   std::set<ArenaId> lost_;  // Of those.
   Residents residents_;
   NoBlocks no_blocks_;
@@ -169,7 +180,8 @@ class PagesOnDevice final : public StoredCopies, public PageWatcher {
 
   std::vector<SlotRef> to_save_;  // Wanted by the pass that is running.
   uint64_t saves_under_way_ = 0;
-  uint64_t saving_bytes_ = 0;  // Those wanted included.
+  std::map<const SlabClass*, uint64_t> saves_of_;  // Those, by class.
+  uint64_t saving_bytes_ = 0;                      // Those wanted included.
   uint64_t ended_saves_ = 0;
   MonotonicNs no_saves_until_ = 0;  // Host memory or the tier took none a moment ago.
   MonotonicNs no_slabs_until_ = 0;

@@ -95,7 +95,8 @@ Verdict Evictor::OfferPage(SlotRef slot) {
     // To be written is no use of a page: it keeps its place in the policy's order.
     // Nobody knows when the device will let go of what is overdue.
     const bool saves = goal_.unstored == Unstored::kWriteFirst || goal_.unstored == Unstored::kKeep;
-    if (saves && !slot->overdue) Defer(slot);
+    const bool of_use = !goal_.own_only || slot.slab->owner() == goal_.of;
+    if (saves && of_use && !slot->overdue) Defer(slot);
     return Verdict::kSkip;
   }
   if (!Evictable(slot)) return Verdict::kInUse;
