@@ -91,6 +91,7 @@ Status Daemon::WriteConfig(const DaemonOptions& options) const {
            << "\"\n";
     if (tenant == 0) config << "role = \"admin\"\nadmin = true\n";
   }
+  config << options.devices;
   config.close();
   if (!config) return {Code::kInternal, "the configuration could not be written in " + folder()};
   return {};

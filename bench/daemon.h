@@ -23,6 +23,7 @@ struct DaemonOptions {
   // first tenant's socket is socket().
   uint32_t tenants = 0;
   uint64_t store_bytes = 0;  // Not 0: it has a page store, in its folder.
+  std::string devices = {};  // Lines of its configuration: [devices] and the [[device]]s.
 };
 
 class Daemon {

@@ -37,6 +37,7 @@ struct Suite {
   const char* description;
   Result<Figures> (*run)(const SuiteOptions&);
   bool on_device = false;  // Takes --device.
+  bool of_set = false;     // Takes --set-bytes.
 };
 constexpr Suite kSuites[] = {
     {"hit", "A lookup of a resident page, against a bare table", RunHit},
@@ -61,6 +62,9 @@ constexpr Suite kSuites[] = {
      RunGpuGather, true},
     {"overlap", "From a file to a GPU, against the slower of reading and copying", RunOverlap,
      true},
+    {"gpu-attach", "Weights on a GPU, attached by one more process", RunGpuAttach, true, true},
+    {"gpu-load", "Weights from host memory to a GPU by a daemon, against plain pinned copies",
+     RunGpuLoad, true, true},
 };
 
 void AddSuites(CLI::App& app, Arguments& arguments) {
@@ -73,6 +77,11 @@ void AddSuites(CLI::App& app, Arguments& arguments) {
       verb->add_option("--device", arguments.suite.device,
                        "host (the processor: no thresholds), cuda, or cuda:UUID")
           ->capture_default_str();
+    }
+    if (suite.of_set) {
+      verb->add_option("--set-bytes", arguments.suite.set_bytes,
+                       "Of the weights; default 16GiB on a GPU, 256MiB on the host")
+          ->transform(CLI::AsSizeValue(false));
     }
     if (std::string_view(suite.name) == "hit") {
       verb->add_option("--clients", arguments.hit_clients,

@@ -14,6 +14,7 @@ struct SuiteOptions {
   std::string terraced;         // Empty: the one that belongs to this program.
   uint32_t clients = 4;         // RunHitClients: up to so many at once.
   std::string device = "host";  // Of the suites on GPUs: host, cuda or cuda:UUID.
+  uint64_t set_bytes = 0;       // RunGpuAttach, RunGpuLoad: of the weights; 0: by the device.
   bool quick = false;  // About a hundredth of the work, for tests: the figures mean nothing.
 };
 
@@ -38,5 +39,8 @@ Result<Figures> RunVerify(const SuiteOptions& options);
 Result<Figures> RunGpuCopy(const SuiteOptions& options);
 Result<Figures> RunGpuGather(const SuiteOptions& options);
 Result<Figures> RunOverlap(const SuiteOptions& options);
+// On a GPU, through a daemon.
+Result<Figures> RunGpuAttach(const SuiteOptions& options);
+Result<Figures> RunGpuLoad(const SuiteOptions& options);
 
 }  // namespace terrace::bench

@@ -83,6 +83,8 @@ INSTANTIATE_TEST_SUITE_P(
         SuiteCase{{"metrics"}, {"scrape_ms", "loop_ms_p99", "ping_us_p99"}},
         SuiteCase{{"gpu-copy"}, {"h2d_over_plain", "d2h_over_plain", "staged_h2d_gb_s_pages"}},
         SuiteCase{{"gpu-gather"}, {"gather_over_copy", "scatter_over_copy"}},
+        SuiteCase{{"gpu-attach"}, {"attach_ms", "hbm_copies", "set_bytes"}},
+        SuiteCase{{"gpu-load"}, {"load_over_h2d", "load_gb_s", "h2d_gb_s"}},
         SuiteCase{{"overlap"}, {"total_over_slower_stage", "read_gb_s", "copy_gb_s"}}),
     [](const auto& tested) {
       const auto& arguments = tested.param.arguments;
