@@ -27,6 +27,8 @@ void HostEngine::MakeDevicePages(OfDevice& device) {
       .slabs = slabs_,
       .clients = clients_,
       .pages = *device.pages,
+      .placement = placement_,
+      .pins = pins_,
       .arenas = device.arenas,
       .clock = clock_,
       .below = [this](ClientId client, const PrefetchSpec& spec, DeviceFetch::Done done) {
@@ -64,8 +66,13 @@ void HostEngine::LetGoArenas(ClientId id, std::span<const ArenaId> arenas) {
   for (const ArenaId arena : arenas) {
     // Blocks are let go by Detach.
     if (arena > kLastDeviceSlabId) continue;
-    for (const std::unique_ptr<OfDevice>& device : devices_)
+    for (const std::unique_ptr<OfDevice>& device : devices_) {
       device->arenas.LetGo(arena, id);
+      const auto lost = lost_and_mapped_.find({id, device->arenas.device()});
+      if (lost == lost_and_mapped_.end()) continue;
+      lost->second.erase(arena);
+      if (lost->second.empty()) lost_and_mapped_.erase(lost);
+    }
   }
 }
 

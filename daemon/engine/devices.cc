@@ -73,17 +73,19 @@ void HostEngine::DeviceArenaLost(ArenaId arena) {
       of->pools->Lost(arena);
     return;
   }
-  if (arena > kLastDeviceSlabId) {
-    device->arenas.Lost(arena);
-    device->weights->Lost(arena);
-    return;
+  const std::vector<ClientId> given = device->arenas.GivenTo(arena);
+  device->arenas.Lost(arena);
+  if (arena > kLastDeviceSlabId) return device->weights->Lost(arena);
+  // Also of a slab that was given up already.
+  for (const ClientId client : given) {
+    const std::pair whom(client, device->arenas.device());
+    lost_slabs_[whom].push_back(arena);
+    lost_and_mapped_[whom].insert(arena);
   }
   if (!device->pages->Lost(arena)) return;
   Slab& slab = *slabs_.Find(arena);
   for (uint32_t i = 0; i < slab.shape().slots; ++i)
     device->fetch->Dropped({&slab, i});
-  for (const ClientId client : device->arenas.GivenTo(arena))
-    lost_slabs_[{client, device->arenas.device()}].push_back(arena);
 }
 
 bool HostEngine::TurnDevices(std::span<const Placement::Gone> gone) {
@@ -159,12 +161,13 @@ std::vector<UnmapRequest> HostEngine::UnmapWantedOf(ClientId client) const {
     const MonotonicNs left = std::max<MonotonicNs>(0, leaving.deadline - clock_.Now());
     request.deadline_ms = static_cast<uint32_t>(left / kNsPerMs);
     if (!request.arenas.empty() || !request.attachments.empty()) requests.push_back(request);
-    if (wanted.lost.empty()) continue;
-    requests.push_back({.device = number,
-                        .arenas = {},
-                        .attachments = wanted.lost,
-                        .deadline_ms = 0,
-                        .lost = true});
+    UnmapRequest of_lost{
+        .device = number, .arenas = {}, .attachments = wanted.lost, .deadline_ms = 0, .lost = true};
+    const auto mapped = lost_and_mapped_.find({client, number});
+    if (mapped != lost_and_mapped_.end()) {
+      of_lost.arenas.assign(mapped->second.begin(), mapped->second.end());
+    }
+    if (!of_lost.arenas.empty() || !of_lost.attachments.empty()) requests.push_back(of_lost);
   }
   return requests;
 }

@@ -153,6 +153,7 @@ void HostEngine::ClientGone(ClientId id) {
   for (const std::unique_ptr<OfDevice>& device : devices_) {
     device->weights->ClientGone(id);
     device->arenas.ClientGone(id);
+    lost_and_mapped_.erase({id, device->arenas.device()});
   }
   if (store_ != nullptr) store_->ClientGone(id);
 }

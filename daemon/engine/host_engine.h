@@ -17,6 +17,7 @@
 
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -211,6 +212,8 @@ class HostEngine final : public Engine {
   DeviceArenaNumbers device_numbers_;
   // Slabs that were lost, to be told to clients that were given them: by client and device.
   std::map<std::pair<ClientId, uint32_t>, std::vector<ArenaId>> lost_slabs_;
+  // And what they have not let go of: for those whose connection broke meanwhile.
+  std::map<std::pair<ClientId, uint32_t>, std::set<ArenaId>> lost_and_mapped_;
   std::unique_ptr<StoreTier> store_;  // Null: there is none.
   uint64_t abandoned_grants_ = 0;     // Now.
   std::vector<std::string> restore_problems_;

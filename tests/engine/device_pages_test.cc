@@ -412,6 +412,41 @@ TEST(DeviceSaves, PagesOfASlabThatIsGivenUpWaitForAPlaceAmongTheCopies) {
   EXPECT_EQ(of.world.engine->CheckInvariants(), Status());
 }
 
+TEST_F(DevicePagesTest, ASlabThatIsLostWhileItIsAskedBackIsFree) {
+  Fill();
+  for (uint64_t i = 0; i < 16; ++i) {
+    const ArenaId arena = shm::ArenaOf(client.FindAt(space, i, 1).value());
+    ASSERT_TRUE(of.world.engine->GiveDeviceArena(client.given.id, arena).has_value());
+  }
+  DeviceClient other(of, "u");
+  const SpaceGiven others = other.Open();
+  std::vector<GrantGiven> granted;
+  const std::vector<Digest> keys = {KeyOf(1)};
+  const GrantSpec spec{.slot = others.slot, .epoch = others.epoch, .keys = keys, .device = 1};
+  ASSERT_TRUE(of.world.engine->Grant(other.given.id, spec, &granted).ok());
+  of.Settle();
+  ASSERT_EQ(Device().bytes.leaving, DeviceWorld::kSlab);
+  of.Lose();
+  Check();
+  of.Settle();
+  EXPECT_EQ(Device().bytes.used(), 0u);
+}
+
+TEST_F(DevicePagesTest, WhoMapsALostSlabIsToldUntilItLetsGo) {
+  const ArenaId arena = shm::ArenaOf(client.PutHere(space, 1).value());
+  ASSERT_TRUE(of.world.engine->GiveDeviceArena(client.given.id, arena).has_value());
+  of.Lose();
+  of.Settle();
+  // Its connection broke, so that it may not have heard of it.
+  const std::vector<UnmapRequest> told = of.world.engine->UnmapWantedOf(client.given.id);
+  ASSERT_THAT(told, SizeIs(1));
+  EXPECT_EQ(told[0].device, 1u);
+  EXPECT_TRUE(told[0].lost);
+  EXPECT_THAT(told[0].arenas, ElementsAre(arena));
+  of.world.engine->LetGoArenas(client.given.id, told[0].arenas);
+  EXPECT_THAT(of.world.engine->UnmapWantedOf(client.given.id), SizeIs(0));
+}
+
 TEST_F(DevicePagesTest, SlabsWithoutPagesAreGivenBackAfterAWhile) {
   ASSERT_TRUE(client.PutHere(space, 1).has_value());
   client.Drop(space, 1);
@@ -508,6 +543,14 @@ TEST_F(DeviceFetchTest, WhatWasFetchedStaysUntilItIsLookedUp) {
   EXPECT_FALSE(client.FindAt(space, 1, 1).has_value()) << "held no more";
 }
 
+TEST_F(DeviceFetchTest, WhatWasLookedUpBeforeItWasFetchedIsHeld) {
+  client.channel.Touch(client.PutHere(space, 1).value());
+  EXPECT_THAT(CodesOf(client.FetchHere(space, {1}, 10'000)), ElementsAre(Code::kOk));
+  for (uint64_t i = 10; i < 40; ++i)
+    ASSERT_TRUE(client.PutHere(space, i).has_value());
+  EXPECT_TRUE(client.ReadsAt(space, 1, 1));
+}
+
 TEST_F(DeviceFetchTest, WhatIsDroppedOnItsWayIsNotFound) {
   PutBelow(1);
   const auto fetch = FetchUntilTheCopy(1);
@@ -586,6 +629,11 @@ TEST(DeviceAndStore, StoredPagesComeByWayOfHostMemory) {
   ASSERT_TRUE(client.ReadsAt(space, 1, 0));
   (void)of.world.engine->Evict(0, UINT64_MAX);
   ASSERT_FALSE(client.FindAt(space, 1, 0).has_value());
+  const auto late = client.FetchHere(space, {1}, 100);
+  of.world.clock.Advance(200 * kNsPerMs);
+  (void)of.world.engine->Turn();
+  ASSERT_TRUE(late->answer.has_value() && late->answer->has_value());
+  EXPECT_THAT((*late->answer)->codes, ElementsAre(Code::kDeadlineExceeded)) << "it is being read";
   const auto fetch = client.FetchHere(space, {1});
   of.Settle();
   ASSERT_TRUE(fetch->answer.has_value() && fetch->answer->has_value());

@@ -20,6 +20,16 @@ std::optional<SlotRef> DeviceFetch::FindAt(TenantId tenant, const PageName& name
 
 void DeviceFetch::Fetch(const Client& client, const PrefetchSpec& spec, MonotonicNs deadline,
                         Done done) {
+  const TenantId tenant = client.spec.tenant;
+  // What it found before it asked says nothing of what it waits for from here on.
+  parts_.placement.DrainRingsOf(tenant, client.given.id);
+  // It is refused for what it has pinned, not for what it had.
+  const Space* space = parts_.catalog.At(tenant).FindSpace(spec.slot, spec.epoch);
+  const uint64_t bytes = space == nullptr ? 0 : spec.keys.size() * space->page_bytes;
+  if (client.pins > 0 && !holds_.WithinBudget(client, spec.keys.size(), bytes)) {
+    parts_.pins.ScanIfDue(tenant);
+  }
+  if (Status served = client.Served(); !served.ok()) return done(std::move(served));
   size_t& requests = requests_of_[client.given.id];
   if (requests_.size() >= kMaxRequests || requests >= kMaxRequestsOfClient) {
     return done(Status(Code::kExhausted, "too many prefetches are waiting already"));
@@ -34,7 +44,8 @@ void DeviceFetch::Fetch(const Client& client, const PrefetchSpec& spec, Monotoni
   request.spec.keys = request.keys;
   request.deadline = deadline;
   request.done = std::move(done);
-  request.answer.codes.assign(request.keys.size(), Code::kNotFound);
+  // What nothing is known of when its time is over.
+  request.answer.codes.assign(request.keys.size(), Code::kDeadlineExceeded);
   deadlines_.emplace(deadline, id);
 
   std::vector<size_t> asked;

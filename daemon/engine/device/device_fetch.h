@@ -36,6 +36,8 @@ class DeviceFetch final : public PageWatcher {
     Slabs& slabs;
     const Clients& clients;
     PagesOnDevice& pages;
+    Placement& placement;
+    Pins& pins;
     DeviceArenas& arenas;
     const Clock& clock;
     // Brings pages into host memory, by their names there.

@@ -393,7 +393,6 @@ void PagesOnDevice::GiveBackIdle() {
 bool PagesOnDevice::Lost(ArenaId arena) {
   Slab* slab = parts_.slabs.Find(arena);
   if (slab == nullptr || slab->owner()->place != device()) return false;
-  parts_.arenas.Lost(arena);
   if (!slab->closed()) Close(*slab);
   lost_.insert(arena);
   for (uint32_t i = 0; i < slab->shape().slots; ++i) {

@@ -80,7 +80,8 @@ class PagesOnDevice final : public StoredCopies, public PageWatcher {
   // ---- Leaving
   // As Engine::DemoteDevice.
   void Demote(uint64_t bytes, Progress progress, std::function<void(Result<Demoted>)> done);
-  // Its memory is gone: no page of it is found any more. False: no slab of this device.
+  // Its memory is gone, and DeviceArenas knows: no page of it is found any more. False: no slab of
+  // this device, or not any more.
   bool Lost(ArenaId arena);
   void HostSlabGone(ArenaId slab) { host_slabs_.Gone(slab); }
   HostSlabs& host_slabs() { return host_slabs_; }
