@@ -953,6 +953,25 @@ TEST_F(DeviceWeightsTest, AHostArenaThatTheTierKeepsIsTakenFromItLater) {
   EXPECT_EQ(one.arena_count(), 6u);
 }
 
+TEST_F(DeviceWeightsTest, ALoadThatItsProgressEndsTakesItsHostArenasBack) {
+  AddModel("m", 1);
+  for (uint64_t skip = 0; skip < 2; ++skip)
+    one.release_faults.FailAfter(skip, {Code::kUnavailable, "planned"});
+  std::optional<Status> status;
+  bool removed = false;
+  const auto told = [&](uint64_t done, uint64_t) {
+    if (done > 0 && !std::exchange(removed, true)) engine->RemoveModel("m", "1", [](Status) {});
+  };
+  engine->LoadToDevice(client, 1, "m", "", told, [&](const Result<ModelLoaded>& loaded) {
+    EXPECT_FALSE(status.has_value());
+    status = loaded.status();
+  });
+  Settle();
+  EXPECT_TRUE(removed);
+  EXPECT_EQ(status->code(), Code::kNotFound);
+  EXPECT_EQ(one.arena_count(), 0u);
+}
+
 TEST_F(DeviceWeightsTest, WhoAsksWhileAFailedLoadIsGivenBackGetsTheNext) {
   AddModel("m", 3);
   one.copy_faults.FailAfter(0, {Code::kUnavailable, "planned"});

@@ -21,8 +21,9 @@ std::function<void(Status)> DeviceLoad::Expect(Then then) {
   return [weak = weak_from_this(), then](Status status) {
     const std::shared_ptr<DeviceLoad> self = weak.lock();
     if (self == nullptr) return;
-    --self->expected_;
+    // What it calls may end the load, which is not before it has returned.
     then(*self, std::move(status));
+    --self->expected_;
     self->Advance();
   };
 }
