@@ -54,7 +54,10 @@ Result<PagesOnDevice::Slots> HostEngine::SlotsFor(TenantId tenant, uint32_t numb
   }
   ASSIGN_OR_RETURN(OfDevice * device, DeviceFor(tenant, number));
   ASSIGN_OR_RETURN(SlabClass * of, device->pages->ClassOf(tenant, page_bytes));
-  return device->pages->Allocate(*of, count);
+  PagesOnDevice::Slots got = device->pages->Allocate(*of, count);
+  // Nothing comes of a device that does not serve.
+  if (got.slots.empty() && count > 0) RETURN_IF_ERROR(device->weights->CheckServing());
+  return got;
 }
 
 Residents& HostEngine::ResidentsOf(SlotRef slot) {

@@ -232,6 +232,25 @@ TEST_F(DevicePagesTest, ASlabThatTheTierDoesNotMakeIsRefusedInTheEnd) {
   EXPECT_TRUE(client.PutHere(space, 1).has_value());
 }
 
+TEST_F(DevicePagesTest, ADeviceThatDoesNotServeIsNoMemoryThatIsUsedUp) {
+  ASSERT_TRUE(client.PutHere(space, 1).has_value());
+  of.Lose();
+  tier().resting = true;
+  of.Settle();
+  const std::vector<Digest> keys = {KeyOf(2)};
+  const GrantSpec spec{.slot = space.slot, .epoch = space.epoch, .keys = keys, .device = 1};
+  std::vector<GrantGiven> granted;
+  Status status;
+  for (int tries = 0; tries < 100 && status.ok() && granted.empty(); ++tries) {
+    status = of.world.engine->Grant(client.given.id, spec, &granted);
+    of.Settle();
+  }
+  EXPECT_EQ(status.code(), Code::kUnavailable);
+  tier().resting = false;
+  of.world.clock.Advance(kNsPerSecond);
+  EXPECT_TRUE(client.PutHere(space, 2).has_value());
+}
+
 TEST_F(DevicePagesTest, AnAbandonedSlotStaysUntilItsWriterSaysSo) {
   const GrantGiven grant = client.GrantHere(space, {1}, 50)[0];
   of.world.clock.Advance(kNsPerSecond);

@@ -43,6 +43,7 @@ size_t SimDeviceTier::RunPending(size_t limit) {
       lost |= of.lost;
     }
     ++ran;
+    if (resting) next.fault = Status(Code::kUnavailable, "no process can be had");
     next.run(lost ? Status(Code::kStale, "an arena was lost") : next.fault);
   }
   return ran;
@@ -190,6 +191,7 @@ std::span<uint8_t> SimDeviceTier::Bytes(ArenaId id) {
 DeviceTierReport SimDeviceTier::Report() const {
   DeviceTierReport report;
   report.state = serving ? DeviceTierState::kServing : DeviceTierState::kStarting;
+  if (resting) report.state = DeviceTierState::kResting;
   report.uuid = "GPU-00000000-0000-0000-0000-000000000001";
   report.name = "simulated";
   report.slabs = slabs;

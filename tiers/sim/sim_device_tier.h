@@ -52,8 +52,9 @@ class SimDeviceTier final : public DeviceTier {
   size_t arena_count() const { return arenas_.size(); }  // Of device and host.
   size_t pending() const { return pending_.size(); }
 
-  bool serving = true;  // What Report says; requests wait while it is not.
-  bool slabs = true;    // Else memory is shared by handles.
+  bool serving = true;   // What Report says; requests wait while it is not.
+  bool resting = false;  // What it says too: all that is asked for is `unavailable`.
+  bool slabs = true;     // Else memory is shared by handles.
   // Descriptors of slabs stand for them, and nothing can be mapped by them; else they are none.
   bool descriptors = false;
   FaultPlan create_faults;
