@@ -67,10 +67,11 @@ Status Daemon::WriteConfig(const DaemonOptions& options) const {
   config << "[daemon]\nstate_dir = \"" << folder() << "/state\"\nlog_level = \"warning\"\n";
   if (options.tenants == 0) config << "socket = \"" << socket() << "\"\n";
   config << "[host]\ncapacity = \"" << options.capacity_bytes << "\"\n";
-  // A small tier gets small slabs and blocks, so that it still has several of each.
+  // A small tier gets small slabs and blocks, so that it still has several of each. Blocks are whole
+  // granules of a device too.
   const uint64_t eighth = options.capacity_bytes / 8 / kMiB;
   config << "slab = \"" << std::clamp<uint64_t>(eighth, 1, 64) << "MiB\"\nblock = \""
-         << std::clamp<uint64_t>(eighth, 2, 64) << "MiB\"\n";
+         << std::clamp<uint64_t>(eighth / 2 * 2, 2, 64) << "MiB\"\n";
   if (options.pretouch_bytes != UINT64_MAX) {
     config << "pretouch = \"" << options.pretouch_bytes << "\"\n";
   }

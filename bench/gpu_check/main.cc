@@ -161,7 +161,7 @@ nlohmann::ordered_json ToJson(const nlohmann::ordered_json& device, bool on_gpu,
 std::vector<Question> AllQuestions() {
   std::vector<Question> all;
   for (const auto questions : {MemoryQuestions(), ProcessQuestions(), WorkQuestions(),
-                               CostQuestions(), ProgramQuestions()})
+                               CostQuestions(), EngineQuestions(), ProgramQuestions()})
     all.insert(all.end(), questions.begin(), questions.end());
   return all;
 }

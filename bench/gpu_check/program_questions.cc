@@ -145,6 +145,14 @@ Result<Answer> GpuGather(const CheckOptions& options) {
                                               {"scatter_over_copy", 0.85, 1e9}};
   return RunSuite(options, "gpu-gather", kThresholds);
 }
+Result<Answer> GpuAttach(const CheckOptions& options) {
+  static constexpr Threshold kThresholds[] = {{"attach_ms", 0, 50}, {"hbm_copies", 0.99, 1.01}};
+  return RunSuite(options, "gpu-attach", kThresholds);
+}
+Result<Answer> GpuLoad(const CheckOptions& options) {
+  static constexpr Threshold kThresholds[] = {{"load_over_h2d", 0.95, 1e9}};
+  return RunSuite(options, "gpu-load", kThresholds);
+}
 Result<Answer> Overlap(const CheckOptions& options) {
   static constexpr Threshold kThresholds[] = {{"total_over_slower_stage", 0, 1.1}};
   return RunSuite(options, "overlap", kThresholds);
@@ -155,6 +163,8 @@ constexpr Question kQuestions[] = {
     {"sanitizer", "compute-sanitizer over the kernels", 90, Sanitizer},
     {"gpu-copy", "the suite of terrace-bench", 90, GpuCopy},
     {"gpu-gather", "the suite of terrace-bench", 60, GpuGather},
+    {"gpu-attach", "the suite of terrace-bench", 100, GpuAttach},
+    {"gpu-load", "the suite of terrace-bench", 100, GpuLoad},
     {"overlap", "the suite of terrace-bench", 150, Overlap},
 };
 

@@ -43,6 +43,7 @@ std::span<const Question> MemoryQuestions();   // Slabs, and what other processe
 std::span<const Question> ProcessQuestions();  // Processes that die, handles across namespaces.
 std::span<const Question> CostQuestions();
 std::span<const Question> WorkQuestions();     // Kernels, sharing, a mover that is killed.
+std::span<const Question> EngineQuestions();   // Engines through libkvclient and a terraced.
 std::span<const Question> ProgramQuestions();  // Other programs of the bundle.
 
 }  // namespace terrace::bench
