@@ -7,8 +7,9 @@
 namespace terrace {
 
 void HostEngine::AddPool(ClientId id, PoolSpec spec, std::function<void(Result<uint64_t>)> done) {
-  if (const Result<Client*> client = clients_.Serving(id); !client) return done(client.error());
-  const Result<OfDevice*> device = DeviceOf(spec.device);
+  const Result<Client*> client = clients_.Serving(id);
+  if (!client) return done(client.error());
+  const Result<OfDevice*> device = DeviceFor((*client)->spec.tenant, spec.device);
   if (!device) return done(device.error());
   size_t pools = 0;
   for (const std::unique_ptr<OfDevice>& of : devices_)
