@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <map>
 
 #include "base/random.h"
 #include "daemon/service/log.h"
@@ -121,6 +122,8 @@ Status Verbs::Resume(Caller& caller, ClientId id, uint64_t token) {
   // A reply with descriptors may have been lost with the old connection: they are given again.
   for (auto& [arena, writable] : client.arenas)
     writable = false;
+  // Neither side knows which descriptions of slabs, and which LetGo, the other has received.
+  parts_.engine->CountGivenOnce(client.id);
   return {};
 }
 
@@ -219,6 +222,14 @@ void Verbs::TellMissed(ClientRecord& client) {
     client.caller->connection.Send(wire::Type::kUnmapEvent, 0, event);
   }
   // Also what was sent to the old connection, which may never have come.
+  std::map<uint32_t, UnmapRequest> lost;
+  for (const auto& [arena, device] : client.lost)
+    lost[device].arenas.push_back(arena);
+  for (auto& [device, request] : lost) {
+    request.device = device;
+    request.lost = true;
+    TellUnmapWanted(client, request);
+  }
   for (const UnmapRequest& request : parts_.engine->UnmapWantedOf(client.id))
     TellUnmapWanted(client, request);
 }
@@ -288,6 +299,10 @@ Verbs::StepEnd Verbs::SendArenas(Caller& caller, uint64_t request, const wire::A
   for (wire::Arena& arena : *reply.mutable_arenas()) {
     const ArenaFacts facts{.id = arena.id(), .device = arena.device()};
     if (const Status given = AddArena(caller, facts, writable, &arena, &fds); !given.ok()) {
+      for (const wire::Arena& before : reply.arenas()) {
+        if (&before == &arena) break;
+        if (before.device() != 0) TakeBackArena(client, before.id());
+      }
       caller.connection.SendError(request, given);
       return StepEnd::kDone;
     }

@@ -157,6 +157,13 @@ void DeviceArenas::LetGo(ArenaId id, ClientId client) {
   ReleaseToTier(id, arena);
 }
 
+void DeviceArenas::CountGivenOnce(ClientId client) {
+  for (auto& [id, arena] : arenas_) {
+    const auto given = arena.given.find(client);
+    if (arena.use == Use::kPages && given != arena.given.end()) given->second = 1;
+  }
+}
+
 void DeviceArenas::ClientGone(ClientId client) {
   wanted_.erase(client);
   std::vector<ArenaId> theirs;

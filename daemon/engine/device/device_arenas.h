@@ -92,6 +92,8 @@ class DeviceArenas {
   bool Give(ArenaId arena, ClientId client);
   // It has let go of it once; nothing if it was not given it.
   void LetGo(ArenaId arena, ClientId client);
+  // Arenas of pages, however often it was given each; those of weights are let go of by Detach.
+  void CountGivenOnce(ClientId client);
   void ClientGone(ClientId client);
   bool Mapped(ArenaId arena) const;
   std::vector<ClientId> GivenTo(ArenaId arena) const;
