@@ -491,13 +491,14 @@ TEST_F(MoverTierTest, ATierThatEndsMidwayLeavesNothing) {
 TEST_F(MoverTierTest, ATierThatBeganToEndNeedsNobodyToWaitForIt) {
   Start();
   ASSERT_OK(Create(1));
-  const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, tier_->Report().process, 0)));
+  UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, tier_->Report().process, 0)));
   ASSERT_TRUE(process);
   bool called = false;
   tier_->BeginEnd();
   tier_->Create(2, kGranule, In(kLong), [&](const Result<DeviceMemory>&) { called = true; });
   pollfd ended{.fd = process.get(), .events = POLLIN, .revents = 0};
   EXPECT_EQ(::poll(&ended, 1, 60'000), 1);
+  process.Reset();
   Stop();
   EXPECT_FALSE(called);
 }
