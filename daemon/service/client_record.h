@@ -7,7 +7,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -60,13 +59,9 @@ struct ClientRecord {
   // What happened while it had no connection; sent when it comes back.
   std::vector<uint64_t> missed_expired;
   std::vector<ArenaId> missed_gone;
-  // Slabs that it mapped and that were lost, by their device, until it lets go of them: told when
-  // it happens and when the client comes back, for the engine forgets them.
-  std::map<ArenaId, uint32_t> lost;
 };
 
-// Of what is gone, and of what was lost. Beyond so many a client that is away is told no more: it
-// keeps useless mappings until it ends.
+// Beyond so many a client that is away is told no more: it keeps useless mappings until it ends.
 inline constexpr size_t kMaxMissedArenas = 16384;
 
 using ClientTable = std::unordered_map<ClientId, std::unique_ptr<ClientRecord>>;

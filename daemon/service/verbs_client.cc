@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <map>
 
 #include "base/random.h"
 #include "daemon/service/log.h"
@@ -222,14 +221,6 @@ void Verbs::TellMissed(ClientRecord& client) {
     client.caller->connection.Send(wire::Type::kUnmapEvent, 0, event);
   }
   // Also what was sent to the old connection, which may never have come.
-  std::map<uint32_t, UnmapRequest> lost;
-  for (const auto& [arena, device] : client.lost)
-    lost[device].arenas.push_back(arena);
-  for (auto& [device, request] : lost) {
-    request.device = device;
-    request.lost = true;
-    TellUnmapWanted(client, request);
-  }
   for (const UnmapRequest& request : parts_.engine->UnmapWantedOf(client.id))
     TellUnmapWanted(client, request);
 }

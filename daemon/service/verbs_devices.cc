@@ -31,10 +31,8 @@ Status Verbs::OnLetGo(Caller& caller, Frame& frame) {
     return TooMany("arenas", request.arenas_size(), kMaxLetGo);
   }
   // Should it map one anew, it is given it anew.
-  for (const uint32_t arena : request.arenas()) {
+  for (const uint32_t arena : request.arenas())
     caller.client->arenas.erase(arena);
-    caller.client->lost.erase(arena);
-  }
   parts_.engine->LetGoArenas(caller.client->id,
                              {request.arenas().data(), static_cast<size_t>(request.arenas_size())});
   caller.connection.Send(wire::Type::kLetGoReply, frame.header.request, wire::LetGoReply());
@@ -43,12 +41,8 @@ Status Verbs::OnLetGo(Caller& caller, Frame& frame) {
 
 void Verbs::TellUnmapWanted(ClientRecord& client, const UnmapRequest& request) {
   // Nothing of it is given again.
-  for (const ArenaId arena : request.arenas) {
+  for (const ArenaId arena : request.arenas)
     client.arenas.erase(arena);
-    if (request.lost && client.lost.size() < kMaxMissedArenas) {
-      client.lost.emplace(arena, request.device);
-    }
-  }
   if (client.caller == nullptr) return;
   wire::UnmapWantedEvent event;
   event.set_device(request.device);
