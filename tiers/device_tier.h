@@ -133,6 +133,9 @@ class DeviceTier {
  public:
   using Done = std::function<void(Status)>;
   virtual ~DeviceTier() = default;
+  // It begins to end: nothing is done nor answered any more. Its end waits for a process; who ends
+  // several has them all begin first.
+  virtual void BeginEnd() {}
 
   // ---- Arenas. Numbers are the caller's, never used again, those of host arenas among them.
   // Memory of the device, all zeros.

@@ -79,6 +79,11 @@ void HostEngine::LetGoArenas(ClientId id, std::span<const ArenaId> arenas) {
   }
 }
 
+void HostEngine::CountGivenOnce(ClientId client) {
+  for (const std::unique_ptr<OfDevice>& device : devices_)
+    device->arenas.CountGivenOnce(client);
+}
+
 void HostEngine::DemoteDevice(uint32_t number, uint64_t bytes, Progress progress,
                               std::function<void(Result<Demoted>)> done) {
   const Result<OfDevice*> device = DeviceOf(number);

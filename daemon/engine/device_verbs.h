@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -77,6 +78,8 @@ struct GpuReport {
   uint64_t capacity_bytes = 0;
   std::vector<std::string> tenants;  // Whose memory lies on it; empty: everybody's.
   DeviceBytes bytes;
+  // Of `bytes`, slabs of pages by their tenant; who has none is left out.
+  std::map<std::string, uint64_t> tenant_bytes;
   uint64_t zombie_arenas = 0;
   // Of slabs of pages: extents by state.
   uint64_t linked_pages = 0;

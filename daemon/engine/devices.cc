@@ -192,6 +192,10 @@ std::vector<GpuReport> HostEngine::Devices() const {
     report.capacity_bytes = device->arenas.capacity();
     report.tenants = device->arenas.options().tenants;
     report.bytes = device->arenas.bytes();
+    for (const auto& [tenant, bytes] : device->arenas.bytes_of_tenants()) {
+      // Of no tenant are weights, which several may map.
+      if (tenant != 0) report.tenant_bytes[catalog_.tenants()[tenant - 1]->name] = bytes;
+    }
     report.zombie_arenas = device->arenas.zombie_arenas();
     report.unmap_requests = device->arenas.unmap_requests();
     device->pages->AddFigures(&report);

@@ -165,6 +165,9 @@ class Engine {
   virtual std::vector<UnmapRequest> UnmapWantedOf(ClientId client) const = 0;
   // Slabs that the client has unmapped, asked to or not.
   virtual void LetGoArenas(ClientId client, std::span<const ArenaId> arenas) = 0;
+  // Slabs that were given to the client several times count as given once: it is to let go of each
+  // once, whatever of it was lost with a connection.
+  virtual void CountGivenOnce(ClientId client) = 0;
   // Takes pages out of the device's memory that nobody holds, the least used first, at least
   // `bytes` (0: all), each when host memory has it. `exhausted` while another is under way.
   virtual void DemoteDevice(uint32_t device, uint64_t bytes, Progress progress,

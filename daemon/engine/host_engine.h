@@ -107,6 +107,7 @@ class HostEngine final : public Engine {
   Result<DeviceMemory> GiveDeviceArena(ClientId client, ArenaId arena) override;
   std::vector<UnmapRequest> UnmapWantedOf(ClientId client) const override;
   void LetGoArenas(ClientId client, std::span<const ArenaId> arenas) override;
+  void CountGivenOnce(ClientId client) override;
   void DemoteDevice(uint32_t device, uint64_t bytes, Progress progress,
                     std::function<void(Result<Demoted>)> done) override;
   void AddPool(ClientId client, PoolSpec spec, std::function<void(Result<uint64_t>)> done) override;

@@ -24,8 +24,7 @@ namespace terrace {
 namespace {
 
 constexpr MonotonicNs kCapacityEvery = 5 * kNsPerSecond;
-constexpr MonotonicNs kListWithin = 60 * kNsPerSecond;  // A driver that wakes its GPUs is slow.
-constexpr int kMostThreads = 8;                         // Of a pool.
+constexpr int kMostThreads = 8;  // Of a pool.
 // What may take its time one after the other: the spill, the transfers of the store, those of the
 // file I/O, and replies; and some to spare.
 constexpr unsigned kStopLimitS = 15;
@@ -99,6 +98,8 @@ Daemon::~Daemon() {
   read_pool_.reset();
   store_.reset();
   disk_io_.reset();
+  for (const std::unique_ptr<DeviceTier>& device : devices_)
+    device->BeginEnd();
   devices_.clear();  // Movers copy to and from host arenas until they are gone.
   engine_.reset();
 }
@@ -190,10 +191,13 @@ Status Daemon::StartStore() {
 
 Status Daemon::StartDevices() {
   const std::string program = MoverPath(config_);
-  ASSIGN_OR_RETURN(chosen_devices_,
-                   ChooseDevices(config_, [&] { return ListGpus(program, kListWithin); }));
+  Result<ChosenDevices> chosen =
+      ChooseDevices(config_, [&](MonotonicNs within) { return ListGpus(program, within); });
+  misconfigured_ = chosen.status().code() == Code::kInvalidArgument;
+  if (!chosen) return std::move(chosen).error();
+  chosen_devices_ = *std::move(chosen);
   if (!chosen_devices_.why.empty()) {
-    Log(chosen_devices_.devices.empty() ? LogLevel::kInfo : LogLevel::kWarning, "devices-missing",
+    Log(chosen_devices_.wanted ? LogLevel::kWarning : LogLevel::kInfo, "devices-missing",
         {{"why", chosen_devices_.why}, {"used", chosen_devices_.devices.size()}});
   }
   for (const ChosenDevice& chosen : chosen_devices_.devices) {

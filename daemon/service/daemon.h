@@ -53,6 +53,9 @@ class Daemon {
 
   // Everything up to the listening sockets. An error leaves nothing behind.
   Status Start();
+  // Of a start that failed: what the configuration says of devices does not fit those that there
+  // are, so that only another configuration helps.
+  bool misconfigured() const { return misconfigured_; }
   // Serves until SIGTERM or SIGINT, then until everybody has been answered and what was being
   // written is written. SIGHUP reads the configuration again.
   void Run();
@@ -123,6 +126,7 @@ class Daemon {
   std::unique_ptr<WeightImages> images_;
   std::unique_ptr<PageStore> store_;  // Null: none is configured. Ends before the engine.
   ChosenDevices chosen_devices_;
+  bool misconfigured_ = false;
   std::vector<std::unique_ptr<DeviceTier>> devices_;  // Of those. End before the engine.
   std::unique_ptr<Service> service_;
   std::unique_ptr<Engine> engine_;

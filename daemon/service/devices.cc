@@ -13,6 +13,8 @@ namespace terrace {
 
 namespace {
 
+constexpr MonotonicNs kListWithin = 60 * kNsPerSecond;  // A driver that wakes its GPUs is slow.
+constexpr MonotonicNs kListWithinAuto = 10 * kNsPerSecond;
 constexpr uint64_t kSlabBytes = 64u << 20;
 constexpr uint64_t kLeastSlabBytes = 1u << 20;
 constexpr uint64_t kHostDeviceBytes = uint64_t{1} << 30;  // Where the capacity is a share.
@@ -78,24 +80,30 @@ Result<ChosenDevices> ChooseOf(const std::vector<ListedGpu>& gpus, const Config&
       tables.push_back({.uuid = gpu.uuid.Text()});
   }
   ChosenDevices chosen;
+  const auto left_out = [&chosen](const std::string& why) {
+    chosen.why += (chosen.why.empty() ? "" : "; ") + why;
+    chosen.wanted = true;
+  };
   if (tables.size() > kMaxDevices) {
-    chosen.why = std::to_string(tables.size()) + " devices were found, the first " +
-                 std::to_string(kMaxDevices) + " are used";
+    left_out(std::to_string(tables.size()) + " devices were found, the first " +
+             std::to_string(kMaxDevices) + " are used");
     tables.resize(kMaxDevices);
   }
   for (const DeviceConfig& table : tables) {
     const std::optional<GpuUuid> uuid = ParseGpuUuid(table.uuid);
     const auto gpu = std::find_if(gpus.begin(), gpus.end(),
                                   [&](const ListedGpu& each) { return each.uuid == uuid; });
-    if (gpu == gpus.end()) {
-      const std::string why = "device.uuid: the driver has no " + table.uuid;
-      if (config.device == DeviceChoice::kCuda) return Status(Code::kNotFound, why);
-      chosen.why += (chosen.why.empty() ? "" : "; ") + why;
+    Result<DeviceOptions> options =
+        gpu == gpus.end() ? Status(Code::kNotFound, "device.uuid: the driver has no " + table.uuid)
+                          : OptionsOf(table, gpu->total_bytes);
+    if (!options) {
+      if (config.device == DeviceChoice::kCuda) return std::move(options).error();
+      left_out(options.error().message());
       continue;
     }
     ChosenDevice device;
     device.uuid = gpu->uuid;
-    ASSIGN_OR_RETURN(device.options, OptionsOf(table, gpu->total_bytes));
+    device.options = *std::move(options);
     chosen.devices.push_back(device);
   }
   return chosen;
@@ -103,13 +111,13 @@ Result<ChosenDevices> ChooseOf(const std::vector<ListedGpu>& gpus, const Config&
 
 }  // namespace
 
-Result<ChosenDevices> ChooseDevices(const Config& config,
-                                    const std::function<Result<std::vector<ListedGpu>>()>& list) {
+Result<ChosenDevices> ChooseDevices(const Config& config, const GpuList& list) {
   if (config.device == DeviceChoice::kNone) {
     return ChosenDevices{.devices = {}, .why = "devices.device is \"none\""};
   }
   if (config.device == DeviceChoice::kHost) return ChooseOfHost(config);
-  const Result<std::vector<ListedGpu>> gpus = list();
+  const Result<std::vector<ListedGpu>> gpus =
+      list(config.device == DeviceChoice::kCuda ? kListWithin : kListWithinAuto);
   const Status missing = !gpus           ? gpus.error()
                          : gpus->empty() ? Status(Code::kNotFound, "the CUDA driver finds no GPU")
                                          : Status();
@@ -117,7 +125,9 @@ Result<ChosenDevices> ChooseDevices(const Config& config,
   if (config.device == DeviceChoice::kCuda) {
     return Status(missing).WithContext("devices.device is \"cuda\"");
   }
-  return ChosenDevices{.devices = {}, .why = missing.message()};
+  return ChosenDevices{.devices = {},
+                       .why = missing.message(),
+                       .wanted = !config.devices.empty() || missing.code() != Code::kNotFound};
 }
 
 std::string_view KindName(const ChosenDevices& chosen) {

@@ -26,13 +26,17 @@ struct ChosenDevice {
 struct ChosenDevices {
   std::vector<ChosenDevice> devices;  // In the order of the tables, else of the driver.
   std::string why;                    // A sentence: why there is none, or less than was named.
+  bool wanted = false;  // Somebody is to look at `why`: it is not a host without GPUs.
 };
 
-// `list` is asked for GPUs where they are wanted (ListGpus). With "cuda" the errors are its own,
-// and `not_found` for a [[device]] that is not there. `invalid_argument`: a table wants more than
-// its device has.
-Result<ChosenDevices> ChooseDevices(const Config& config,
-                                    const std::function<Result<std::vector<ListedGpu>>()>& list);
+// Asked for GPUs where they are wanted (ListGpus): the daemon starts when it has answered, or the
+// time is over.
+using GpuList = std::function<Result<std::vector<ListedGpu>>(MonotonicNs within)>;
+
+// With "cuda" the errors are those of `list`, and `not_found` for a [[device]] that is not there.
+// `invalid_argument`: the configuration is wrong, for a table wants more than its device has. With
+// "auto" the rest is used. "auto" also waits less: who runs engines on GPUs says "cuda".
+Result<ChosenDevices> ChooseDevices(const Config& config, const GpuList& list);
 
 // "cuda" or "host", as all are; "none".
 std::string_view KindName(const ChosenDevices& chosen);

@@ -119,7 +119,8 @@ int Serve(DaemonStart start) {
   start.sockets = *std::move(sockets);
   Daemon daemon(std::move(start));
   const Status status = daemon.Start();
-  if (!status.ok()) return Fail(status, kExitCannotStart);
+  // A configuration that does not fit the host is no better at the next try.
+  if (!status.ok()) return Fail(status, daemon.misconfigured() ? kExitUsage : kExitCannotStart);
   daemon.Run();
   return 0;
 }

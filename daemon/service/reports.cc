@@ -370,6 +370,7 @@ Json GpuJson(const GpuReport& gpu) {
                {"capacity_bytes", gpu.capacity_bytes},
                {"used_bytes", gpu.bytes.used()},
                {"bytes", GpuBytes(gpu)},
+               {"tenant_bytes", gpu.tenant_bytes},
                {"zombie_arenas", gpu.zombie_arenas},
                {"arenas", tier.arenas},
                {"total_bytes", tier.total_bytes},

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "daemon/service/log.h"
 #include "daemon/service/verb_messages.h"
@@ -142,13 +143,19 @@ void Verbs::RunStep() {
   if (end == StepEnd::kMore) {
     verb.waits_since = 0;
     Rotate(std::move(verb));
-  } else if (end == StepEnd::kWaits && MayWait(&verb, *caller)) {
+  } else if (end == StepEnd::kYields || (end == StepEnd::kWaits && MayWait(&verb, *caller))) {
+    if (end == StepEnd::kYields) EndPause(&verb, *caller);
     waiting_.push_back(std::move(verb));
     if (waiting_.size() == 1) steps_again_.Start(kStepsAgain);
   } else {
     caller->connection.EndRequest(verb.ticket.request);
-    caller->connection.ResumeFrames();
+    EndPause(&verb, *caller);
   }
+}
+
+// Only its own: another long verb of the caller may have begun since it yielded.
+void Verbs::EndPause(LongVerb* verb, Caller& caller) {
+  if (std::exchange(verb->paused, false)) caller.connection.ResumeFrames();
 }
 
 bool Verbs::MayWait(LongVerb* verb, Caller& caller) {
@@ -223,6 +230,11 @@ Result<UniqueFd> Verbs::GiveArena(ClientRecord& client, ArenaId arena, bool writ
   return fd;
 }
 
+void Verbs::TakeBackArena(ClientRecord& client, ArenaId arena) {
+  client.arenas.erase(arena);
+  parts_.engine->LetGoArenas(client.id, {&arena, 1});
+}
+
 Status Verbs::AddArena(Caller& caller, const ArenaFacts& facts, bool writable, wire::Arena* arena,
                        std::vector<UniqueFd>* fds) {
   ClientRecord& client = *caller.client;
@@ -232,14 +244,16 @@ Status Verbs::AddArena(Caller& caller, const ArenaFacts& facts, bool writable, w
     return {};
   }
   ASSIGN_OR_RETURN(const DeviceMemory memory, parts_.engine->GiveDeviceArena(client.id, facts.id));
-  bool& given_writable = client.arenas[facts.id];
-  given_writable = given_writable || writable;
   if (memory.slab == nullptr) {
     arena->set_handle(memory.handle.data(), memory.handle.size());
-    return {};
+  } else if (Result<UniqueFd> fd = memory.slab->Duplicate(); fd) {
+    fds->push_back(*std::move(fd));
+  } else {
+    TakeBackArena(client, facts.id);
+    return std::move(fd).error();
   }
-  ASSIGN_OR_RETURN(UniqueFd fd, memory.slab->Duplicate());
-  fds->push_back(std::move(fd));
+  bool& given_writable = client.arenas[facts.id];
+  given_writable = given_writable || writable;
   return {};
 }
 

@@ -80,8 +80,9 @@ class Verbs {
     uint64_t request = 0;
     ClientId client = 0;
   };
-  // What a step of a long verb came to. kWaits: there is no room for its descriptors.
-  enum class StepEnd : uint8_t { kDone, kMore, kWaits };
+  // What a step of a long verb came to. kWaits: there is no room for its descriptors. kYields: it
+  // waits for what its own client may have to give back; it bounds that itself.
+  enum class StepEnd : uint8_t { kDone, kMore, kWaits, kYields };
   struct Verb {
     wire::Type type;
     Status (Verbs::*handle)(Caller&, Frame&);
@@ -179,19 +180,23 @@ class Verbs {
   // For verbs that take long: `step` is called in turns of the loop, one step of one verb a turn,
   // in rotation, until it is done, having replied. However many ask, what is short is answered
   // in between. The caller is paused meanwhile: the order of its requests stays, and it has one
-  // such verb. Who is gone, or comes back by another connection, gets no further step. Steps that
-  // wait are left out of the rotation: kWaitersAtATime of them come back to it every kStepsAgain,
-  // and who has waited for reader_stall is answered `exhausted`.
+  // such verb. One that yields ends the pause for good: what the caller sends next is handled
+  // before it is done, and it may have more of these, each a request in flight. Who is gone, or
+  // comes back by another connection, gets no further step. Steps that wait are left out of the
+  // rotation: kWaitersAtATime of them come back to it every kStepsAgain, and who has waited for
+  // room for reader_stall is answered `exhausted`.
   using Step = std::function<StepEnd(Caller&, uint64_t request)>;
   struct LongVerb {
     Ticket ticket;
     Step step;
     MonotonicNs waits_since = 0;  // 0: its last step did not wait.
+    bool paused = true;           // Its caller, by it.
   };
   void BeginLong(Caller& caller, uint64_t request, Step step);
   void RunStep();
   void Rotate(LongVerb verb);
   void RotateWaiting();
+  void EndPause(LongVerb* verb, Caller& caller);
   // Whether it waits on: it has not waited for too long.
   bool MayWait(LongVerb* verb, Caller& caller);
   // The caller that waits for this ticket's reply, as the client that asked; null when nobody does
@@ -201,13 +206,16 @@ class Verbs {
   Caller* Finish(const Ticket& ticket);
   // The descriptor of a slab, noted as given to the client: it is told when the slab goes.
   Result<UniqueFd> GiveArena(ClientRecord& client, ArenaId arena, bool writable);
+  // An arena of a device that was counted as given, in a reply that was not sent.
+  void TakeBackArena(ClientRecord& client, ArenaId arena);
   // What the client maps an arena by: a descriptor goes to `fds`, a handle into the message.
   Status AddArena(Caller& caller, const ArenaFacts& facts, bool writable, wire::Arena* arena,
                   std::vector<UniqueFd>* fds);
 
   const Parts parts_;
   std::unique_ptr<Messages> messages_;
-  std::deque<LongVerb> long_verbs_;  // In rotation; with those that wait at most one a connection.
+  // In rotation; with those that wait one a connection, besides those that yielded.
+  std::deque<LongVerb> long_verbs_;
   std::deque<LongVerb> waiting_;
   OwnerLoop::Timer steps_again_;  // Runs while any waits.
 };

@@ -22,6 +22,18 @@ void HideFromOthers(const std::string& tenant, std::vector<ModelReport>* models)
   }
 }
 
+// What is kept for others is not told of, and of what is shared only its own part.
+void HideFromOthers(const std::string& tenant, std::vector<GpuReport>* devices) {
+  std::erase_if(*devices, [&](const GpuReport& device) {
+    const std::vector<std::string>& of = device.tenants;
+    return !of.empty() && std::find(of.begin(), of.end(), tenant) == of.end();
+  });
+  for (GpuReport& device : *devices) {
+    if (!device.tenants.empty()) device.tenants = {tenant};
+    std::erase_if(device.tenant_bytes, [&](const auto& item) { return item.first != tenant; });
+  }
+}
+
 }  // namespace
 
 Status Verbs::OnEvict(Caller& caller, Frame& frame) {
@@ -56,12 +68,14 @@ Result<std::string> Verbs::ReportFor(const Identity& identity, const wire::Repor
   if (request.what() == "status") {
     StatusReport report = engine.Summary();
     ServiceReport service = parts_.service_report();
+    std::vector<GpuReport> devices = engine.Devices();
     if (!all) {
+      HideFromOthers(identity.tenant_name, &devices);
       report.restore_problems.clear();
       service.socket.clear();  // Their paths may name other tenants.
       service.state_dir.clear();
     }
-    return StatusJson(report, service, engine.Devices());
+    return StatusJson(report, service, devices);
   }
   if (request.what() == "models") {
     std::vector<ModelReport> models = engine.Models();

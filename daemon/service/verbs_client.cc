@@ -121,6 +121,8 @@ Status Verbs::Resume(Caller& caller, ClientId id, uint64_t token) {
   // A reply with descriptors may have been lost with the old connection: they are given again.
   for (auto& [arena, writable] : client.arenas)
     writable = false;
+  // Neither side knows which descriptions of slabs, and which LetGo, the other has received.
+  parts_.engine->CountGivenOnce(client.id);
   return {};
 }
 
@@ -288,6 +290,10 @@ Verbs::StepEnd Verbs::SendArenas(Caller& caller, uint64_t request, const wire::A
   for (wire::Arena& arena : *reply.mutable_arenas()) {
     const ArenaFacts facts{.id = arena.id(), .device = arena.device()};
     if (const Status given = AddArena(caller, facts, writable, &arena, &fds); !given.ok()) {
+      for (const wire::Arena& before : reply.arenas()) {
+        if (&before == &arena) break;
+        if (before.device() != 0) TakeBackArena(client, before.id());
+      }
       caller.connection.SendError(request, given);
       return StepEnd::kDone;
     }

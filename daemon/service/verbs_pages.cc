@@ -155,10 +155,11 @@ Verbs::StepEnd Verbs::GrantMore(Caller& caller, uint64_t request, GrantSpec spec
   }
   if (given->size() < keys.size()) {
     if (!more.empty()) return StepEnd::kMore;
-    // Memory of a device comes when others have let go of it, or not.
-    if (now - so_far->waits_since < parts_.limits->reader_stall_ms * kNsPerMs / 2) {
-      return StepEnd::kWaits;
-    }
+    // Memory of a device comes when others have let go of it, or not; or this client, so its LetGo
+    // must be handled meanwhile: neither does it wait itself, nor fill the requests in flight.
+    const bool may_wait = caller.connection.in_flight().size() <= kMaxInFlight / 2 &&
+                          now - so_far->waits_since < parts_.limits->reader_stall_ms * kNsPerMs / 2;
+    if (may_wait) return StepEnd::kYields;
     given->resize(keys.size(), {.code = Code::kExhausted});
   }
   SendGrants(caller, request, *given);

@@ -439,6 +439,18 @@ admin = true
   };
   EXPECT_EQ(open_as("chat"), KVC_OK);
   EXPECT_EQ(open_as("batch"), KVC_NOT_FOUND);
+
+  const auto told = [&](const char* tenant) {
+    WireClient client = WireClient::Connect(daemon().folder() + "/" + tenant + ".sock");
+    EXPECT_EQ(client.Hello(tenant).status(), Status());
+    wire::Report request;
+    request.set_what("status");
+    const auto reply = client.Call<wire::ReportReply>(wire::Type::kReport, request);
+    return reply ? Json::parse(reply->json())["devices"] : Json();
+  };
+  EXPECT_EQ(told("batch").size(), 1u) << "not the one that is kept for others";
+  ASSERT_EQ(told("chat").size(), 2u);
+  EXPECT_EQ(told("chat")[1]["tenants"], Json::array({"chat"}));
 }
 
 }  // namespace

@@ -46,6 +46,7 @@ Snapshot FullSnapshot() {
   GpuReport& gpu = snapshot.engine.devices[0];
   gpu.device = 1;
   gpu.bytes = {.weights = 1, .pages = 2, .leaving = 3, .zombies = 4};
+  gpu.tenant_bytes = {{"chat", 5}, {"other", 4}};
   gpu.tier.uuid = "GPU-0";
   gpu.tier.state = DeviceTierState::kResting;
   gpu.tier.staged_bytes = 5;
@@ -218,6 +219,7 @@ TEST(Exposition, GpusAreToldByNumberAndUuid) {
   };
   EXPECT_EQ(of_first("terrace_gpu_bytes", {}), 1 + 2 + 3 + 4);
   EXPECT_EQ(of_first("terrace_gpu_bytes", {{"class", "zombies"}}), 4);
+  EXPECT_EQ(of_first("terrace_gpu_tenant_bytes", {{"tenant", "chat"}}), 5);
   EXPECT_EQ(of_first("terrace_gpu_state", {{"state", "resting"}}), 1);
   EXPECT_EQ(of_first("terrace_gpu_state", {}), 1);
   EXPECT_EQ(of_first("terrace_gpu_copied_bytes_total", {{"way", "staged"}}), 5);

@@ -143,6 +143,20 @@ TEST(Daemon, TheCommandLineSaysWhatIsWrongAndExitsWithTwo) {
   EXPECT_EQ(RunTerraced({"--config", folder.path() + "/missing.toml"}).exit_code, 2);
 }
 
+// It is known only when the devices are: the configuration alone may be right.
+TEST(Daemon, WantingMoreThanADeviceHasExitsWithTwo) {
+  const TemporaryFolder folder;
+  std::ofstream(folder.path() + "/t.toml")
+      << "[host]\ncapacity = \"16MiB\"\n[devices]\ndevice = \"host\"\n"
+         "[[device]]\nuuid = \"host:0\"\ncapacity = 0.5\nweights_floor = \"600MiB\"\n";
+  const std::vector<std::string> arguments = {"--config",    folder.path() + "/t.toml",
+                                              "--socket",    folder.path() + "/t.sock",
+                                              "--state-dir", folder.path() + "/state"};
+  const CommandOutput output = RunTerraced(arguments);
+  EXPECT_EQ(output.exit_code, 2);
+  EXPECT_THAT(output.standard_error, HasSubstr("device.weights_floor: "));
+}
+
 TEST(Daemon, TheCommandLineGoesOverTheFile) {
   const TemporaryFolder folder;
   std::ofstream(folder.path() + "/t.toml")

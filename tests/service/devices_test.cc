@@ -31,7 +31,7 @@ Result<ChosenDevices> Choose(DeviceChoice choice, const Listed& listed,
   config.device = choice;
   config.devices = std::move(tables);
   EXPECT_TRUE(CheckConfig(config).ok());
-  return ChooseDevices(config, [&] { return listed; });
+  return ChooseDevices(config, [&](MonotonicNs) { return listed; });
 }
 
 TEST(ChooseDevices, EveryDeviceThatIsFoundIsUsedWithoutTables) {
@@ -63,6 +63,7 @@ TEST(ChooseDevices, WhatIsMissingIsSaidOrAnError) {
   ASSERT_TRUE(none);
   EXPECT_TRUE(none->devices.empty());
   EXPECT_EQ(none->why, "no CUDA driver: libcuda.so.1: not there");
+  EXPECT_FALSE(none->wanted) << "a host without GPUs is no fault";
   EXPECT_EQ(KindName(*none), "none");
   const auto wanted = Choose(DeviceChoice::kCuda, kNoDriver);
   ASSERT_FALSE(wanted);
@@ -97,19 +98,53 @@ TEST(ChooseDevices, ATableOfNoDeviceIsAnErrorOnlyWhereDevicesAreDemanded) {
   const auto chosen = Choose(DeviceChoice::kAuto, TwoGpus(), tables);
   ASSERT_TRUE(chosen);
   EXPECT_EQ(chosen->devices.size(), 1u);
+  EXPECT_TRUE(chosen->wanted);
   EXPECT_EQ(chosen->why, "device.uuid: the driver has no " + Uuid(9).Text());
   const auto refused = Choose(DeviceChoice::kCuda, TwoGpus(), tables);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code(), Code::kNotFound);
 }
 
-TEST(ChooseDevices, WantingMoreThanADeviceHasIsRefused) {
-  const auto large = Choose(DeviceChoice::kAuto, TwoGpus(),
-                            {{.uuid = Uuid(2).Text(), .capacity = {.bytes = 41 * kGiB}}});
-  ASSERT_FALSE(large);
-  EXPECT_EQ(large.error().message(),
-            "device.capacity: " + Uuid(2).Text() + " has 40GiB, not 41GiB");
-  const auto floors = Choose(DeviceChoice::kAuto, TwoGpus(),
+TEST(ChooseDevices, WhatIsMissingThoughItIsThereOrNamedIsToBeLookedAt) {
+  const Listed refused = Status(Code::kPermissionDenied, "/dev/nvidiactl: no");
+  const auto kept_out = Choose(DeviceChoice::kAuto, refused);
+  ASSERT_TRUE(kept_out);
+  EXPECT_TRUE(kept_out->wanted);
+  const auto named = Choose(DeviceChoice::kAuto, kNoDriver, {{.uuid = Uuid(1).Text()}});
+  ASSERT_TRUE(named);
+  EXPECT_TRUE(named->wanted);
+  EXPECT_FALSE(Choose(DeviceChoice::kAuto, TwoGpus())->wanted);
+}
+
+TEST(ChooseDevices, AStartWaitsLongOnlyForDevicesThatAreDemanded) {
+  const auto within = [](DeviceChoice choice) {
+    Config config;
+    config.device = choice;
+    MonotonicNs asked = 0;
+    (void)ChooseDevices(config, [&](MonotonicNs given) -> Listed {
+      asked = given;
+      return TwoGpus();
+    });
+    return asked;
+  };
+  EXPECT_EQ(within(DeviceChoice::kCuda), 60 * kNsPerSecond);
+  EXPECT_EQ(within(DeviceChoice::kAuto), 10 * kNsPerSecond);
+}
+
+TEST(ChooseDevices, ATableThatWantsMoreThanItsDeviceHasIsLeftOutOrRefused) {
+  const DeviceConfig large = {.uuid = Uuid(2).Text(), .capacity = {.bytes = 41 * kGiB}};
+  const std::string why = "device.capacity: " + Uuid(2).Text() + " has 40GiB, not 41GiB";
+  const auto refused = Choose(DeviceChoice::kCuda, TwoGpus(), {large});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(refused.error().message(), why);
+  const auto rest = Choose(DeviceChoice::kAuto, TwoGpus(), {large, {.uuid = Uuid(1).Text()}});
+  ASSERT_TRUE(rest);
+  ASSERT_EQ(rest->devices.size(), 1u);
+  EXPECT_EQ(rest->devices[0].uuid, Uuid(1));
+  EXPECT_EQ(rest->why, why);
+  EXPECT_TRUE(rest->wanted);
+  const auto floors = Choose(DeviceChoice::kCuda, TwoGpus(),
                              {{.uuid = Uuid(2).Text(), .weights_floor_bytes = 30 * kGiB}});
   ASSERT_FALSE(floors);
   EXPECT_THAT(floors.error().message(), HasSubstr("device.weights_floor: "));
@@ -119,7 +154,7 @@ TEST(ChooseDevices, HostMemoryStandsForADeviceWithoutAskingForGpus) {
   Config config;
   config.device = DeviceChoice::kHost;
   config.devices = {{.uuid = "host:2", .capacity = {.bytes = (33u << 20) + 4096}}};
-  const auto chosen = ChooseDevices(config, []() -> Listed {
+  const auto chosen = ChooseDevices(config, [](MonotonicNs) -> Listed {
     ADD_FAILURE() << "nobody is to be asked";
     return kNoDriver;
   });

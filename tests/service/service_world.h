@@ -130,6 +130,7 @@ class ServiceWorld {
     done.get_future().wait();
   }
   Engine& engine() { return *engine_; }
+  std::span<uint8_t> HostBytes(ArenaId arena) { return host_.Bytes(arena); }
 
  private:
   DevicePart OwnDevice(bool has_slabs) {

@@ -71,6 +71,7 @@ Result<ArenaId> DeviceArenas::Create(uint64_t bytes, TenantId tenant, Use use,
   arena.use = use;
   arena.done = std::move(done);
   Counter(arena) += rounded;
+  tenant_bytes_[tenant] += rounded;
   parts_.tier->Create(id, rounded, Deadline(),
                       [this, id, alive = std::weak_ptr(alive_)](Result<DeviceMemory> memory) {
                         if (!alive.expired()) Came(id, std::move(memory));
@@ -120,7 +121,10 @@ void DeviceArenas::ReleaseToTier(ArenaId id, Arena& arena) {
 
 void DeviceArenas::Forget(ArenaId id) {
   const auto found = arenas_.find(id);
+  const auto of_tenant = tenant_bytes_.find(found->second.tenant);
   Counter(found->second) -= found->second.bytes;
+  of_tenant->second -= found->second.bytes;
+  if (of_tenant->second == 0) tenant_bytes_.erase(of_tenant);
   arenas_.erase(found);
 }
 
@@ -155,6 +159,13 @@ void DeviceArenas::LetGo(ArenaId id, ClientId client) {
   if (!leaving || !arena.given.empty()) return;
   deadlines_.erase({arena.deadline, id});
   ReleaseToTier(id, arena);
+}
+
+void DeviceArenas::CountGivenOnce(ClientId client) {
+  for (auto& [id, arena] : arenas_) {
+    const auto given = arena.given.find(client);
+    if (arena.use == Use::kPages && given != arena.given.end()) given->second = 1;
+  }
 }
 
 void DeviceArenas::ClientGone(ClientId client) {
@@ -250,6 +261,7 @@ Status DeviceArenas::CheckInvariants() const {
   DeviceArenas counted(options_, parts_);
   for (const auto& [id, arena] : arenas_) {
     counted.Counter(arena) += arena.bytes;
+    counted.tenant_bytes_[arena.tenant] += arena.bytes;
     if (arena.state == State::kZombie) ++counted.zombies_;
     const bool leaving = arena.state == State::kLeaving || arena.state == State::kZombie;
     if (leaving && arena.given.empty()) {
@@ -258,7 +270,7 @@ Status DeviceArenas::CheckInvariants() const {
   }
   if (counted.bytes_.weights != bytes_.weights || counted.bytes_.pages != bytes_.pages ||
       counted.bytes_.leaving != bytes_.leaving || counted.bytes_.zombies != bytes_.zombies ||
-      counted.zombies_ != zombies_) {
+      counted.tenant_bytes_ != tenant_bytes_ || counted.zombies_ != zombies_) {
     return Status(Code::kInternal, "bytes of a device's arenas differ from the books");
   }
   if (bytes_.used() > capacity()) return Status(Code::kInternal, "a device's budget is exceeded");

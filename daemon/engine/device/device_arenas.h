@@ -63,6 +63,8 @@ class DeviceArenas {
 
   // ---- Budget
   const DeviceBytes& bytes() const { return bytes_; }
+  // Of `bytes`, what each tenant's own arenas are charged for. 0: those of weights.
+  const std::map<TenantId, uint64_t>& bytes_of_tenants() const { return tenant_bytes_; }
   uint64_t capacity() const { return options_.capacity_bytes; }
   uint64_t room() const { return bytes_.used() < capacity() ? capacity() - bytes_.used() : 0; }
   // What of `room` another's floor leaves to this use.
@@ -92,6 +94,8 @@ class DeviceArenas {
   bool Give(ArenaId arena, ClientId client);
   // It has let go of it once; nothing if it was not given it.
   void LetGo(ArenaId arena, ClientId client);
+  // Arenas of pages, however often it was given each; those of weights are let go of by Detach.
+  void CountGivenOnce(ClientId client);
   void ClientGone(ClientId client);
   bool Mapped(ArenaId arena) const;
   std::vector<ClientId> GivenTo(ArenaId arena) const;
@@ -149,6 +153,7 @@ class DeviceArenas {
   std::vector<ArenaId> retries_;                         // Releases that failed.
   std::map<ClientId, std::vector<ArenaId>> wanted_;
   DeviceBytes bytes_;
+  std::map<TenantId, uint64_t> tenant_bytes_;  // None is 0.
   uint64_t zombies_ = 0;
   uint64_t unmap_requests_ = 0;
   std::shared_ptr<char> alive_ =

@@ -308,7 +308,7 @@ uint64_t PagesOnDevice::GoingBytes() const {
 
 bool PagesOnDevice::GiveUpOne(const SlabClass* spare) {
   // One at a time: what it brings is seen first.
-  if (GoingBytes() > 0 || parts_.arenas.bytes().leaving > 0) return true;
+  if (GoingBytes() > 0 || parts_.arenas.OnItsWay() > 0) return true;
   const std::vector<Slab*> chosen = Leavers(spare, 1, kDemotedLooks);
   if (chosen.empty()) return false;
   Close(*chosen.front());

@@ -67,6 +67,12 @@ void AddMemory(Families* families, GpuFamilies& gpus) {
         sample("leaving", gpu.bytes.leaving);
         sample("zombies", gpu.bytes.zombies);
       });
+  gpus.AddLabelled(Gauge(families, "terrace_gpu_tenant_bytes",
+                         "Of that, slabs of pages of each tenant, those asked back included."),
+                   "tenant", [](const GpuReport& gpu, const auto& sample) {
+                     for (const auto& [tenant, bytes] : gpu.tenant_bytes)
+                       sample(LabelText(tenant), bytes);
+                   });
   gpus.AddLabelled(
       Gauge(families, "terrace_gpu_page_bytes", "Extents in slabs of pages, by state."), "state",
       [](const GpuReport& gpu, const auto& sample) {

@@ -4,8 +4,10 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -484,6 +486,21 @@ TEST_F(MoverTierTest, ATierThatEndsMidwayLeavesNothing) {
     Stop();
     EXPECT_FALSE(called);
   }
+}
+
+TEST_F(MoverTierTest, ATierThatBeganToEndNeedsNobodyToWaitForIt) {
+  Start();
+  ASSERT_OK(Create(1));
+  UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, tier_->Report().process, 0)));
+  ASSERT_TRUE(process);
+  bool called = false;
+  tier_->BeginEnd();
+  tier_->Create(2, kGranule, In(kLong), [&](const Result<DeviceMemory>&) { called = true; });
+  pollfd ended{.fd = process.get(), .events = POLLIN, .revents = 0};
+  EXPECT_EQ(::poll(&ended, 1, 60'000), 1);
+  process.Reset();
+  Stop();
+  EXPECT_FALSE(called);
 }
 
 TEST_F(MoverTierTest, WhatIsTooMuchIsRefused) {

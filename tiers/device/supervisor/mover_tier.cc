@@ -31,12 +31,16 @@ class MoverTier final : public DeviceTier {
         lost_(std::make_shared<const std::function<void(ArenaId)>>(std::move(lost))) {}
 
   ~MoverTier() override {
+    BeginEnd();
+    if (thread_.joinable()) thread_.join();
+  }
+
+  void BeginEnd() override EXCLUDES(mu_) {
     {
       MutexLock lock(mu_);
       stopping_ = true;
     }
     Ring();
-    if (thread_.joinable()) thread_.join();
   }
 
   Status Start() {
