@@ -1,7 +1,5 @@
 #include "bench/device_engine.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -81,79 +79,17 @@ Result<DeviceModel> DeviceModel::Start(const std::string& device, uint64_t bytes
   return model;
 }
 
-// ---- Bytes of a GPU
-
-class DeviceEngine::Bytes {
- public:
-  static Result<std::shared_ptr<const Bytes>> Open(const GpuUuid& uuid) {
-    void* const library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) return Status(Code::kNotFound, std::string("libcuda: ") + ::dlerror());
-    auto bytes = std::make_shared<Bytes>();
-    int (*init)(unsigned) = nullptr;
-    int (*count_of)(int*) = nullptr;
-    int (*uuid_of)(char*, int) = nullptr;
-    int (*retain)(void**, int) = nullptr;
-    const auto found = [&](const char* name, auto& function) {
-      function =
-          reinterpret_cast<std::remove_reference_t<decltype(function)>>(::dlsym(library, name));
-      return function != nullptr;
-    };
-    if (!found("cuInit", init) || !found("cuDeviceGetCount", count_of) ||
-        !found("cuDeviceGetUuid_v2", uuid_of) || !found("cuDevicePrimaryCtxRetain", retain) ||
-        !found("cuCtxSetCurrent", bytes->set_current_) ||
-        !found("cuMemcpyDtoH_v2", bytes->from_device_) ||
-        !found("cuMemcpyHtoD_v2", bytes->to_device_)) {
-      return Status(Code::kMismatch, "the CUDA driver lacks an entry point");
-    }
-    int devices = 0;
-    if (init(0) != 0 || count_of(&devices) != 0) {
-      return Status(Code::kUnavailable, "the CUDA driver has no devices");
-    }
-    for (int device = 0; device < devices; ++device) {
-      GpuUuid its;
-      if (uuid_of(reinterpret_cast<char*>(its.bytes.data()), device) != 0 || its != uuid) continue;
-      if (retain(&bytes->context_, device) != 0) {
-        return Status(Code::kUnavailable, "the CUDA driver gives no context");
-      }
-      return std::shared_ptr<const Bytes>(std::move(bytes));
-    }
-    return Status(Code::kNotFound, "the CUDA driver has no " + uuid.Text());
-  }
-  Status Read(const void* from, std::span<uint8_t> to) const {
-    return Told(set_current_(context_),
-                from_device_(to.data(), reinterpret_cast<uint64_t>(from), to.size()));
-  }
-  Status Write(std::span<const uint8_t> from, void* to) const {
-    return Told(set_current_(context_),
-                to_device_(reinterpret_cast<uint64_t>(to), from.data(), from.size()));
-  }
-
- private:
-  static Status Told(int first, int second) {
-    if (first == 0 && second == 0) return {};
-    return {Code::kInternal,
-            "the CUDA driver answers " + std::to_string(first != 0 ? first : second)};
-  }
-
-  void* context_ = nullptr;
-  int (*set_current_)(void*) = nullptr;
-  int (*from_device_)(void*, uint64_t, size_t) = nullptr;
-  int (*to_device_)(uint64_t, const void*, size_t) = nullptr;
-};
+// ---- Engines
 
 Status DeviceEngine::Read(const void* from, std::span<uint8_t> to) const {
-  if (bytes_ != nullptr) return bytes_->Read(from, to);
-  std::memcpy(to.data(), from, to.size());
-  return {};
+  return probe_->Copy(reinterpret_cast<GpuAddress>(to.data()), reinterpret_cast<GpuAddress>(from),
+                      to.size());
 }
 
 Status DeviceEngine::Write(std::span<const uint8_t> from, void* to) const {
-  if (bytes_ != nullptr) return bytes_->Write(from, to);
-  std::memcpy(to, from.data(), from.size());
-  return {};
+  return probe_->Copy(reinterpret_cast<GpuAddress>(to), reinterpret_cast<GpuAddress>(from.data()),
+                      from.size());
 }
-
-// ---- Engines
 
 Result<DeviceEngine> DeviceEngine::Open(const std::string& socket, const std::string& name,
                                         const std::string& device) {
@@ -162,11 +98,12 @@ Result<DeviceEngine> DeviceEngine::Open(const std::string& socket, const std::st
   kvc_device_options options{};
   options.struct_size = sizeof options;
   std::string uuid;
+  engine.probe_ = OpenHostProbe();
   if (device != "host") {
     ASSIGN_OR_RETURN(const ChosenDevice chosen, ChooseDevice(device, 0));
     uuid = chosen.facts.uuid.Text();
     options.uuid = uuid.c_str();
-    ASSIGN_OR_RETURN(engine.bytes_, Bytes::Open(chosen.facts.uuid));
+    ASSIGN_OR_RETURN(engine.probe_, OpenCudaProbe(chosen.facts.uuid, {}));
   }
   kvc_device* opened = nullptr;
   kvc_error error{};

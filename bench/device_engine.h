@@ -17,6 +17,7 @@
 #include "bench/client.h"
 #include "bench/daemon.h"
 #include "bench/model_writer.h"
+#include "tiers/device/gpu_probe.h"
 
 namespace terrace::bench {
 
@@ -49,14 +50,12 @@ class DeviceEngine {
   Status CheckPages(const kvc_space* space, std::span<const kvc_key> keys) const;
 
  private:
-  // By the driver itself: the addresses are libkvclient's, and no table of ours knows them.
-  class Bytes;
   Status Read(const void* from, std::span<uint8_t> to) const;
   Status Write(std::span<const uint8_t> from, void* to) const;
 
   Client client_;
   OpenedDevice device_;
-  std::shared_ptr<const Bytes> bytes_;  // Null: of the host, whose addresses are our own.
+  std::unique_ptr<GpuProbe> probe_;  // The addresses are libkvclient's: no Gpu of ours knows them.
 };
 
 }  // namespace terrace::bench

@@ -47,6 +47,7 @@ add() {
   done
 }
 add bin daemon/service/terraced cli/terracectl tiers/device/terrace-mover bench/terrace-bench bench/terrace-gpu-check
+[ ! -x "$build/examples/cuda_engine" ] || add bin examples/cuda_engine
 add tests tests/device/device_test tests/device/device_peer tests/device/mover_test
 
 # What all of them need, as this machine's loader finds it, by the name that it is asked for.

@@ -58,9 +58,12 @@ for place in "${CUDA_HOME-/usr/local/cuda}/bin/compute-sanitizer" /usr/local/cud
   [ -n "$sanitizer" ] || ! [ -x "$place" ] || sanitizer=$place
 done
 
+example=$bundle/bin/cuda_engine # There where the bundle was made with nvcc.
+[ -x "$example" ] || example=
+
 # shellcheck disable=SC2086  # Options of two words.
 "$bundle/bin/terrace-gpu-check" $device $json --terrace-bench "$bundle/bin/terrace-bench" \
-  --device-test "$bundle/tests/device_test" ${sanitizer:+--sanitizer "$sanitizer"} "$@" &
+  --device-test "$bundle/tests/device_test" ${example:+--example "$example"} ${sanitizer:+--sanitizer "$sanitizer"} "$@" &
 child=$!
 code=0
 wait "$child" || code=$?

@@ -218,6 +218,7 @@ int Main(int argc, char** argv) {
   app.add_option("--terrace-bench", arguments.check.terrace_bench, "Its suites are questions");
   app.add_option("--device-test", arguments.check.device_test, "The conformance tests");
   app.add_option("--sanitizer", arguments.check.sanitizer, "compute-sanitizer");
+  app.add_option("--example", arguments.check.example, "The example of an engine, cuda_engine");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

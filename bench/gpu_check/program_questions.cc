@@ -6,11 +6,13 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <regex>
 #include <vector>
 
 #include "base/unique_fd.h"
+#include "bench/device_engine.h"
 #include "bench/gpu_check/question.h"
 
 extern char** environ;
@@ -100,6 +102,26 @@ Result<Answer> Sanitizer(const CheckOptions& options) {
   return answer;
 }
 
+// Publishes, and finds what it published: each compares by kernels of its own.
+Result<Answer> Example(const CheckOptions& options) {
+  if (!options.on_gpu) return Status(Code::kMismatch, "it runs kernels of a GPU");
+  RETURN_IF_ERROR(NoProgram(options.example, "cuda_engine"));
+  // It takes CUDA's device 0.
+  if (options.device.starts_with("cuda:")) {
+    ::setenv("CUDA_VISIBLE_DEVICES", options.device.substr(5).c_str(), 1);
+  }
+  ASSIGN_OR_RETURN(const DeviceModel model, DeviceModel::Start(options.device, 64u << 20));
+  Answer answer;
+  for (const char* which : {"first", "second"}) {
+    ASSIGN_OR_RETURN(const Output output,
+                     Run({options.example, kDeviceModel, model.daemon.socket()}));
+    answer.pass = answer.pass && output.exit_code == 0;
+    answer.words +=
+        (answer.words.empty() ? "" : "; ") + std::string(which) + ": " + LastLine(output.text);
+  }
+  return answer;
+}
+
 struct Threshold {
   const char* figure;
   double least;
@@ -161,6 +183,7 @@ Result<Answer> Overlap(const CheckOptions& options) {
 constexpr Question kQuestions[] = {
     {"conformance", "the conformance tests of tiers/device/gpu.h", 120, Conformance},
     {"sanitizer", "compute-sanitizer over the kernels", 90, Sanitizer},
+    {"example", "an engine in CUDA C++ publishes pages, and another finds them", 90, Example},
     {"gpu-copy", "the suite of terrace-bench", 90, GpuCopy},
     {"gpu-gather", "the suite of terrace-bench", 60, GpuGather},
     {"gpu-attach", "the suite of terrace-bench", 100, GpuAttach},

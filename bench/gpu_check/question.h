@@ -22,6 +22,7 @@ struct CheckOptions {
   std::string terrace_bench;
   std::string device_test;
   std::string sanitizer;
+  std::string example;  // examples/cuda_engine.cu
 };
 
 struct Answer {

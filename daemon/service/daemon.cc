@@ -200,12 +200,12 @@ Status Daemon::StartDevices() {
     Log(chosen_devices_.wanted ? LogLevel::kWarning : LogLevel::kInfo, "devices-missing",
         {{"why", chosen_devices_.why}, {"used", chosen_devices_.devices.size()}});
   }
-  for (const ChosenDevice& chosen : chosen_devices_.devices) {
+  for (const ChosenDevice& each : chosen_devices_.devices) {
     MoverTierOptions options;
     options.program = program;
-    options.mover.kind = chosen.kind;
-    options.mover.device = chosen.uuid;
-    options.mover.host_bytes = chosen.host_bytes;
+    options.mover.kind = each.kind;
+    options.mover.device = each.uuid;
+    options.mover.host_bytes = each.host_bytes;
     ASSIGN_OR_RETURN(std::unique_ptr<DeviceTier> tier,
                      StartMoverTier(options, loop_, clock_, [this](ArenaId arena) {
                        engine_->DeviceArenaLost(arena);  // Whose arena it is, so it is there.
@@ -213,9 +213,9 @@ Status Daemon::StartDevices() {
     devices_.push_back(std::move(tier));
     Log(LogLevel::kInfo, "device",
         {{"device", devices_.size()},
-         {"uuid", chosen.uuid.Text()},
+         {"uuid", each.uuid.Text()},
          {"kind", KindName(chosen_devices_)},
-         {"capacity", SizeText(chosen.options.capacity_bytes)},
+         {"capacity", SizeText(each.options.capacity_bytes)},
          {"mover", program}});
   }
   return {};

@@ -240,7 +240,8 @@ std::vector<Case> Cases() {
   MESSAGE(ModelAccessReply)
   MESSAGE(Load, FIELD(Load, name), FIELD(Load, version), FIELD(Load, device))
   MESSAGE(ProgressEvent, FIELD(ProgressEvent, done_bytes), FIELD(ProgressEvent, total_bytes))
-  MESSAGE(LoadReply, FIELD(LoadReply, version), FIELD(LoadReply, bytes), FIELD(LoadReply, digest))
+  MESSAGE(LoadReply, FIELD(LoadReply, version), FIELD(LoadReply, bytes), FIELD(LoadReply, digest),
+          FIELD(LoadReply, device))
   MESSAGE(Unload, FIELD(Unload, name), FIELD(Unload, version), FIELD(Unload, device))
   MESSAGE(UnloadReply, FIELD(UnloadReply, freed_bytes), FIELD(UnloadReply, held_bytes))
   MESSAGE(Attach, FIELD(Attach, name), FIELD(Attach, version), FIELD(Attach, load),

@@ -105,6 +105,13 @@ class CudaProbe final : public GpuProbe {
     return context_->Tell("cuStreamSynchronize", driver_.cuStreamSynchronize(stream->get()));
   }
 
+  Status Copy(GpuAddress dst, GpuAddress src, uint64_t bytes) override {
+    ASSIGN_OR_RETURN(const std::shared_ptr<CudaStream> stream, CudaStream::Create(context_));
+    RETURN_IF_ERROR(
+        context_->Tell("cuMemcpyAsync", driver_.cuMemcpyAsync(dst, src, bytes, stream->get())));
+    return context_->Tell("cuStreamSynchronize", driver_.cuStreamSynchronize(stream->get()));
+  }
+
   Status CreateWithoutContext(uint64_t bytes) override {
     const CUmemAllocationProp properties = SlabProperties(context_->device(), false);
     RETURN_IF_ERROR(context_->Tell("cuCtxSetCurrent", driver_.cuCtxSetCurrent(nullptr)));

@@ -18,6 +18,10 @@ class HostProbe final : public GpuProbe {
     }
     return {};
   }
+  Status Copy(GpuAddress dst, GpuAddress src, uint64_t bytes) override {
+    std::memcpy(reinterpret_cast<void*>(dst), reinterpret_cast<const void*>(src), bytes);
+    return {};
+  }
   Status CreateWithoutContext(uint64_t) override { return NothingToAsk(); }
   Status ExportHostMemory(uint64_t) override { return NothingToAsk(); }
   Result<IpcHandle> ExportEvent() override { return NothingToAsk(); }

@@ -14,6 +14,7 @@
  *   kvc_fetch    pages on their way into memory; used by one thread at a time
  *   kvc_weights  an attached weight set, readable until detached; thread-safe
  *   kvc_device   memory of a GPU: device.h
+ *   kvc_pool     KV of an engine that keeps it in memory of its own: pool.h
  *
  * Structs. Those that begin with `struct_size`, which the caller sets to sizeof, may grow: the
  * library reads and writes no more than that, so programs compiled against an older header keep
@@ -36,8 +37,8 @@
  * there: calls that need the daemon or its memory fail with KVC_PERMISSION_DENIED, pins miss, and
  * releasing does nothing. Calls that only look at a handle's own values do not check it.
  *
- * The library keeps no global state, exports only what is declared here, in admin.h and in
- * device.h, and needs nothing at run time but libc, libstdc++ and libgcc. */
+ * The library keeps no global state, exports only what is declared here, in admin.h, device.h and
+ * pool.h, and needs nothing at run time but libc, libstdc++ and libgcc. */
 #ifndef KVCLIENT_KVCLIENT_H
 #define KVCLIENT_KVCLIENT_H
 

@@ -35,7 +35,7 @@ class [[nodiscard]] Status {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : v_(std::in_place_index<0>, std::move(value)) {}
+  Result(T&& value) : v_(std::in_place_index<0>, std::move(value)) {}
   Result(Status status) : v_(std::in_place_index<1>, std::move(status)) {}
   bool has_value() const { return v_.index() == 0; }
   explicit operator bool() const { return has_value(); }
