@@ -26,6 +26,13 @@ ArenaMap::Place* ArenaMap::PlaceOf(uint32_t arena) const {
   return chunk == nullptr ? nullptr : &(*chunk)[arena % kChunk];
 }
 
+ArenaMap::Place& ArenaMap::MakePlace(uint32_t arena) {
+  if (PlaceOf(arena) == nullptr) {
+    chunks_[arena / kChunk].store(new Chunk, std::memory_order_release);
+  }
+  return *PlaceOf(arena);
+}
+
 bool ArenaMap::Has(uint32_t arena) const {
   const Place* place = arena < shm::kMaxArenas ? PlaceOf(arena) : nullptr;
   return place != nullptr && place->base.load(std::memory_order_acquire) != nullptr;
@@ -62,18 +69,18 @@ Status ArenaMap::AddWritable(const messages::Arena& arena, const UniqueFd& fd) {
 Status ArenaMap::AddBy(const messages::Arena& arena, bool writable, const Map& map) {
   RETURN_IF_ERROR(Check(arena));
   MutexLock lock(mu_);
+  Place& place = MakePlace(arena.id);
+  if (place.gone) {
+    return {Code::kUnavailable,
+            "the memory of arena " + std::to_string(arena.id) + " was lost, or given back"};
+  }
   if (writable) {
     if (writable_.contains(arena.id)) return {};
     ASSIGN_OR_RETURN(MappedArena mapped, map());
     writable_.emplace(arena.id, Writable{std::move(mapped), arena.bytes, arena.page_bytes});
     return {};
   }
-  if (PlaceOf(arena.id) == nullptr) {
-    chunks_[arena.id / kChunk].store(new Chunk, std::memory_order_release);
-  }
-  Place& place = *PlaceOf(arena.id);
   if (place.base.load(std::memory_order_relaxed) != nullptr) return {};
-  if (place.lost) return {Code::kUnavailable, "the memory of this arena was lost"};
   ASSIGN_OR_RETURN(MappedArena mapped, map());
   place.page_bytes = arena.page_bytes;
   place.slots = static_cast<uint32_t>(arena.bytes / arena.page_bytes);
@@ -107,13 +114,15 @@ bool ArenaMap::LetGo(uint32_t arena, const std::function<bool()>& pinned) {
   if (writable != writable_.end() && writable->second.borrowed > 0) return false;
   // Whoever holds a page of it shall not lose its address for a moment.
   if (pinned()) return false;
-  if (Place* place = arena < shm::kMaxArenas ? PlaceOf(arena) : nullptr; place != nullptr) {
-    const uint8_t* base = place->base.exchange(nullptr, std::memory_order_seq_cst);
+  if (arena < shm::kMaxArenas) {
+    Place& place = MakePlace(arena);
+    const uint8_t* base = place.base.exchange(nullptr, std::memory_order_seq_cst);
     if (pinned()) {
-      place->base.store(base, std::memory_order_release);
+      place.base.store(base, std::memory_order_release);
       return false;
     }
-    read.swap(place->held);
+    place.gone = true;
+    read.swap(place.held);
   }
   if (writable != writable_.end()) {
     written.swap(writable->second.mapped.held);
@@ -125,11 +134,9 @@ bool ArenaMap::LetGo(uint32_t arena, const std::function<bool()>& pinned) {
 void ArenaMap::Lose(uint32_t arena) {
   if (arena >= shm::kMaxArenas) return;
   MutexLock lock(mu_);
-  if (PlaceOf(arena) == nullptr) {
-    chunks_[arena / kChunk].store(new Chunk, std::memory_order_release);
-  }
-  PlaceOf(arena)->lost = true;
-  PlaceOf(arena)->base.store(nullptr, std::memory_order_seq_cst);
+  Place& place = MakePlace(arena);
+  place.gone = true;
+  place.base.store(nullptr, std::memory_order_seq_cst);
 }
 
 void ArenaMap::Remove(std::span<const uint32_t> arenas, const std::set<uint32_t>& pinned) {

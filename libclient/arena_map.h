@@ -2,8 +2,8 @@
 //
 // A hit finds its page by two loads without a lock. Arenas are added by whoever meets one first and
 // removed when the daemon says that they are gone; ids are not reused in a life. Those of devices
-// may be let go of before, when the daemon asks for them back, and be added again. Thread-safe. The
-// arenas go with the map.
+// are let go of before, when the daemon asks for them back: it gives them to nobody again, so that a
+// reply from before comes too late to map them. Thread-safe. The arenas go with the map.
 #pragma once
 
 #include <array>
@@ -69,7 +69,8 @@ class ArenaMap {
   Status AddBy(const messages::Arena& arena, bool writable, const Map& map) EXCLUDES(mu_);
 
   // ---- Memory of devices that is asked back
-  // Unmaps the arena, unless it is written or `pinned` says that somebody reads it: then false.
+  // Unmaps the arena for good, unless it is written or `pinned` says that somebody reads it: then
+  // false.
   // `pinned` is asked once more when nobody finds the arena any more.
   bool LetGo(uint32_t arena, const std::function<bool()>& pinned) EXCLUDES(mu_);
   // Its memory is gone: it is found no more, nor mapped again. Its addresses stay until LetGo.
@@ -84,7 +85,7 @@ class ArenaMap {
     std::atomic<const uint8_t*> base = nullptr;  // Written last.
     uint32_t page_bytes = 0;
     uint32_t slots = 0;
-    bool lost = false;
+    bool gone = false;  // Lost, or let go of: never to be mapped again.
     std::shared_ptr<const void> held;
   };
   using Chunk = std::array<Place, kChunk>;
@@ -96,6 +97,7 @@ class ArenaMap {
   };
 
   Place* PlaceOf(uint32_t arena) const;
+  Place& MakePlace(uint32_t arena) REQUIRES(mu_);
   // The base once nobody is in the middle of LetGo.
   [[gnu::noinline, gnu::cold]] const uint8_t* Settled(const Place& place) const EXCLUDES(mu_);
 

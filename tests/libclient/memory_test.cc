@@ -136,12 +136,27 @@ TEST_F(ArenaMapTest, ArenaIsLetGoOnlyWhenNobodyUsesIt) {
   EXPECT_TRUE(map_.LetGo(1, free));
   EXPECT_EQ(map_.PageAt(handle), nullptr);
   EXPECT_EQ(map_.Borrow(handle), nullptr);
-  ASSERT_TRUE(map_.Add(arena, *fd).ok());
-  EXPECT_NE(map_.PageAt(handle), nullptr);
+  EXPECT_EQ(map_.Add(arena, *fd).code(), Code::kUnavailable) << "a reply from before";
+  EXPECT_EQ(map_.AddWritable(arena, *fd).code(), Code::kUnavailable);
+}
+
+TEST_F(ArenaMapTest, ArenaThatIsAskedBackBeforeItWasMappedIsNotMappedAnyMore) {
+  const auto fd = CreateMemfd("arena", kArenaBytes);
+  EXPECT_TRUE(map_.LetGo(1, [] { return false; }));
+  EXPECT_EQ(map_.Add(Describe(1), *fd).code(), Code::kUnavailable);
+}
+
+TEST_F(ArenaMapTest, LostArenaIsFoundNoMoreAndStaysUntilItIsLetGo) {
+  const auto fd = CreateMemfd("arena", kArenaBytes);
+  ASSERT_TRUE(map_.Add(Describe(1), *fd).ok());
+  const shm::Handle handle = shm::MakeHandle(1, 0, 1);
+  const uint8_t* data = map_.PageAt(handle);
   map_.Lose(1);
   EXPECT_EQ(map_.PageAt(handle), nullptr);
-  EXPECT_EQ(map_.Add(arena, *fd).code(), Code::kUnavailable);
-  EXPECT_TRUE(map_.LetGo(1, free));
+  EXPECT_TRUE(IsMapped(data));
+  EXPECT_EQ(map_.Add(Describe(1), *fd).code(), Code::kUnavailable);
+  EXPECT_TRUE(map_.LetGo(1, [] { return false; }));
+  EXPECT_FALSE(IsMapped(data));
 }
 
 TEST_F(ArenaMapTest, WrongDescriptionsAreRefused) {
