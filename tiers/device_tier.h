@@ -73,6 +73,9 @@ struct DevicePages {
   friend bool operator==(const DevicePages&, const DevicePages&) = default;
 };
 inline constexpr size_t kMostDeviceBlocks = 2048;
+inline constexpr size_t kMostDeviceSegments = 4096;
+// Bases, strides, blocks and pages are at multiples of it: what a thread copies at once.
+inline constexpr uint64_t kDeviceBlockAlignment = 16;
 
 inline constexpr size_t kDeviceHandleBytes = 64;
 using DeviceHandle = std::array<uint8_t, kDeviceHandleBytes>;

@@ -4,7 +4,6 @@
 #include <string>
 
 #include "base/check.h"
-#include "kernels/paged_copy.h"
 
 namespace terrace {
 namespace {
@@ -22,7 +21,7 @@ Status LostPool(uint64_t pool) {
 }
 
 bool Aligned(uint64_t value) {
-  return value % kPagedAlignment == 0;
+  return value % kDeviceBlockAlignment == 0;
 }
 
 }  // namespace
@@ -144,9 +143,9 @@ Status Pools::CheckLayout(const Work& work) const {
   const PoolLayout& layout = pages.layout;
   const uint64_t bytes = pools_.at(static_cast<ArenaId>(pages.pool)).bytes;
   const uint64_t per_page = pages.blocks_per_page;
-  if (layout.bases.empty() || layout.bases.size() > kMostPagedSegments) {
+  if (layout.bases.empty() || layout.bases.size() > kMostDeviceSegments) {
     return Invalid("bases: " + std::to_string(layout.bases.size()) + " of them, between 1 and " +
-                   std::to_string(kMostPagedSegments) + " are allowed");
+                   std::to_string(kMostDeviceSegments) + " are allowed");
   }
   if (per_page == 0 || per_page > work.space.spec.layout.page_tokens ||
       work.space.spec.layout.page_tokens % per_page != 0) {
@@ -170,7 +169,7 @@ Status Pools::CheckLayout(const Work& work) const {
   if (!Aligned(layout.block_bytes) || !Aligned(layout.block_stride) ||
       !std::ranges::all_of(layout.bases, Aligned)) {
     return Invalid("bases, block_stride, block_bytes: not multiples of " +
-                   std::to_string(kPagedAlignment));
+                   std::to_string(kDeviceBlockAlignment));
   }
   const uint64_t base = *std::ranges::max_element(layout.bases);
   if (base > bytes || layout.block_bytes > bytes - base) {

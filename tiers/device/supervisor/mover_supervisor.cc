@@ -11,6 +11,9 @@
 #include "kernels/paged_copy.h"
 
 namespace terrace {
+
+static_assert(kDeviceBlockAlignment == kPagedAlignment);
+static_assert(kMostDeviceSegments == kMostPagedSegments);
 namespace {
 
 constexpr MonotonicNs kNever = std::numeric_limits<MonotonicNs>::max();
