@@ -150,7 +150,8 @@ std::string DescribeGpu(const Json& gpu) {
   text += "  weights     " + Bytes(gpu, "/bytes/weights") + "\n";
   text += "  pages       " + Bytes(gpu, "/linked_bytes") + " in " + Count(gpu, "/pages") +
           " pages; slabs of " + Bytes(gpu, "/bytes/pages") + "\n";
-  for (const auto& [tenant, bytes] : gpu.value("tenant_bytes", Json::object()).items())
+  const Json of_tenants = gpu.value("tenant_bytes", Json::object());
+  for (const auto& [tenant, bytes] : of_tenants.items())
     text += "  slabs of    " + Printable(tenant) + ": " + HumanBytes(bytes.get<uint64_t>()) + "\n";
   if (Number(gpu, "/bytes/leaving") + Number(gpu, "/bytes/zombies") > 0) {
     text += "  asked back  " + Bytes(gpu, "/bytes/leaving") + " that clients still map, and " +
