@@ -467,16 +467,13 @@ TEST_F(MoverTest, ADeadContextAnswersEverythingAndEndsTheMover) {
     // It ends by itself; what it did not take any more has no answer but the end.
     thread_.join();
     EXPECT_EQ(ended_.code(), Code::kStale);
-    bool stale = false;
     for (auto packet = ours_->Receive(); packet && packet->has_value(); packet = ours_->Receive()) {
       const auto message = DecodeMover((*packet)->bytes);
       ASSERT_TRUE(message);
       EXPECT_EQ(std::erase(asked, message->request), 1u);
       const Code code = std::get<MoverAnswer>(message->body).status.code();
       EXPECT_TRUE(code == Code::kOk || code == Code::kStale) << CodeName(code);
-      stale = stale || code == Code::kStale;
     }
-    EXPECT_TRUE(stale);
     answers_.clear();
     gpus_->ClearRules();
   }
