@@ -131,6 +131,12 @@ bool ArenaMap::LetGo(uint32_t arena, const std::function<bool()>& pinned) {
   return true;
 }
 
+bool ArenaMap::Gone(uint32_t arena) const {
+  MutexLock lock(mu_);
+  const Place* place = arena < shm::kMaxArenas ? PlaceOf(arena) : nullptr;
+  return place != nullptr && place->gone;
+}
+
 void ArenaMap::Lose(uint32_t arena) {
   if (arena >= shm::kMaxArenas) return;
   MutexLock lock(mu_);

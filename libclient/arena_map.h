@@ -2,8 +2,8 @@
 //
 // A hit finds its page by two loads without a lock. Arenas are added by whoever meets one first and
 // removed when the daemon says that they are gone; ids are not reused in a life. Those of devices
-// are let go of before, when the daemon asks for them back: it gives them to nobody again, so that a
-// reply from before comes too late to map them. Thread-safe. The arenas go with the map.
+// are let go of before, when the daemon asks for them back: it gives them to nobody again, so that
+// a reply from before comes too late to map them. Thread-safe. The arenas go with the map.
 #pragma once
 
 #include <array>
@@ -73,6 +73,8 @@ class ArenaMap {
   // false.
   // `pinned` is asked once more when nobody finds the arena any more.
   bool LetGo(uint32_t arena, const std::function<bool()>& pinned) EXCLUDES(mu_);
+  // Whether it was let go of, or lost.
+  bool Gone(uint32_t arena) const EXCLUDES(mu_);
   // Its memory is gone: it is found no more, nor mapped again. Its addresses stay until LetGo.
   void Lose(uint32_t arena) EXCLUDES(mu_);
   // Arenas that are gone in the daemon. Those that `pinned` names stay until a later call: the

@@ -207,9 +207,9 @@ Status Client::MapArenas(Life& life, const std::vector<uint32_t>& arenas, bool w
 
 Status Client::TakeArenas(Life& life, std::span<const messages::Arena> arenas,
                           std::span<const UniqueFd> fds, bool writable) {
-  // Whatever becomes of them below: the daemon counts them as given.
-  for (const messages::Arena& arena : arenas) {
-    if (arena.device != 0) life.Given(arena.id);
+  {
+    MutexLock lock(mu_);
+    CountGiven(life, arenas);
   }
   const auto by_descriptor = [](const messages::Arena& arena) { return arena.handle.empty(); };
   if (std::ranges::count_if(arenas, by_descriptor) != static_cast<ptrdiff_t>(fds.size())) {
@@ -227,6 +227,7 @@ Status Client::TakeArenas(Life& life, std::span<const messages::Arena> arenas,
                                : life.arenas().Add(arena, *fd));
       continue;
     }
+    if (life.arenas().Gone(arena.id)) continue;
     for (const std::shared_ptr<Device>& device : devices) {
       if (device->NumberIn(life.epoch()) != arena.device) continue;
       DeviceMemory& memory = device->memory();
@@ -288,6 +289,16 @@ void Client::UnmapWanted(Life& life, const messages::UnmapWantedEvent& event) {
     if (arena < shm::kMaxArenas && chores_.let_go.size() < kMaxChores) chores_.let_go.insert(arena);
   }
   Wake();
+}
+
+void Client::CountGiven(Life& life, std::span<const messages::Arena> arenas) {
+  for (const messages::Arena& arena : arenas) {
+    if (arena.device == 0) continue;
+    life.Given(arena.id);
+    if (!life.arenas().Gone(arena.id) || life_.get() != &life) continue;
+    chores_.let_go.insert(arena.id);
+    Wake();
+  }
 }
 
 void Client::LetArenasGo(const Contact& now, Deadline deadline) {
@@ -391,16 +402,12 @@ void Client::LateReply(const Connection& from, const Frame& frame) {
   messages::PoolAddReply pool;
   MutexLock lock(mu_);
   if (connection_.get() != &from) return;
-  const auto given = [life = life_](const std::vector<messages::Arena>& late) {
-    for (const messages::Arena& arena : late) {
-      if (arena.device != 0 && life != nullptr) life->Given(arena.id);
-    }
-  };
+  if (life_ == nullptr) return;
   if (frame.header.type == wire::Type::kArenasReply && messages::Decode(frame.body, &arenas)) {
-    return given(arenas.arenas);
+    return CountGiven(*life_, arenas.arenas);
   }
   if (frame.header.type == wire::Type::kGrantReply && messages::Decode(frame.body, &granted)) {
-    given(granted.arenas);
+    CountGiven(*life_, granted.arenas);
     AddBounded(granted.grants, kMaxChores, &chores_.aborts);
   } else if (frame.header.type == wire::Type::kAttachReply &&
              messages::Decode(frame.body, &attached)) {

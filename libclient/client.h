@@ -157,6 +157,9 @@ class Client final : private ConnectionEvents {
   // Waits for a while, or until the client is closed.
   void Pause(int ms) EXCLUDES(mu_);
   void DoChores(const Contact& now);
+  // The daemon counts those of devices as given, whatever becomes of them here. What was let go of
+  // meanwhile is let go of once more.
+  void CountGiven(Life& life, std::span<const messages::Arena> arenas) REQUIRES(mu_);
   void LetArenasGo(const Contact& now, Deadline deadline) EXCLUDES(mu_);
   // What to do again, and how long it is waited for that.
   struct Rounds {

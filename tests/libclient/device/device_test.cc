@@ -384,6 +384,7 @@ TEST_F(DeviceTest, PagesThatAreAskedBackAreLetGoWhenNothingUsesThem) {
   kvc_miss why{};
   EXPECT_EQ(kvc_pin(reader, space_, &key, &page, &why), 0u);
   EXPECT_EQ(why, KVC_MISS_UNMAPPED);
+  EXPECT_TRUE(Await([&] { return peer_.let_go().size() > 2; })) << "it was counted as given";
   kvc_reader_destroy(reader);
 }
 
