@@ -1,9 +1,19 @@
 #include "bench/client.h"
 
 #include <algorithm>
+#include <chrono>
 #include <nlohmann/json.hpp>
+#include <thread>
+
+#include "bench/statistics.h"
 
 namespace terrace::bench {
+namespace {
+
+constexpr double kStatusSeconds = 120;
+constexpr auto kBetweenStatuses = std::chrono::milliseconds(10);
+
+}  // namespace
 
 Status ToStatus(kvc_code code, const kvc_error& error) {
   if (code == KVC_OK) return {};
@@ -116,6 +126,17 @@ Result<uint64_t> StatusNumber(kvc_client* client, const char* pointer) {
     return Status(Code::kDataLoss, "the daemon's status has no number at " + std::string(pointer));
   }
   return status[path].get<uint64_t>();
+}
+
+Status AwaitStatus(kvc_client* client, const std::function<bool(const nlohmann::json&)>& is_so,
+                   const std::string& otherwise) {
+  const Stopwatch watch;
+  for (;;) {
+    ASSIGN_OR_RETURN(const nlohmann::json status, Report(client, "status"));
+    if (is_so(status)) return {};
+    if (watch.Seconds() > kStatusSeconds) return {Code::kDeadlineExceeded, otherwise};
+    std::this_thread::sleep_for(kBetweenStatuses);
+  }
 }
 
 Result<uint64_t> FramesReceived(kvc_client* client) {

@@ -83,5 +83,9 @@ Result<uint64_t> StatusNumber(kvc_client* client, const char* pointer);
 Result<uint64_t> FramesReceived(kvc_client* client);
 // A report of the daemon, parsed.
 Result<nlohmann::json> Report(kvc_client* client, const char* what);
+// Asks for the daemon's status until it is so, two minutes at most; `otherwise` says in the error
+// what is wrong if it never is.
+Status AwaitStatus(kvc_client* client, const std::function<bool(const nlohmann::json&)>& is_so,
+                   const std::string& otherwise);
 
 }  // namespace terrace::bench

@@ -1,65 +1,98 @@
 #include "bench/device_engine.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <nlohmann/json.hpp>
-#include <thread>
+#include <optional>
 #include <utility>
 
 #include "bench/content.h"
 #include "bench/device_bench.h"
-#include "bench/statistics.h"
 
 namespace terrace::bench {
 namespace {
 
 constexpr uint64_t kSeed = 3;
 constexpr uint64_t kTensorBytes = 8u << 20;
-constexpr uint64_t kSpare = 256u << 20;  // Beside the model: ends of blocks, manifests, pages.
 constexpr uint64_t kCheckedAtOnce = 4u << 20;
-constexpr double kServeSeconds = 120;
+constexpr uint64_t kEndBytes = 64u << 10;
 constexpr int32_t kLongMs = 600'000;
 
+// Of host memory, and of the device. From 512 MiB on weights have blocks of 64 MiB, which are whole
+// granules of any device.
 uint64_t WithRoom(uint64_t bytes) {
-  return (bytes + bytes / 8 + kSpare) / kTensorBytes * kTensorBytes;
+  return (bytes + bytes / 4) / kTensorBytes * kTensorBytes + (512u << 20);
 }
 
 // A device that is not named by its UUID is one of all that there are.
 std::string Configuration(const std::string& device, uint64_t bytes) {
   const bool host = device == "host";
-  std::string uuid = host ? "host:0" : "";
-  if (device.starts_with("cuda:")) uuid = device.substr(5);
   std::string text = std::string("[devices]\ndevice = \"") + (host ? "host" : "cuda") + "\"\n";
-  if (!uuid.empty()) {
-    text += "[[device]]\nuuid = \"" + uuid + "\"\ncapacity = \"" + std::to_string(bytes) + "\"\n";
-  }
+  std::string uuid;
+  if (host) uuid = "host:0";
+  if (device.starts_with("cuda:")) uuid = device.substr(5);
+  if (uuid.empty()) return text;
+  text += "[[device]]\nuuid = \"" + uuid + "\"\ncapacity = \"" + std::to_string(bytes) + "\"\n";
+  // Small ones, for what is left over at the end of a set is memory of the host.
+  if (host) text += "slab = \"2MiB\"\n";
   return text;
 }
 
-// Until its first device serves.
-Status AwaitDevice(kvc_client* client) {
-  const Stopwatch watch;
-  const nlohmann::json::json_pointer state("/devices/0/state");
-  for (;;) {
-    ASSIGN_OR_RETURN(const nlohmann::json status, Report(client, "status"));
-    if (status.contains(state) && status[state] == "serving") return {};
-    if (watch.Seconds() > kServeSeconds) {
-      return {Code::kDeadlineExceeded, "the daemon's device does not serve"};
+bool AllServe(const nlohmann::json& status) {
+  const auto devices = status.find("devices");
+  return devices != status.end() && !devices->empty() &&
+         std::ranges::all_of(*devices, [](const nlohmann::json& device) {
+           return device.value("state", "") == "serving";
+         });
+}
+
+// At the device of that UUID.
+std::optional<uint64_t> NumberAt(const nlohmann::json& status, const std::string& uuid,
+                                 const std::string& pointer) {
+  const nlohmann::json::json_pointer path(pointer);
+  const auto devices = status.find("devices");
+  if (devices != status.end()) {
+    for (const nlohmann::json& device : *devices) {
+      if (device.value("uuid", "") != uuid) continue;
+      if (device.contains(path) && device[path].is_number_unsigned())
+        return device[path].get<uint64_t>();
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
+  return std::nullopt;
+}
+
+Result<kvc_tensor> FindTensor(const kvc_weights* weights, const ModelTensor& of) {
+  kvc_tensor tensor{};
+  tensor.struct_size = sizeof tensor;
+  if (const kvc_code code = kvc_weights_find(weights, of.name.c_str(), &tensor); code != KVC_OK)
+    return Status(static_cast<Code>(code), "kvc_weights_find " + of.name);
+  if (tensor.data == nullptr || tensor.bytes != of.bytes())
+    return Status(Code::kInternal, of.name + " is not mapped");
+  return tensor;
 }
 
 }  // namespace
 
-Result<DeviceModel> DeviceModel::Start(const std::string& device, uint64_t bytes) {
-  ASSIGN_OR_RETURN(Daemon daemon,
-                   Daemon::Start({.binary = "",
-                                  .capacity_bytes = WithRoom(bytes),
-                                  .devices = Configuration(device, WithRoom(bytes))}));
-  DeviceModel model{.daemon = std::move(daemon), .tensors = {}, .seed = kSeed};
-  for (uint64_t i = 0; i < std::max<uint64_t>(1, bytes / kTensorBytes); ++i) {
+uint64_t DeviceModel::bytes() const {
+  uint64_t sum = 0;
+  for (const ModelTensor& tensor : tensors)
+    sum += tensor.bytes();
+  return sum;
+}
+
+Result<DeviceModel> DeviceModel::Start(const DeviceModelOptions& options) {
+  const std::string& device = options.device;
+  if (device != "host" && device != "cuda" && !device.starts_with("cuda:")) {
+    return Status(Code::kInvalidArgument,
+                  "device: '" + device + "' is not host, cuda or cuda:UUID");
+  }
+  const uint64_t room = WithRoom(options.bytes);
+  ASSIGN_OR_RETURN(Daemon daemon, Daemon::Start({.binary = options.terraced,
+                                                 .capacity_bytes = room,
+                                                 .pretouch_bytes = 0,
+                                                 .devices = Configuration(device, room)}));
+  DeviceModel model{.daemon = std::move(daemon), .device = device, .tensors = {}, .seed = kSeed};
+  for (uint64_t i = 0; i < std::max<uint64_t>(2, options.bytes / kTensorBytes); ++i) {
     model.tensors.push_back({.name = "model.layers." + std::to_string(i) + ".weight",
                              .dtype = "BF16",
                              .shape = {kTensorBytes / 2 / 4096, 4096}});
@@ -69,7 +102,7 @@ Result<DeviceModel> DeviceModel::Start(const std::string& device, uint64_t bytes
       WriteModel(folder, model.tensors, {.seed = kSeed, .shards = 1, .config_json = ""}).status());
   ASSIGN_OR_RETURN(const Client client,
                    Connect({.socket = model.daemon.socket(), .name = "operator"}));
-  RETURN_IF_ERROR(AwaitDevice(client.get()));
+  RETURN_IF_ERROR(AwaitStatus(client.get(), AllServe, "a device of the daemon does not serve"));
   kvc_model_added added{};
   added.struct_size = sizeof added;
   kvc_error error{};
@@ -91,25 +124,49 @@ Status DeviceEngine::Write(std::span<const uint8_t> from, void* to) const {
                       from.size());
 }
 
-Result<DeviceEngine> DeviceEngine::Open(const std::string& socket, const std::string& name,
-                                        const std::string& device) {
+Result<DeviceEngine> DeviceEngine::Make(const std::string& device) {
   DeviceEngine engine;
-  ASSIGN_OR_RETURN(engine.client_, Connect({.socket = socket, .name = name}));
+  if (device == "host") {
+    engine.probe_ = OpenHostProbe();
+    return engine;
+  }
+  ASSIGN_OR_RETURN(const ChosenDevice chosen, ChooseDevice(device, 0));
+  engine.uuid_ = chosen.facts.uuid.Text();
+  ASSIGN_OR_RETURN(engine.probe_, OpenCudaProbe(chosen.facts.uuid, {}));
+  return engine;
+}
+
+Status DeviceEngine::Connect(const std::string& socket, const std::string& name) {
+  ASSIGN_OR_RETURN(client_, bench::Connect({.socket = socket, .name = name}));
   kvc_device_options options{};
   options.struct_size = sizeof options;
-  std::string uuid;
-  engine.probe_ = OpenHostProbe();
-  if (device != "host") {
-    ASSIGN_OR_RETURN(const ChosenDevice chosen, ChooseDevice(device, 0));
-    uuid = chosen.facts.uuid.Text();
-    options.uuid = uuid.c_str();
-    ASSIGN_OR_RETURN(engine.probe_, OpenCudaProbe(chosen.facts.uuid, {}));
-  }
+  if (!uuid_.empty()) options.uuid = uuid_.c_str();
   kvc_device* opened = nullptr;
   kvc_error error{};
-  RETURN_IF_ERROR(ToStatus(kvc_device_open(engine.client(), &options, 0, &opened, &error), error));
-  engine.device_.reset(opened);
+  RETURN_IF_ERROR(ToStatus(kvc_device_open(client(), &options, 0, &opened, &error), error));
+  device_.reset(opened);
+  return {};
+}
+
+Result<DeviceEngine> DeviceEngine::Open(const DeviceModel& model, const std::string& name) {
+  ASSIGN_OR_RETURN(DeviceEngine engine, Make(model.device));
+  RETURN_IF_ERROR(engine.Connect(model.daemon.socket(), name));
   return engine;
+}
+
+Result<kvc_device_info> DeviceEngine::Info() const {
+  kvc_device_info info{};
+  info.struct_size = sizeof info;
+  if (const kvc_code code = kvc_device_get_info(device(), &info); code != KVC_OK)
+    return Status(static_cast<Code>(code), "kvc_device_get_info");
+  return info;
+}
+
+Result<uint64_t> DeviceEngine::StatusNumber(const std::string& pointer) const {
+  ASSIGN_OR_RETURN(const kvc_device_info info, Info());
+  ASSIGN_OR_RETURN(const nlohmann::json status, Report(client(), "status"));
+  if (const std::optional<uint64_t> number = NumberAt(status, info.uuid, pointer)) return *number;
+  return Status(Code::kDataLoss, "the daemon's status has no number at the device's " + pointer);
 }
 
 Result<Weights> DeviceEngine::Attach() const {
@@ -124,27 +181,51 @@ Result<Weights> DeviceEngine::Attach() const {
   return Weights(weights);
 }
 
-Status DeviceEngine::CheckWeights(const kvc_weights* weights, const DeviceModel& model) const {
-  std::vector<uint8_t> is(kCheckedAtOnce);
-  std::vector<uint8_t> shall(kCheckedAtOnce);
-  for (const ModelTensor& wanted : model.tensors) {
-    kvc_tensor tensor{};
-    tensor.struct_size = sizeof tensor;
-    if (kvc_weights_find(weights, wanted.name.c_str(), &tensor) != KVC_OK ||
-        tensor.data == nullptr || tensor.bytes != wanted.bytes()) {
-      return {Code::kInternal, wanted.name + " is not mapped"};
-    }
-    const uint64_t seed = TensorSeed(model.seed, wanted.name);
-    for (uint64_t at = 0; at < tensor.bytes; at += kCheckedAtOnce) {
-      const uint64_t bytes = std::min(kCheckedAtOnce, tensor.bytes - at);
-      RETURN_IF_ERROR(
-          Read(static_cast<const uint8_t*>(tensor.data) + at, std::span(is).first(bytes)));
-      FillTensor(seed, wanted.dtype, at, std::span(shall).first(bytes));
-      if (std::memcmp(is.data(), shall.data(), bytes) != 0) {
-        return {Code::kDataLoss, wanted.name + " is not what the files have"};
-      }
-    }
+Status DeviceEngine::Unload() const {
+  ASSIGN_OR_RETURN(const kvc_device_info info, Info());
+  kvc_device_choice choice{};
+  choice.struct_size = sizeof choice;
+  choice.device = info.uuid;
+  kvc_unloaded unloaded{};
+  unloaded.struct_size = sizeof unloaded;
+  kvc_error error{};
+  RETURN_IF_ERROR(ToStatus(
+      kvc_unload_from_device(client(), kDeviceModel, nullptr, &choice, kLongMs, &unloaded, &error),
+      error));
+  return AwaitStatus(
+      client(),
+      [&info](const nlohmann::json& status) {
+        return NumberAt(status, info.uuid, "/bytes/weights") == 0 &&
+               NumberAt(status, info.uuid, "/bytes/leaving") == 0;
+      },
+      "the weights do not leave the device");
+}
+
+Status DeviceEngine::CheckTensor(const kvc_weights* weights, const DeviceModel& model,
+                                 const ModelTensor& of, uint64_t from) const {
+  ASSIGN_OR_RETURN(const kvc_tensor tensor, FindTensor(weights, of));
+  std::vector<uint8_t> is(std::min(kCheckedAtOnce, tensor.bytes - from));
+  std::vector<uint8_t> shall(is.size());
+  for (uint64_t at = from; at < tensor.bytes; at += is.size()) {
+    const uint64_t bytes = std::min<uint64_t>(is.size(), tensor.bytes - at);
+    RETURN_IF_ERROR(
+        Read(static_cast<const uint8_t*>(tensor.data) + at, std::span(is).first(bytes)));
+    FillTensor(TensorSeed(model.seed, of.name), of.dtype, at, std::span(shall).first(bytes));
+    if (std::memcmp(is.data(), shall.data(), bytes) != 0)
+      return {Code::kDataLoss, of.name + " on the device is not what the files have"};
   }
+  return {};
+}
+
+Status DeviceEngine::CheckWeights(const kvc_weights* weights, const DeviceModel& model) const {
+  for (const ModelTensor& tensor : model.tensors)
+    RETURN_IF_ERROR(CheckTensor(weights, model, tensor, 0));
+  return {};
+}
+
+Status DeviceEngine::CheckEnds(const kvc_weights* weights, const DeviceModel& model) const {
+  for (const ModelTensor* tensor : {&model.tensors.front(), &model.tensors.back()})
+    RETURN_IF_ERROR(CheckTensor(weights, model, *tensor, tensor->bytes() - kEndBytes));
   return {};
 }
 

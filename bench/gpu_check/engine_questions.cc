@@ -32,10 +32,9 @@ Result<Space> PagesOf(const DeviceEngine& engine) {
 }
 
 // The first engine: attaches, publishes, and waits to be killed.
-Status Publisher(Link& link, const DeviceModel& model, const std::string& device) {
+Status Publisher(Link& link, const DeviceModel& model) {
   RETURN_IF_ERROR(link.Receive<Go>().status());
-  ASSIGN_OR_RETURN(const DeviceEngine engine,
-                   DeviceEngine::Open(model.daemon.socket(), "first", device));
+  ASSIGN_OR_RETURN(const DeviceEngine engine, DeviceEngine::Open(model, "first"));
   ASSIGN_OR_RETURN(const Weights weights, engine.Attach());
   RETURN_IF_ERROR(engine.CheckWeights(weights.get(), model));
   ASSIGN_OR_RETURN(const Space space, PagesOf(engine));
@@ -45,10 +44,9 @@ Status Publisher(Link& link, const DeviceModel& model, const std::string& device
 }
 
 // The second one, which outlives the first and the daemon. It is told when each is gone.
-Status Survivor(Link& link, const DeviceModel& model, const std::string& device) {
+Status Survivor(Link& link, const DeviceModel& model) {
   RETURN_IF_ERROR(link.Receive<Go>().status());
-  ASSIGN_OR_RETURN(const DeviceEngine engine,
-                   DeviceEngine::Open(model.daemon.socket(), "second", device));
+  ASSIGN_OR_RETURN(const DeviceEngine engine, DeviceEngine::Open(model, "second"));
   Weights weights;
   ASSIGN_OR_RETURN(weights, engine.Attach());
   ASSIGN_OR_RETURN(const Space space, PagesOf(engine));
@@ -61,11 +59,7 @@ Status Survivor(Link& link, const DeviceModel& model, const std::string& device)
   // Memory with a descriptor is kept by whoever maps it; that of a legacy handle went with the
   // mover, and is not to be touched.
   const uint64_t epoch = kvc_epoch(engine.client());
-  kvc_device_info info{};
-  info.struct_size = sizeof info;
-  if (kvc_device_get_info(engine.device(), &info) != KVC_OK) {
-    return {Code::kInternal, "kvc_device_get_info"};
-  }
+  ASSIGN_OR_RETURN(kvc_device_info info, engine.Info());
   if (info.slabs != 0) {
     RETURN_IF_ERROR(
         engine.CheckWeights(weights.get(), model).WithContext("after the daemon's end"));
@@ -78,9 +72,7 @@ Status Survivor(Link& link, const DeviceModel& model, const std::string& device)
     }
     kvc_error error{};
     (void)kvc_ping(engine.client(), 1000, &error);
-    if (kvc_device_get_info(engine.device(), &info) != KVC_OK) {
-      return {Code::kInternal, "kvc_device_get_info"};
-    }
+    ASSIGN_OR_RETURN(info, engine.Info());
   } while (kvc_epoch(engine.client()) == 0 || kvc_epoch(engine.client()) == epoch ||
            info.number == 0);
   weights.reset();
@@ -93,14 +85,12 @@ Status Survivor(Link& link, const DeviceModel& model, const std::string& device)
 
 Result<Answer> Engines(const CheckOptions& options) {
   const uint64_t bytes = options.quick ? 64u << 20 : 512u << 20;
-  const std::string& device = options.device;
-  ASSIGN_OR_RETURN(DeviceModel model, DeviceModel::Start(device, bytes));
-  ASSIGN_OR_RETURN(Child first, Child::Start("first engine", [&](Link& link) {
-                     return Publisher(link, model, device);
-                   }));
-  ASSIGN_OR_RETURN(Child second, Child::Start("second engine", [&](Link& link) {
-                     return Survivor(link, model, device);
-                   }));
+  ASSIGN_OR_RETURN(DeviceModel model,
+                   DeviceModel::Start({.device = options.device, .bytes = bytes}));
+  ASSIGN_OR_RETURN(Child first, Child::Start("first engine",
+                                             [&](Link& link) { return Publisher(link, model); }));
+  ASSIGN_OR_RETURN(Child second, Child::Start("second engine",
+                                              [&](Link& link) { return Survivor(link, model); }));
   RETURN_IF_ERROR(first.link().Send(Go{}));
   RETURN_IF_ERROR(first.link().Receive<Go>().status().WithContext("the first engine"));
   RETURN_IF_ERROR(second.link().Send(Go{}));

@@ -110,7 +110,8 @@ Result<Answer> Example(const CheckOptions& options) {
   if (options.device.starts_with("cuda:")) {
     ::setenv("CUDA_VISIBLE_DEVICES", options.device.substr(5).c_str(), 1);
   }
-  ASSIGN_OR_RETURN(const DeviceModel model, DeviceModel::Start(options.device, 64u << 20));
+  ASSIGN_OR_RETURN(const DeviceModel model,
+                   DeviceModel::Start({.device = options.device, .bytes = 64u << 20}));
   Answer answer;
   for (const char* which : {"first", "second"}) {
     ASSIGN_OR_RETURN(const Output output,
